@@ -1,0 +1,1 @@
+"""Fine-tuning of Moshi with Test-Time-Training layers: configuration, data, training loop."""

@@ -1,0 +1,1 @@
+"""From a manifest of stereo recordings to batches of text and audio tokens."""

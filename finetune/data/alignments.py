@@ -1,0 +1,75 @@
+"""Word timings of a recording, as moshi-finetune's ``annotate.py`` writes them."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import DataError
+
+_EXPECTED = '["word", [start_sec, end_sec], "SPEAKER_MAIN"]'
+
+
+@dataclass(frozen=True)
+class Word:
+    """One spoken word.
+
+    Attributes:
+        text: The word as transcribed.
+        start_sec: Start in seconds.
+        end_sec: End in seconds; may be before the start in faulty transcripts.
+        speaker: ``SPEAKER_MAIN`` for the left channel.
+    """
+
+    text: str
+    start_sec: float
+    end_sec: float
+    speaker: str
+
+
+def load_alignments(path: Path) -> list[Word]:
+    """Reads ``{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}``.
+
+    Args:
+        path: The ``.json`` file; further top-level keys are ignored.
+
+    Returns:
+        The words sorted by their start; words with the same start keep their order. May be empty.
+
+    Raises:
+        DataError: The file cannot be read or an entry has another form; names the file and the entry.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the word timings ({error.strerror}).") from error
+    except ValueError as error:
+        raise DataError(f"{path}: the word timings are not valid JSON ({error}).") from error
+    entries = content.get("alignments") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise DataError(f'{path}: expected {{"alignments": [{_EXPECTED}, ...]}}, a list under "alignments".')
+    words = [_parse_word(entry, where=f"{path}: alignments[{i}]") for i, entry in enumerate(entries)]
+    return sorted(words, key=lambda word: word.start_sec)
+
+
+def _parse_word(entry: Any, *, where: str) -> Word:
+    if not isinstance(entry, list) or len(entry) != 3:
+        raise DataError(f"{where}: expected {_EXPECTED}, not {entry!r}.")
+    text, span, speaker = entry
+    if not isinstance(text, str):
+        raise DataError(f"{where}: the word must be a string, not {text!r}; expected {_EXPECTED}.")
+    if not isinstance(span, list) or len(span) != 2:
+        raise DataError(f"{where}: the times must be [start_sec, end_sec], not {span!r}.")
+    if not isinstance(speaker, str):
+        raise DataError(f"{where}: the speaker must be a string, not {speaker!r}; expected {_EXPECTED}.")
+    start_sec, end_sec = (_time(value, where=where) for value in span)
+    return Word(text=text, start_sec=start_sec, end_sec=end_sec, speaker=speaker)
+
+
+def _time(value: Any, *, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{where}: a time must be a number of seconds, not {value!r}.")
+    if not math.isfinite(value) or value < 0:
+        raise DataError(f"{where}: a time must be finite and not negative, not {value!r}.")
+    return float(value)

@@ -1,0 +1,89 @@
+"""Reading stereo recordings, with every fault of a file reported instead of padded over."""
+
+from pathlib import Path
+
+import numpy as np
+import soxr
+import sphn
+
+from finetune.errors import DataError
+
+MAX_MISSING_SEC = 0.1
+MAX_EXCESS_SEC = 1.0
+
+
+def read_audio(path: Path, *, sample_rate: int, expected_duration_sec: float | None = None) -> np.ndarray:
+    """Reads a stereo file at a given sample rate.
+
+    Args:
+        path: Audio file: left channel Moshi, right channel the user.
+        sample_rate: Samples per second of the result; the file is resampled when it has another rate.
+        expected_duration_sec: What the manifest says, in seconds. The file may be 0.1 s shorter or 1 s longer.
+
+    Returns:
+        float32 samples, ``[2, num_samples]``, with ``num_samples = round(n * sample_rate / file_rate)`` for a
+        file of ``n`` samples per channel.
+
+    Raises:
+        DataError: The file is unreadable, truncated, empty or not stereo, holds NaN or infinite samples, or
+            does not last as long as expected.
+    """
+    samples, file_rate = _decode(path)
+    if expected_duration_sec is not None:
+        _check_duration(path, samples.shape[1] / file_rate, expected_duration_sec=expected_duration_sec)
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.")
+    if file_rate == sample_rate:
+        return samples
+    return _resample(samples, file_rate=file_rate, sample_rate=sample_rate)
+
+
+def _decode(path: Path) -> tuple[np.ndarray, int]:
+    """Returns samples [2, n] and the file's own rate, after the checks that need the file's header."""
+    try:
+        reader = sphn.FileReader(str(path))
+        channels, file_rate, header_sec = reader.channels, reader.sample_rate, reader.duration_sec
+        _check_channels(path, channels)
+        samples = np.ascontiguousarray(reader.decode_all(), dtype=np.float32)
+    except ValueError as error:
+        reason = str(error).removeprefix(f'"{path}": ')
+        raise DataError(
+            f"{path}: cannot be read as audio ({reason}); is it complete? Stereo wav and flac files are fine."
+        ) from error
+    claimed = round(header_sec * file_rate)
+    # sphn returns what it finds before a premature end of the file and says nothing.
+    if samples.shape[1] < claimed:
+        raise DataError(
+            f"{path}: truncated, the header claims {claimed} samples and the file holds {samples.shape[1]}; "
+            "copy or export it again."
+        )
+    if samples.shape[1] == 0:
+        raise DataError(f"{path}: holds no samples; remove it from the manifest or export it again.")
+    return samples, file_rate
+
+
+def _check_channels(path: Path, channels: int) -> None:
+    fix = "make it a stereo file with Moshi on the left and the user on the right."
+    if channels == 1:
+        raise DataError(f"{path}: mono, which trains 9 streams instead of 17; {fix}")
+    if channels != 2:
+        raise DataError(f"{path}: has {channels} channels, 2 are needed; {fix}")
+
+
+def _check_duration(path: Path, duration_sec: float, *, expected_duration_sec: float) -> None:
+    difference_sec = duration_sec - expected_duration_sec
+    if -MAX_MISSING_SEC <= difference_sec <= MAX_EXCESS_SEC:
+        return
+    relation = "shorter" if difference_sec < 0 else "longer"
+    raise DataError(
+        f"{path}: lasts {duration_sec:.2f} s, {relation} than the {expected_duration_sec:.2f} s in the manifest; "
+        "correct the duration or the file."
+    )
+
+
+def _resample(samples: np.ndarray, *, file_rate: int, sample_rate: int) -> np.ndarray:
+    num_samples = round(samples.shape[1] * sample_rate / file_rate)
+    resampled = soxr.resample(samples.T, file_rate, sample_rate).T[:, :num_samples]
+    # soxr rounds its length in its own way and may be one sample off.
+    missing = num_samples - resampled.shape[1]
+    return np.ascontiguousarray(np.pad(resampled, ((0, 0), (0, missing))), dtype=np.float32)

@@ -1,0 +1,82 @@
+"""Mimi codes of whole recordings, in blocks of bounded memory.
+
+Shapes: K codebooks of one channel, T frames.
+"""
+
+import math
+
+import numpy as np
+import torch
+from moshi.models import MimiModel
+from moshi.modules.conv import StreamingConv1d
+from torch import LongTensor, Tensor, nn
+
+
+@torch.no_grad()
+def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor, *, block_sec: float = 60.0) -> LongTensor:
+    """Encodes a stereo recording of any length.
+
+    Mimi is causal with a finite reach, so a block that is preceded by that much audio has the codes of one
+    pass over the whole recording, up to floating point. A block of the published Mimi needs about 80 s of
+    context: larger blocks waste less work, smaller ones need less memory.
+
+    Args:
+        mimi: The codec, not in streaming mode; it decides device, dtype and K.
+        audio: float samples ``[2, num_samples]`` at ``mimi.sample_rate``; the end is padded with zeros to a
+            whole frame.
+        block_sec: New audio per pass, in seconds.
+
+    Returns:
+        int64 codes on the CPU, ``[2, K, T]``: left channel, right channel;
+        ``T = ceil(num_samples / mimi.frame_size)``.
+
+    Raises:
+        ValueError: ``audio`` has another shape or no samples, or ``mimi`` is streaming.
+    """
+    audio = torch.as_tensor(audio)
+    if audio.dim() != 2 or audio.shape[0] != 2 or audio.shape[1] == 0:
+        raise ValueError(f"audio must be [2, num_samples] with at least 1 sample, not {list(audio.shape)}.")
+    if mimi.is_streaming:
+        raise ValueError("mimi is in streaming mode; encode recordings outside of it.")
+    parameter = next(mimi.parameters())
+    frame_size = mimi.frame_size
+    num_frames = math.ceil(audio.shape[1] / frame_size)
+    block_frames = max(1, round(block_sec * mimi.frame_rate))
+    reach = context_frames(mimi)
+
+    blocks = []
+    for start in range(0, num_frames, block_frames):
+        left = 0 if reach is None else max(0, start - reach)
+        stop = min(start + block_frames, num_frames)
+        samples = audio[:, left * frame_size : stop * frame_size]
+        codes = mimi.encode(samples.to(parameter)[:, None])  # [2, K, stop - left]
+        blocks.append(codes[:, :, start - left :].cpu())
+    return torch.cat(blocks, dim=-1).long()
+
+
+def context_frames(mimi: MimiModel) -> int | None:
+    """Returns how many frames before a frame its codes depend on, generously; None when all of them."""
+    encoder_steps_per_frame = mimi.encoder_frame_rate / mimi.frame_rate
+    frames = math.ceil(_reach_in_samples(mimi.encoder) / mimi.frame_size) + 1
+    if encoder_steps_per_frame != 1:
+        frames += math.ceil(_reach_in_samples(mimi.downsample) / encoder_steps_per_frame) + 1
+    if mimi.encoder_transformer is not None:
+        contexts = [layer.self_attn.context for layer in mimi.encoder_transformer.transformer.layers]
+        if None in contexts:
+            return None
+        frames += math.ceil(sum(contexts) / encoder_steps_per_frame)
+    return frames
+
+
+def _reach_in_samples(module: nn.Module) -> int:
+    """Receptive field of a chain of causal convolutions, in steps of its input.
+
+    Skip branches count as if they were part of the chain, which can only make it larger.
+    """
+    reach, stride = 0, 1
+    for layer in module.modules():
+        if isinstance(layer, StreamingConv1d):
+            conv = layer.conv.conv
+            reach += (conv.kernel_size[0] - 1) * conv.dilation[0] * stride
+            stride *= conv.stride[0]
+    return reach

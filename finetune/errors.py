@@ -1,0 +1,21 @@
+"""Errors whose text is meant for the user: one line that says what, where and how to fix it."""
+
+
+class UserError(Exception):
+    """Something that the user can mend. Command lines print it without a traceback, exit status 2."""
+
+
+class ConfigError(UserError):
+    """A key of the configuration or an option of the command line is wrong."""
+
+
+class DataError(UserError):
+    """A manifest, a recording or its word timings cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or a model repository cannot be used."""
+
+
+class TrainingDivergedError(Exception):
+    """A loss, a gradient or a fast weight is no longer finite. Nothing saved is lost; exit status 1."""

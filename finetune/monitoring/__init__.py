@@ -1,0 +1,1 @@
+"""Metrics, console lines and plots of a run."""

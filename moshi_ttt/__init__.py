@@ -1,0 +1,11 @@
+"""Test-Time-Training layers for Moshi: a memory that learns while it listens.
+
+`TTTConfig` describes a layer, `moshi_ttt.ops` computes its inner loop, and
+`HybridStreamingTransformerLayer` is a Moshi transformer layer that has one.
+"""
+
+from moshi_ttt.config import TTTConfig
+from moshi_ttt.hybrid_layer import HybridStreamingTransformerLayer
+from moshi_ttt.ssm_gating import SSMGating
+
+__all__ = ["HybridStreamingTransformerLayer", "SSMGating", "TTTConfig"]

@@ -1,0 +1,56 @@
+"""Moshi's transformer layer with a TTT layer between attention and feed-forward."""
+
+from moshi.modules.transformer import StreamingTransformerLayer
+from torch import Tensor
+
+from moshi_ttt.config import TTTConfig
+from moshi_ttt.ssm_gating import SSMGating
+from moshi_ttt.ttt_layer import TTTLayer
+
+
+class HybridStreamingTransformerLayer(StreamingTransformerLayer):
+    """Attention, cross-attention where the layer has it, TTT, feed-forward.
+
+    Made from an existing layer by `from_layer`, never by its constructor: the layer keeps its identity,
+    its parameters and their names, so stock checkpoints, adapters and references to it stay valid.
+
+    Attributes:
+        ttt: the TTT layer, streaming with the rest of the model.
+        forward_ssm_gating: the gate of its update.
+    """
+
+    ttt: TTTLayer
+    forward_ssm_gating: SSMGating
+
+    @classmethod
+    def from_layer(
+        cls, layer: StreamingTransformerLayer, config: TTTConfig
+    ) -> "HybridStreamingTransformerLayer":
+        """Turn `layer` into a hybrid layer, in place, on its own device and in its own dtype.
+
+        Raises:
+            ValueError: the layer is hybrid already, has other dimensions than the config, integer weights,
+                or has streamed before (Moshi caches its streaming children, the new one would be left out).
+        """
+        if type(layer) is not StreamingTransformerLayer:
+            raise ValueError(f"Expected a stock StreamingTransformerLayer, got {type(layer).__name__}.")
+        if layer._cached_children is not None:
+            raise ValueError("The layer has streamed before; add TTT layers before the first streaming().")
+        dim = layer.norm2.alpha.shape[-1] if hasattr(layer.norm2, "alpha") else layer.norm2.weight.shape[-1]
+        if dim != config.model_dim:
+            raise ValueError(f"The layer has width {dim}, the configuration model_dim {config.model_dim}.")
+        reference = next(layer.parameters())
+        if not reference.dtype.is_floating_point:
+            raise ValueError(f"TTT layers cannot be added to a quantised layer ({reference.dtype}).")
+        # Built first, so that a failure leaves the layer as it was.
+        ttt = TTTLayer(config, device=reference.device, dtype=reference.dtype)
+        gating = SSMGating(config, device=reference.device, dtype=reference.dtype)
+        layer.__class__ = cls
+        assert isinstance(layer, cls)
+        layer.ttt = ttt.train(layer.training)
+        layer.forward_ssm_gating = gating.train(layer.training)
+        return layer
+
+    def _ff_block(self, x: Tensor) -> Tensor:
+        # The last block of Moshi's forward, so this runs after attention and cross-attention.
+        return super()._ff_block(self.forward_ssm_gating.combine(x, self.ttt(x)))

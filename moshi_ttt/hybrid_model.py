@@ -1,0 +1,81 @@
+"""Moshi's language model with some of its transformer layers made hybrid.
+
+Shapes: B batch rows, K codebooks (text first), S input frames.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+from moshi.models.lm import LMModel
+from moshi.modules.streaming import StreamingModule
+from torch import Tensor
+
+from moshi_ttt.config import TTTConfig
+from moshi_ttt.hybrid_layer import HybridStreamingTransformerLayer
+from moshi_ttt.ttt_layer import TTTLayer
+
+
+class TTTLMModel(LMModel):
+    """`LMModel` that tells its TTT layers which input frames are padding. Made by `patch_lm_model`."""
+
+    def forward_text(
+        self,
+        sequence: Tensor,
+        sum_condition: Tensor | None = None,
+        cross_attention_src: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `LMModel.forward_text`; a frame whose codes are all zero tokens teaches nothing.
+
+        Args:
+            sequence: delayed codes, `[B, K, S]`.
+        """
+        token_mask = (sequence != self.zero_token_id).any(dim=1)  # [B, S]
+        layers = ttt_layers(self).values()
+        for layer in layers:
+            layer.token_mask = token_mask
+        out = super().forward_text(sequence, sum_condition, cross_attention_src)
+        # A checkpointed layer runs again during backward and must find the mask then.
+        if not self.transformer.checkpointing:
+            for layer in layers:
+                layer.token_mask = None
+        return out
+
+
+def patch_lm_model(lm_model: LMModel, layer_indices: Sequence[int], config: TTTConfig) -> None:
+    """Add TTT layers to transformer layers of a Moshi model, in place.
+
+    Raises:
+        ValueError: the model has streamed before, is patched already, or an index does not exist.
+    """
+    num_layers = len(lm_model.transformer.layers)
+    missing = [index for index in layer_indices if not 0 <= index < num_layers]
+    if missing:
+        raise ValueError(
+            f"Layers {missing} do not exist, the model has {num_layers} (0 to {num_layers - 1})."
+        )
+    if isinstance(lm_model, TTTLMModel):
+        raise ValueError("The model has TTT layers already.")
+    for name, module in lm_model.named_modules():
+        if isinstance(module, StreamingModule) and module._cached_children is not None:
+            raise ValueError(
+                f"{name or 'The model'} has streamed before, and Moshi keeps a list of its streaming modules "
+                "from then on: add TTT layers before the first streaming()."
+            )
+    if not config.causal and layer_indices:
+        warnings.warn(
+            "TTT with causal=False: tokens see the future of their mini-batch. Losses look better than the "
+            "model can be, and the model cannot stream.",
+            stacklevel=2,
+        )
+    for index in layer_indices:
+        HybridStreamingTransformerLayer.from_layer(lm_model.transformer.layers[index], config)
+    lm_model.__class__ = TTTLMModel
+
+
+def ttt_layers(lm_model: LMModel) -> dict[int, TTTLayer]:
+    """The TTT layers of a model by the index of their transformer layer."""
+    return {
+        index: layer.ttt
+        for index, layer in enumerate(lm_model.transformer.layers)
+        if isinstance(layer, HybridStreamingTransformerLayer)
+    }

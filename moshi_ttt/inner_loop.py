@@ -1,0 +1,180 @@
+"""The state and the inner steps of the TTT-MLP, shared by the operator and by streaming.
+
+Within a mini-batch the token gradients are all taken at the fast weights the mini-batch started from, so
+what token i reads, `x W - sum_{j<=i} eta_j (x . X_j + 1) G_j`, needs no weight per token. The inner rate
+eta folds into the gradients once.
+
+Shapes: B batch rows, H heads, t tokens of one mini-batch, D head_dim, P pending tokens of a half-finished
+mini-batch.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """float32, or the dtype of x where that is wider."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class TTTState(NamedTuple):
+    """Fast weights of one TTT layer, at least float32, one set per batch row.
+
+    A mini-batch may be half finished: its steps so far are kept as the inputs `X_l` and the gradients
+    `eta * G_l` of each inner layer, because the tokens still to come take their gradients at the weights
+    the mini-batch started from.
+    """
+
+    start_weights: tuple[Tensor, ...]  # layer l: [B, H, in_l, out_l]
+    start_biases: tuple[Tensor, ...]  # layer l: [B, H, 1, out_l]
+    pending_inputs: tuple[Tensor, ...]  # layer l: [B, H, P, in_l]
+    pending_gradients: tuple[Tensor, ...]  # layer l: [B, H, P, out_l]
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens of the half-finished mini-batch, less than mini_batch_size."""
+        return self.pending_inputs[0].shape[2]
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """Fast weights after the last token, layer l: `[B, H, in_l, out_l]`."""
+        return tuple(
+            w - x.mT @ g
+            for w, x, g in zip(self.start_weights, self.pending_inputs, self.pending_gradients, strict=True)
+        )
+
+    @property
+    def biases(self) -> tuple[Tensor, ...]:
+        """Fast biases after the last token, layer l: `[B, H, 1, out_l]`."""
+        return tuple(
+            b - g.sum(2, keepdim=True) for b, g in zip(self.start_biases, self.pending_gradients, strict=True)
+        )
+
+
+def initial_state(weights: Sequence[Tensor], biases: Sequence[Tensor], batch_size: int) -> TTTState:
+    """The state before the first token: `W0`, the same for every row, nothing pending."""
+    dtype = compute_dtype(weights[0])
+    start_weights = tuple(w.to(dtype).expand(batch_size, *w.shape) for w in weights)
+    start_biases = tuple(b.to(dtype).expand(batch_size, *b.shape) for b in biases)
+    num_heads = weights[0].shape[0]
+    return TTTState(
+        start_weights,
+        start_biases,
+        tuple(w.new_zeros(batch_size, num_heads, 0, w.shape[1], dtype=dtype) for w in weights),
+        tuple(w.new_zeros(batch_size, num_heads, 0, w.shape[2], dtype=dtype) for w in weights),
+    )
+
+
+class InnerLoop:
+    """One TTT-MLP with its `W0` and settings; every method is a pure function of its arguments.
+
+    Args:
+        weights, biases: `W0`, layer l: `[H, in, out]` and `[H, 1, out]`; computed with in at least float32.
+        ln_weight, ln_bias: inner LayerNorm, `[H, D]`.
+        dtype: of the computation.
+        causal, eps, inner_grad_clip, state_decay: see `moshi_ttt.ops.ttt_mlp_with_states`.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
+        ln_weight: Tensor,
+        ln_bias: Tensor,
+        *,
+        dtype: torch.dtype,
+        causal: bool,
+        eps: float,
+        inner_grad_clip: float | None,
+        state_decay: float | None,
+    ) -> None:
+        self.weights = [w.to(dtype) for w in weights]
+        self.biases = [b.to(dtype) for b in biases]
+        self.ln_weight = ln_weight.to(dtype)[:, None]  # [H, 1, D]
+        self.ln_bias = ln_bias.to(dtype)[:, None]  # [H, 1, D]
+        self.causal = causal
+        self.eps = eps
+        self.inner_grad_clip = inner_grad_clip
+        self.state_decay = state_decay
+
+    def advance(
+        self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, state: TTTState
+    ) -> tuple[Tensor, TTTState]:
+        """Learn from and answer the next tokens of one mini-batch. q, k, v `[B, H, t, D]`."""
+        inputs, gradients = self.token_gradients(k, v, eta, state.start_weights, state.start_biases)
+        num_pending = state.num_pending
+        if num_pending:
+            inputs = tuple(torch.cat(pair, 2) for pair in zip(state.pending_inputs, inputs, strict=True))
+            gradients = tuple(
+                torch.cat(pair, 2) for pair in zip(state.pending_gradients, gradients, strict=True)
+            )
+        state = state._replace(pending_inputs=inputs, pending_gradients=gradients)
+        z = self.read(q, state, diagonal=num_pending if self.causal else None)
+        return q + self.layer_norm(z), state
+
+    def token_gradients(
+        self, k: Tensor, v: Tensor, eta: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Inputs `X_l` `[B, H, t, in_l]` and `eta * d loss / d Z_l` `[B, H, t, out_l]` of every token."""
+        inputs, zs = [k], []
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            zs.append(inputs[layer] @ weight + bias)
+            if layer + 1 < len(weights):
+                inputs.append(F.gelu(zs[layer], approximate="tanh"))
+        gradient = self.output_gradient(zs[-1], v - k) * eta[..., None]
+        gradients = [gradient]
+        for layer in reversed(range(len(weights) - 1)):
+            gradient = torch.ops.aten.gelu_backward(
+                gradient @ weights[layer + 1].mT, zs[layer], approximate="tanh"
+            )
+            gradients.insert(0, gradient)
+        return tuple(inputs), tuple(gradients)
+
+    def output_gradient(self, z: Tensor, target: Tensor) -> Tensor:
+        """`d/dz 0.5 * ||LN(z) - target||^2`, clipped per token when asked. `[B, H, t, D]`."""
+        centred = z - z.mean(-1, keepdim=True)
+        rstd = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self.eps)
+        normed = centred * rstd
+        dy = self.ln_weight * (self.ln_weight * normed + self.ln_bias - target)
+        gradient = rstd * (dy - dy.mean(-1, keepdim=True) - normed * (dy * normed).mean(-1, keepdim=True))
+        if self.inner_grad_clip is not None:
+            # The floor keeps the derivative of the norm finite for a gradient that is exactly zero.
+            norm = (gradient * gradient).sum(-1, keepdim=True).clamp(min=1e-30).sqrt()
+            gradient = gradient * (self.inner_grad_clip / norm).clamp(max=1.0)
+        return gradient
+
+    def layer_norm(self, z: Tensor) -> Tensor:
+        """The inner LayerNorm, per head, biased variance."""
+        return self.ln_weight * F.layer_norm(z, z.shape[-1:], eps=self.eps) + self.ln_bias
+
+    def read(self, x: Tensor, state: TTTState, *, diagonal: int | None) -> Tensor:
+        """Output of the inner MLP for queries `[B, H, t, D]`.
+
+        Query i reads the pending steps of tokens j <= i + diagonal; of all of them when diagonal is None.
+        """
+        for layer, (weight, bias, inputs, gradients) in enumerate(zip(*state, strict=True)):
+            if layer > 0:
+                x = F.gelu(x, approximate="tanh")
+            attention = x @ inputs.mT + 1  # [B, H, t, P]
+            if diagonal is not None:
+                attention = attention.tril(diagonal)
+            x = x @ weight + bias - attention @ gradients
+        return x
+
+    def commit(self, state: TTTState) -> TTTState:
+        """Apply the steps of a full mini-batch and start the next one."""
+        weights, biases = state.weights, state.biases
+        if self.state_decay is not None:
+            keep = 1 - self.state_decay
+            weights = tuple(w0 + keep * (w - w0) for w0, w in zip(self.weights, weights, strict=True))
+            biases = tuple(b0 + keep * (b - b0) for b0, b in zip(self.biases, biases, strict=True))
+        return TTTState(
+            weights,
+            biases,
+            tuple(x[:, :, :0] for x in state.pending_inputs),
+            tuple(g[:, :, :0] for g in state.pending_gradients),
+        )

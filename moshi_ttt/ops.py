@@ -1,0 +1,178 @@
+"""The TTT-MLP as an operator over sequences: any length, any split, in the dual form of `inner_loop`.
+
+Shapes: B batch rows, H heads, T tokens, D head_dim.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype, initial_state
+
+__all__ = ["TTTState", "inner_losses", "ttt_mlp", "ttt_mlp_with_states"]
+
+
+def ttt_mlp(
+    xq: Tensor,
+    xk: Tensor,
+    xv: Tensor,
+    eta: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    *,
+    mini_batch_size: int,
+    causal: bool = True,
+    eps: float = 1e-8,
+    inner_grad_clip: float | None = None,
+    state_decay: float | None = None,
+) -> Tensor:
+    """Outputs of the TTT-MLP over a sequence that starts at `W0`. See `ttt_mlp_with_states`."""
+    out, _ = ttt_mlp_with_states(
+        xq,
+        xk,
+        xv,
+        eta,
+        weights,
+        biases,
+        ln_weight,
+        ln_bias,
+        mini_batch_size=mini_batch_size,
+        causal=causal,
+        eps=eps,
+        inner_grad_clip=inner_grad_clip,
+        state_decay=state_decay,
+    )
+    return out
+
+
+def ttt_mlp_with_states(
+    xq: Tensor,
+    xk: Tensor,
+    xv: Tensor,
+    eta: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    *,
+    mini_batch_size: int,
+    causal: bool = True,
+    eps: float = 1e-8,
+    inner_grad_clip: float | None = None,
+    state_decay: float | None = None,
+    state: TTTState | None = None,
+) -> tuple[Tensor, TTTState]:
+    """One inner gradient step per token, read back by the same token's query.
+
+    Computes in at least float32 (float64 stays float64), with autocast switched off. The definition is
+    `moshi_ttt.reference.ttt_mlp_reference`; splitting a sequence anywhere and carrying the state gives
+    the same outputs, final state and gradients.
+
+    Args:
+        xq, xk, xv: `[B, H, T, D]`, any T >= 1.
+        eta: inner learning rate of each token, every scale included, `[B, H, T]`. A token with eta 0
+            teaches nothing (padding).
+        weights, biases: `W0`, layer l: `[H, in, out]` and `[H, 1, out]`, one layer or more.
+        ln_weight, ln_bias: inner LayerNorm, `[H, D]`.
+        mini_batch_size: tokens per inner mini-batch.
+        causal: token i reads the steps of tokens j <= i of its mini-batch; otherwise of all of them.
+        eps: epsilon of the LayerNorm, added to the biased variance.
+        inner_grad_clip: largest norm of a token's gradient at the MLP's output.
+        state_decay: share of `W - W0` that is forgotten after each full mini-batch.
+        state: where an earlier part of the sequence ended; None starts at `W0`. It is not modified.
+
+    Returns:
+        Outputs `[B, H, T, D]` in the dtype of xq, and the state after the last token.
+
+    Raises:
+        ValueError: the state stands inside a mini-batch and `causal` is False.
+    """
+    batch_size, _, num_tokens, _ = xq.shape
+    dtype = compute_dtype(xq)
+    inner = InnerLoop(
+        weights,
+        biases,
+        ln_weight,
+        ln_bias,
+        dtype=dtype,
+        causal=causal,
+        eps=eps,
+        inner_grad_clip=inner_grad_clip,
+        state_decay=state_decay,
+    )
+    if state is None:
+        state = initial_state(inner.weights, inner.biases, batch_size)
+    if state.num_pending and not causal:
+        raise ValueError(
+            f"A non-causal sequence cannot continue inside a mini-batch ({state.num_pending} tokens are "
+            "pending): end chunks at multiples of mini_batch_size, or use causal=True."
+        )
+    out_dtype = xq.dtype
+    xq, xk, xv, eta = (x.to(dtype) for x in (xq, xk, xv, eta))
+    outputs = []
+    start = 0
+    with torch.autocast(xq.device.type, enabled=False):
+        while start < num_tokens:
+            stop = min(start + mini_batch_size - state.num_pending, num_tokens)
+            part = slice(start, stop)
+            out, state = inner.advance(xq[:, :, part], xk[:, :, part], xv[:, :, part], eta[:, :, part], state)
+            if state.num_pending == mini_batch_size:
+                state = inner.commit(state)
+            outputs.append(out)
+            start = stop
+    return torch.cat(outputs, 2).to(out_dtype), state
+
+
+def inner_losses(
+    xk: Tensor,
+    xv: Tensor,
+    eta: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    *,
+    mini_batch_size: int,
+    eps: float = 1e-8,
+    inner_grad_clip: float | None = None,
+    state_decay: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Inner loss of every token at `W0`, just before its own step and just after it.
+
+    A diagnostic: no gradients, causal, arguments as `ttt_mlp`.
+
+    Returns:
+        Three tensors `[B, H, T]`: at `W0`, before, after.
+    """
+    with torch.no_grad(), torch.autocast(xk.device.type, enabled=False):
+        dtype = compute_dtype(xk)
+        inner = InnerLoop(
+            weights,
+            biases,
+            ln_weight,
+            ln_bias,
+            dtype=dtype,
+            causal=True,
+            eps=eps,
+            inner_grad_clip=inner_grad_clip,
+            state_decay=state_decay,
+        )
+        xk, xv, eta = (x.to(dtype) for x in (xk, xv, eta))
+        state = first = initial_state(inner.weights, inner.biases, xk.shape[0])
+        losses: list[list[Tensor]] = [[], [], []]
+        for k, v, rate in zip(*(x.split(mini_batch_size, 2) for x in (xk, xv, eta)), strict=True):
+            inputs, gradients = inner.token_gradients(k, v, rate, state.start_weights, state.start_biases)
+            state = state._replace(pending_inputs=inputs, pending_gradients=gradients)
+            readings = (
+                inner.read(k, first, diagonal=None),
+                inner.read(k, state, diagonal=-1),
+                inner.read(k, state, diagonal=0),
+            )
+            for out, z in zip(losses, readings, strict=True):
+                out.append(0.5 * (inner.layer_norm(z) - (v - k)).square().sum(-1))
+            state = inner.commit(state)
+        at_w0, before, after = (torch.cat(parts, 2) for parts in losses)
+        return at_w0, before, after

@@ -1,0 +1,98 @@
+"""The definition of the TTT-MLP inner loop: token by token, gradients by automatic differentiation.
+
+Slow and obviously right. `moshi_ttt.ops` computes the same numbers fast and is tested against this file.
+
+Shapes: B batch rows, H heads, T tokens, D head_dim.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _inner_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if index > 0:
+            x = F.gelu(x, approximate="tanh")
+        x = x @ weight + bias
+    return x
+
+
+def _head_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + eps) * weight[:, None] + bias[:, None]
+
+
+def ttt_mlp_reference(
+    xq: Tensor,
+    xk: Tensor,
+    xv: Tensor,
+    eta: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    *,
+    mini_batch_size: int,
+    causal: bool = True,
+    eps: float = 1e-8,
+    inner_grad_clip: float | None = None,
+    state_decay: float | None = None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """One inner gradient step per token on `0.5 * ||LN(mlp(k)) - (v - k)||^2`.
+
+    The gradient of every token of a mini-batch is taken at the fast weights the mini-batch started from
+    (Sun et al. 2024, "Learning to (Learn at Test Time)", the dual form's primal).
+
+    Args:
+        xq, xk, xv: `[B, H, T, D]`.
+        eta: inner learning rate of each token, every scale included, `[B, H, T]`.
+        weights, biases: initial fast weights, layer l: `[H, in, out]` and `[H, 1, out]`.
+        ln_weight, ln_bias: inner LayerNorm, `[H, D]`.
+        mini_batch_size: tokens per inner mini-batch.
+        causal: token i reads the steps of tokens j <= i of its mini-batch; otherwise of all of them.
+        eps: epsilon of the LayerNorm.
+        inner_grad_clip: largest norm of a token's gradient at the MLP's output.
+        state_decay: share of `W - W0` that is forgotten after each full mini-batch.
+
+    Returns:
+        Outputs `[B, H, T, D]` and the fast weights and biases after the last token, `[B, H, ...]`.
+    """
+    batch_size, _, num_tokens, _ = xq.shape
+    initial = [p.expand(batch_size, *p.shape) for p in (*weights, *biases)]
+    num_layers = len(weights)
+    params = initial
+    outputs: list[Tensor] = []
+    for start in range(0, num_tokens, mini_batch_size):
+        tokens = range(start, min(start + mini_batch_size, num_tokens))
+        steps = []
+        with torch.enable_grad():
+            # Without this, a leaf given without a gradient could not be differentiated inside.
+            at_start = [p if p.requires_grad else p.detach().requires_grad_() for p in params]
+            for j in tokens:
+                k, v = xk[:, :, j : j + 1], xv[:, :, j : j + 1]  # [B, H, 1, D]
+                z = _inner_mlp(k, at_start[:num_layers], at_start[num_layers:])
+                loss = 0.5 * ((_head_layer_norm(z, ln_weight, ln_bias, eps) - (v - k)) ** 2).sum()
+                scale = eta[:, :, j, None, None]
+                if inner_grad_clip is not None:
+                    (at_output,) = torch.autograd.grad(loss, z, create_graph=True)
+                    norm = at_output.norm(dim=-1, keepdim=True)
+                    scale = scale * (inner_grad_clip / norm).clamp(max=1.0)
+                gradient = torch.autograd.grad(loss, at_start, create_graph=True)
+                steps.append([scale * g for g in gradient])
+
+        after = params
+        if not causal:
+            after = [p - sum(s[i] for s in steps) for i, p in enumerate(params)]
+        for i, step in zip(tokens, steps, strict=True):
+            if causal:
+                after = [p - s for p, s in zip(after, step, strict=True)]
+            z = _inner_mlp(xq[:, :, i : i + 1], after[:num_layers], after[num_layers:])
+            outputs.append(xq[:, :, i : i + 1] + _head_layer_norm(z, ln_weight, ln_bias, eps))
+        params = after
+        if state_decay is not None and len(tokens) == mini_batch_size:
+            params = [p0 + (1 - state_decay) * (p - p0) for p0, p in zip(initial, params, strict=True)]
+    return torch.cat(outputs, 2), list(params[:num_layers]), list(params[num_layers:])

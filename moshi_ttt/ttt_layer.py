@@ -1,0 +1,214 @@
+"""The TTT layer: projections, inner learning rate, normalisation and initialisation around the inner loop.
+
+Shapes: B batch rows, T frames, H heads, D head_dim, dim = H * D, C mini_batch_size.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from moshi.modules.streaming import StreamingModule
+from torch import Tensor, nn
+
+from moshi_ttt.config import TTTConfig
+from moshi_ttt.format_utils import merge_heads, split_heads
+from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype
+from moshi_ttt.ops import ttt_mlp_with_states
+from moshi_ttt.rope import apply_rope
+from moshi_ttt.streaming import TTTStreamingState
+
+_PRE_NORM_EPS = 1e-8  # as Moshi's rms_norm_f32
+_POST_NORM_EPS = 1e-6  # as published
+_INIT_STD = 0.02  # as published
+
+
+class InnerInputs(NamedTuple):
+    """What the inner loop receives, in at least float32."""
+
+    q: Tensor  # [B, H, T, D], unit norm
+    k: Tensor  # [B, H, T, D], unit norm
+    v: Tensor  # [B, H, T, D], the normalised reconstruction target plus k
+    eta: Tensor  # [B, H, T]
+
+
+class TTTRecord(NamedTuple):
+    """What a recorder sees of one forward pass, detached."""
+
+    inputs: InnerInputs
+    state: TTTState  # after the last frame
+    update: Tensor  # [B, T, dim], before the gate
+    token_mask: Tensor | None  # [B, T]
+
+
+class TTTLayer(StreamingModule[TTTStreamingState]):
+    """An MLP per head that learns while it listens (TTT-MLP, Sun et al. 2024; Dalal et al. 2025).
+
+    Args:
+        config: every architectural choice.
+        device, dtype: of the parameters. The inner loop computes in at least float32 regardless.
+
+    Attributes:
+        token_mask: `[B, T]`, False where a frame is padding and teaches nothing; None means all True.
+        recorder: called with a `TTTRecord` at the end of each forward pass outside streaming, when set.
+    """
+
+    def __init__(
+        self, config: TTTConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        factory = {"device": device, "dtype": dtype}
+        dim, num_heads, head_dim = config.model_dim, config.num_heads, config.head_dim
+        self.pre_norm = nn.RMSNorm(dim, eps=_PRE_NORM_EPS, **factory) if config.pre_norm else None
+        self.wq = nn.Linear(dim, dim, **factory)
+        self.wk = nn.Linear(dim, dim, **factory)
+        self.wv = nn.Linear(dim, dim, **factory)
+        self.wo = nn.Linear(dim, dim, **factory)
+        self.learnable_ttt_lr_weight = nn.Parameter(torch.empty(num_heads, dim, **factory))
+        self.learnable_ttt_lr_bias = nn.Parameter(torch.empty(num_heads, **factory))
+        self.ttt_norm_weight = nn.Parameter(torch.empty(num_heads, head_dim, **factory))
+        self.ttt_norm_bias = nn.Parameter(torch.empty(num_heads, head_dim, **factory))
+        dims = config.inner_dims(head_dim)
+        self.weights = nn.ParameterList(
+            torch.empty(num_heads, fan_in, fan_out, **factory) for fan_in, fan_out in pairwise(dims)
+        )
+        self.biases = nn.ParameterList(torch.empty(num_heads, 1, fan_out, **factory) for fan_out in dims[1:])
+        self.post_norm = nn.LayerNorm(dim, eps=_POST_NORM_EPS, **factory)
+        self.token_mask: Tensor | None = None
+        self.recorder: Callable[[TTTRecord], None] | None = None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw fresh initial values from the global random generator."""
+        for linear in (self.wq, self.wk, self.wv, self.wo):
+            nn.init.normal_(linear.weight, std=_INIT_STD)
+            nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.learnable_ttt_lr_weight, std=_INIT_STD)
+        nn.init.zeros_(self.learnable_ttt_lr_bias)
+        nn.init.ones_(self.ttt_norm_weight)
+        nn.init.zeros_(self.ttt_norm_bias)
+        for index, weight in enumerate(self.weights):
+            nn.init.normal_(weight, std=self._inner_std(index))
+        for bias in self.biases:
+            nn.init.zeros_(bias)
+        self.post_norm.reset_parameters()
+        if self.pre_norm is not None:
+            self.pre_norm.reset_parameters()
+
+    def _inner_std(self, index: int) -> float:
+        if self.config.inner_init == "published":
+            return _INIT_STD
+        # Keys have unit norm, so N(0, 1) gives the first layer's pre-activations unit variance.
+        return 1.0 if index == 0 else self.weights[index].shape[1] ** -0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The update of the residual stream, before the gate. `[B, T, dim]` in the dtype of x.
+
+        While streaming, the fast weights of the streaming state go on learning; otherwise every call
+        starts at `W0` and leaves nothing behind.
+        """
+        state = self._streaming_state
+        if state is not None:
+            return self._project_out(self._stream(x, state), x.dtype)
+        positions = torch.arange(x.shape[1], device=x.device)[None] % self.config.mini_batch_size
+        inputs = self.inner_inputs(x, positions)
+        out, last_state = ttt_mlp_with_states(
+            *inputs,
+            list(self.weights),
+            list(self.biases),
+            self.ttt_norm_weight,
+            self.ttt_norm_bias,
+            mini_batch_size=self.config.mini_batch_size,
+            causal=self.config.causal,
+            eps=self.config.eps,
+            inner_grad_clip=self.config.inner_grad_clip,
+            state_decay=self.config.state_decay,
+        )
+        update = self._project_out(out, x.dtype)
+        if self.recorder is not None:
+            self._record(inputs, last_state, update)
+        return update
+
+    def inner_inputs(self, x: Tensor, positions: Tensor) -> InnerInputs:
+        """Queries, keys, targets and inner rates of frames x.
+
+        Args:
+            x: `[B, T, dim]`.
+            positions: of the frames in their mini-batch, `[B, T]` or `[1, T]`.
+        """
+        config = self.config
+        x = self._normalise_input(x)
+        x = x.to(self.wq.weight.dtype)
+        q, k, v = self.wq(x), self.wk(x), self.wv(x)
+        dtype = compute_dtype(q)
+        with torch.autocast(x.device.type, enabled=False):
+            q, k, v = (split_heads(part.to(dtype), config.num_heads) for part in (q, k, v))
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+            if config.use_rope:
+                q, k = (apply_rope(part, positions, theta=config.rope_theta) for part in (q, k))
+            return InnerInputs(q, k, self.reconstruction_target(k, v), self.inner_rate(x.to(dtype)))
+
+    def reconstruction_target(self, k: Tensor, v: Tensor) -> Tensor:
+        """`LN(v - k) * w + b + k` with the inner LayerNorm's w and b, biased variance. `[B, H, T, D]`."""
+        normed = F.layer_norm(v - k, (self.config.head_dim,), eps=self.config.eps)
+        weight, bias = self.ttt_norm_weight[:, None], self.ttt_norm_bias[:, None]  # [H, 1, D]
+        return normed * weight.to(normed) + bias.to(normed) + k
+
+    def inner_rate(self, x: Tensor) -> Tensor:
+        """`base_lr * sigmoid(x . w_h + c_h) / head_dim / C`, 0 for padding. `[B, T, dim]` to `[B, H, T]`."""
+        weight, bias = self.learnable_ttt_lr_weight.to(x), self.learnable_ttt_lr_bias.to(x)
+        rate = torch.sigmoid(F.linear(x, weight, bias)).transpose(1, 2)
+        rate = rate * (self.config.ttt_base_lr / self.config.head_dim / self.config.mini_batch_size)
+        if self.token_mask is not None:
+            rate = rate * self.token_mask[:, None]
+        return rate
+
+    def _normalise_input(self, x: Tensor) -> Tensor:
+        if self.pre_norm is None:
+            return x
+        dtype = compute_dtype(x)
+        return F.rms_norm(x.to(dtype), (x.shape[-1],), self.pre_norm.weight.to(dtype), _PRE_NORM_EPS)
+
+    def _project_out(self, out: Tensor, dtype: torch.dtype) -> Tensor:
+        out = merge_heads(out)
+        norm = self.post_norm
+        out = F.layer_norm(
+            out, (out.shape[-1],), norm.weight.to(out.dtype), norm.bias.to(out.dtype), _POST_NORM_EPS
+        )
+        return self.wo(out.to(self.wo.weight.dtype)).to(dtype)
+
+    def _record(self, inputs: InnerInputs, state: TTTState, update: Tensor) -> None:
+        assert self.recorder is not None
+        detached = InnerInputs(*(part.detach() for part in inputs))
+        last = TTTState(*(tuple(part.detach() for part in parts) for parts in state))
+        self.recorder(TTTRecord(detached, last, update.detach(), self.token_mask))
+
+    def _stream(self, x: Tensor, state: TTTStreamingState) -> Tensor:
+        frames = torch.arange(x.shape[1], device=x.device)
+        positions = (state.offsets[:, None] + frames) % self.config.mini_batch_size
+        inputs = self.inner_inputs(x, positions)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            outputs = [state.step(*(part[:, :, t : t + 1] for part in inputs)) for t in range(x.shape[1])]
+        return torch.cat(outputs, 2)
+
+    def _init_streaming_state(self, batch_size: int) -> TTTStreamingState:
+        if not self.config.causal:
+            raise ValueError(
+                "A TTT layer with causal=False reads the future of its mini-batch and cannot stream."
+            )
+        config = self.config
+        inner = InnerLoop(
+            [w.detach() for w in self.weights],
+            [b.detach() for b in self.biases],
+            self.ttt_norm_weight.detach(),
+            self.ttt_norm_bias.detach(),
+            dtype=compute_dtype(self.ttt_norm_weight),
+            causal=True,
+            eps=config.eps,
+            inner_grad_clip=config.inner_grad_clip,
+            state_decay=config.state_decay,
+        )
+        return TTTStreamingState(batch_size, self.wq.weight.device, inner, config.mini_batch_size)
