@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,21 +56,25 @@ def load_alignments(path: Path) -> list[Word]:
 
 def _parse_word(entry: Any, *, where: str) -> Word:
     if not isinstance(entry, list) or len(entry) != 3:
-        raise DataError(f"{where}: expected {_EXPECTED}, not {entry!r}.")
+        raise DataError(f"{where}: expected {_EXPECTED}, not {reprlib.repr(entry)}.")
     text, span, speaker = entry
     if not isinstance(text, str):
-        raise DataError(f"{where}: the word must be a string, not {text!r}; expected {_EXPECTED}.")
+        raise DataError(
+            f"{where}: the word must be a string, not {reprlib.repr(text)}; expected {_EXPECTED}."
+        )
     if not isinstance(span, list) or len(span) != 2:
-        raise DataError(f"{where}: the times must be [start_sec, end_sec], not {span!r}.")
+        raise DataError(f"{where}: the times must be [start_sec, end_sec], not {reprlib.repr(span)}.")
     if not isinstance(speaker, str):
-        raise DataError(f"{where}: the speaker must be a string, not {speaker!r}; expected {_EXPECTED}.")
+        raise DataError(
+            f"{where}: the speaker must be a string, not {reprlib.repr(speaker)}; expected {_EXPECTED}."
+        )
     start_sec, end_sec = (_time(value, where=where) for value in span)
     return Word(text=text, start_sec=start_sec, end_sec=end_sec, speaker=speaker)
 
 
 def _time(value: Any, *, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f"{where}: a time must be a number of seconds, not {value!r}.")
+        raise DataError(f"{where}: a time must be a number of seconds, not {reprlib.repr(value)}.")
     if not math.isfinite(value) or value < 0:
         raise DataError(f"{where}: a time must be finite and not negative, not {value!r}.")
     return float(value)

@@ -18,7 +18,8 @@ def read_audio(path: Path, *, sample_rate: int, expected_duration_sec: float | N
     Args:
         path: Audio file: left channel Moshi, right channel the user.
         sample_rate: Samples per second of the result; the file is resampled when it has another rate.
-        expected_duration_sec: What the manifest says, in seconds. The file may be 0.1 s shorter or 1 s longer.
+        expected_duration_sec: What the manifest says, in seconds; the file may be 0.1 s shorter or 1 s
+            longer.
 
     Returns:
         float32 samples, ``[2, num_samples]``, with ``num_samples = round(n * sample_rate / file_rate)`` for a
@@ -42,15 +43,15 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
     """Returns samples [2, n] and the file's own rate, after the checks that need the file's header."""
     try:
         reader = sphn.FileReader(str(path))
-        channels, file_rate, header_sec = reader.channels, reader.sample_rate, reader.duration_sec
-        _check_channels(path, channels)
+        file_rate = reader.sample_rate
+        claimed = round(reader.duration_sec * file_rate)
+        _check_channels(path, reader.channels)
         samples = np.ascontiguousarray(reader.decode_all(), dtype=np.float32)
     except ValueError as error:
         reason = str(error).removeprefix(f'"{path}": ')
         raise DataError(
             f"{path}: cannot be read as audio ({reason}); is it complete? Stereo wav and flac files are fine."
         ) from error
-    claimed = round(header_sec * file_rate)
     # sphn returns what it finds before a premature end of the file and says nothing.
     if samples.shape[1] < claimed:
         raise DataError(
@@ -76,8 +77,8 @@ def _check_duration(path: Path, duration_sec: float, *, expected_duration_sec: f
         return
     relation = "shorter" if difference_sec < 0 else "longer"
     raise DataError(
-        f"{path}: lasts {duration_sec:.2f} s, {relation} than the {expected_duration_sec:.2f} s in the manifest; "
-        "correct the duration or the file."
+        f"{path}: lasts {duration_sec:.2f} s, {relation} than the manifest's {expected_duration_sec:.2f} s; "
+        "correct the manifest or the file."
     )
 
 

@@ -57,9 +57,9 @@ def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor, *, block_sec: 
 def context_frames(mimi: MimiModel) -> int | None:
     """Returns how many frames before a frame its codes depend on, generously; None when all of them."""
     encoder_steps_per_frame = mimi.encoder_frame_rate / mimi.frame_rate
-    frames = math.ceil(_reach_in_samples(mimi.encoder) / mimi.frame_size) + 1
+    frames = math.ceil(_conv_reach(mimi.encoder) / mimi.frame_size) + 1
     if encoder_steps_per_frame != 1:
-        frames += math.ceil(_reach_in_samples(mimi.downsample) / encoder_steps_per_frame) + 1
+        frames += math.ceil(_conv_reach(mimi.downsample) / encoder_steps_per_frame) + 1
     if mimi.encoder_transformer is not None:
         contexts = [layer.self_attn.context for layer in mimi.encoder_transformer.transformer.layers]
         if None in contexts:
@@ -68,8 +68,8 @@ def context_frames(mimi: MimiModel) -> int | None:
     return frames
 
 
-def _reach_in_samples(module: nn.Module) -> int:
-    """Receptive field of a chain of causal convolutions, in steps of its input.
+def _conv_reach(module: nn.Module) -> int:
+    """Returns the receptive field of a chain of causal convolutions, in steps of its input.
 
     Skip branches count as if they were part of the chain, which can only make it larger.
     """

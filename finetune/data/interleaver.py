@@ -50,9 +50,9 @@ def interleave_text(
         (w for w in words if w.speaker == main_speaker and 0 <= w.start_sec < w.end_sec),
         key=lambda w: w.start_sec,
     )
-    first_frames = [int(w.start_sec * frame_rate) for w in kept]
+    first_frames = [int(w.start_sec * frame_rate) for w in kept] + [num_frames]
     text = [text_padding_id] * num_frames
-    for word, first, following in zip(kept, first_frames, [*first_frames[1:], num_frames], strict=True):
+    for word, first, following in zip(kept, first_frames[:-1], first_frames[1:], strict=True):
         last = min(following, num_frames)
         # Of several words that start in one frame only the last is said: most need no tokens.
         tokens = _encode_word(tokenizer, word.text)[: last - first] if last > first else []
@@ -64,9 +64,9 @@ def interleave_text(
 
 
 def _encode_word(tokenizer: Tokenizer, text: str) -> list[int]:
-    # SentencePiece would turn a line break into a space: it has a token of its own.
+    # A line break within a text would become a space, although many vocabularies have a token for it.
     first, *others = text.strip().split("\n")
     tokens = list(tokenizer.encode(first))
     for line in others:
-        tokens += [tokenizer.encode("\n")[-1], *tokenizer.encode(line)]
+        tokens += [*tokenizer.encode("\n")[-1:], *tokenizer.encode(line)]
     return tokens

@@ -72,7 +72,9 @@ def _manifest_files(source: str | Path, *, key: str) -> list[Path]:
         return manifests
     if path.is_file():
         if path.suffix != ".jsonl":
-            raise DataError(f"{key}: {path} is not a .jsonl file; name a manifest or a folder with manifests.")
+            raise DataError(
+                f"{key}: {path} is not a .jsonl file; name a manifest or a folder with manifests."
+            )
         return [path]
     if "," in str(source) or ":" in str(source):
         raise DataError(
@@ -98,8 +100,8 @@ def _parse_line(line: str, *, folder: Path, where: str) -> Recording:
     example = 'expected {"path": "a.wav", "duration": 12.5}'
     try:
         entry = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not valid JSON ({error}); {example}.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno}); {example}.") from error
     if not isinstance(entry, dict):
         raise DataError(f"{where}: a JSON object is needed, not {type(entry).__name__}; {example}.")
     for field in ("path", "duration"):

@@ -1,0 +1,241 @@
+"""Every key of a training configuration, with its unit, default and allowed values.
+
+The dataclasses mirror the YAML; `finetune.config_io` reads and writes it, `finetune.cli` makes an option
+of the command line from each field.
+"""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from moshi_ttt.config import STRICT, TTTConfig, TTTOptions
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataArgs:
+    """`data:` — recordings and how they are read."""
+
+    train_data: str = Field(
+        default="", description="Manifest (.jsonl) of the training recordings, or a folder of manifests."
+    )
+    eval_data: str = Field(default="", description="The same for evaluation; needed with do_eval.")
+    shuffle: bool = Field(default=False, description="Shuffle the chunks anew in every epoch.")
+    num_workers: int = Field(
+        default=2, ge=0, description="Loader processes; the batches do not depend on it."
+    )
+    cache_dir: str | None = Field(
+        default=None, description="Folder of the audio code cache (null: beside each recording)."
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class ModelPaths:
+    """`moshi_paths:` — where the base model comes from."""
+
+    hf_repo_id: str | None = Field(
+        default="kyutai/moshiko-pytorch-bf16",
+        description="Hugging Face repository of the base model, or a local folder with the same files.",
+    )
+    mimi_path: str | None = Field(default=None, description="Mimi weights, instead of the repository's.")
+    moshi_path: str | None = Field(default=None, description="Moshi weights, instead of the repository's.")
+    tokenizer_path: str | None = Field(default=None, description="Tokenizer, instead of the repository's.")
+    config_path: str | None = Field(default=None, description="config.json, instead of the repository's.")
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoraArgs:
+    """`lora:` — low-rank adapters on every linear layer of Moshi."""
+
+    enable: bool = Field(default=False, description="Train LoRA adapters.")
+    rank: int = Field(default=64, ge=1, description="Rank of the adapters.")
+    scaling: float = Field(default=2.0, gt=0, description="Factor of the adapters' output.")
+    ft_embed: bool = Field(default=False, description="Train the embedding tables as well.")
+
+
+@dataclass(frozen=True, config=STRICT)
+class OptimArgs:
+    """`optim:` — AdamW and its OneCycle schedule."""
+
+    lr: float = Field(default=1e-4, gt=0, description="Peak learning rate of the group `base`.")
+    weight_decay: float = Field(default=0.1, ge=0, description="AdamW weight decay; never on the gates.")
+    pct_start: float = Field(default=0.05, gt=0, lt=1, description="Share of the steps spent warming up.")
+    decay_norms_and_biases: bool = Field(default=False, description="Decay norms and biases as well.")
+
+
+@dataclass(frozen=True, config=STRICT)
+class WandbArgs:
+    """`wandb:` — Weights & Biases, used when a project is given."""
+
+    project: str | None = Field(default=None, description="Project name; null: not used.")
+    offline: bool = Field(default=False, description="Write the run to disk for `wandb sync`.")
+    key: str | None = Field(default=None, description="API key; never written to the run directory.")
+    run_name: str | None = Field(default=None, description="Name of the run (null: name of run_dir).")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TTTArgs(TTTOptions):
+    """`ttt:` — the Test-Time-Training layers."""
+
+    enable: bool = Field(default=False, description="Add TTT layers; false makes the whole section inert.")
+    layers: str | int | list[int] = Field(
+        default="middle",
+        description="Transformer layers that get TTT: none, all, middle (L/4 to 3L/4) or indices `29,30,31`.",
+    )
+    base_lr: float = Field(
+        default=0.1, gt=0, description="Inner learning rate; the outer rates come from the multipliers."
+    )
+    persistent_states: bool = Field(
+        default=True, description="Carry the fast weights across the chunks of one recording."
+    )
+    initial_gating_alpha: float = Field(default=0.005, description="Gate parameter alpha at start.")
+    weight_lr_multiplier: float = Field(
+        default=10.0, gt=0, description="Outer rate of the TTT weights, relative to optim.lr."
+    )
+    alpha_lr_multiplier: float = Field(
+        default=1000.0, gt=0, description="Outer rate of the gates, relative to optim.lr."
+    )
+    ttt_layer_context: int | None = Field(
+        default=None, ge=1, description="Attention window of layers with TTT, frames (null: the model's)."
+    )
+    non_ttt_layer_context: int | None = Field(
+        default=None, ge=1, description="Attention window of the other layers, frames (null: the model's)."
+    )
+    log_inner_loop_losses: bool = Field(
+        default=False, description="Write the inner losses per layer and frame to inner_loop_losses.jsonl."
+    )
+    inner_loop_log_interval: int = Field(default=1, ge=1, description="Steps between two such records.")
+    save_inner_loop_plots: bool = Field(default=True, description="Plot them at the end of the run.")
+    inner_loop_plot_dir: str = Field(
+        default="./evaluation_plots/inner_loop",
+        description="Folder of these plots, inside run_dir if relative.",
+    )
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> "TTTArgs":
+        self._parse_layers()
+        return self
+
+    def _parse_layers(self) -> list[int] | str:
+        if isinstance(self.layers, int):
+            return [self.layers]
+        if isinstance(self.layers, list):
+            return self.layers
+        if self.layers in ("none", "all", "middle"):
+            return self.layers
+        try:
+            return [int(part) for part in self.layers.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"layers: {self.layers!r} is not none, all, middle or indices such as 29,30,31"
+            ) from None
+
+    def layer_indices(self, num_layers: int) -> list[int]:
+        """Indices of the layers that get TTT in a model of `num_layers`, sorted.
+
+        Raises:
+            ValueError: an index does not exist or is given twice.
+        """
+        choice = self._parse_layers()
+        if choice == "none":
+            return []
+        if choice == "all":
+            return list(range(num_layers))
+        if choice == "middle":
+            return list(range(num_layers // 4, 3 * num_layers // 4))
+        for index in choice:
+            if not 0 <= index < num_layers:
+                raise ValueError(
+                    f"ttt.layers: index {index} does not exist, the model has {num_layers} layers "
+                    f"(0 to {num_layers - 1})."
+                )
+        if len(set(choice)) < len(choice):
+            raise ValueError(f"ttt.layers: {self.layers!r} names a layer twice.")
+        return sorted(choice)
+
+    def to_config(self, *, model_dim: int, num_heads: int) -> TTTConfig:
+        """The configuration of a TTT layer in a transformer of this width and number of heads."""
+        shared = {name: getattr(self, name) for name in TTTOptions.__dataclass_fields__}
+        return TTTConfig(
+            model_dim=model_dim,
+            num_heads=num_heads,
+            ttt_base_lr=self.base_lr,
+            gating_alpha_init=self.initial_gating_alpha,
+            **shared,
+        )
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainArgs:
+    """A whole training run."""
+
+    run_dir: str = Field(default="", description="Folder of everything the run writes; must not exist yet.")
+    overwrite_run_dir: bool = Field(
+        default=False, description="Rename an existing run_dir to run_dir.bak-<time>; nothing is deleted."
+    )
+    init_from: str | None = Field(
+        default=None,
+        description="Run or checkpoint whose adapters, TTT weights and gates are the start; fresh optimiser.",
+    )
+    data: DataArgs = Field(default_factory=DataArgs)
+    moshi_paths: ModelPaths = Field(default_factory=ModelPaths)
+
+    full_finetuning: bool = Field(default=False, description="Train every parameter of Moshi.")
+    lora: LoraArgs = Field(default_factory=LoraArgs)
+    ttt: TTTArgs = Field(default_factory=TTTArgs)
+
+    first_codebook_weight_multiplier: float = Field(
+        default=1.0, gt=0, description="Weight of the semantic codebook in the audio loss."
+    )
+    text_padding_weight: float = Field(
+        default=0.5, ge=0, description="Weight of the padding tokens in the text loss."
+    )
+
+    optim: OptimArgs = Field(default_factory=OptimArgs)
+    duration_sec: float = Field(default=10.0, gt=0, description="Length of a chunk, seconds.")
+    batch_size: int = Field(default=1, ge=1, description="Chunks per process and micro-batch.")
+    num_microbatches: int = Field(default=1, ge=1, description="Micro-batches per optimiser step.")
+    max_norm: float = Field(default=1.0, gt=0, description="Gradient norm above which gradients are scaled.")
+    max_steps: int = Field(default=100, ge=1, description="Optimiser steps.")
+    gradient_checkpointing: bool = Field(
+        default=True, description="Recompute activations during backward: less memory, slower."
+    )
+    param_dtype: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16",
+        description="Dtype of frozen weights and of the computation; trained weights are float32.",
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, …")
+    seed: int = Field(default=0, ge=0, description="Of the initial weights and of the order of the data.")
+
+    log_freq: int = Field(default=1, ge=1, description="Steps between two records of the metrics.")
+    do_eval: bool = Field(default=False, description="Evaluate on data.eval_data.")
+    eval_freq: int = Field(default=0, ge=0, description="Steps between evaluations (0: at the end only).")
+    do_ckpt: bool = Field(default=True, description="Save checkpoints.")
+    ckpt_freq: int = Field(default=0, ge=0, description="Steps between checkpoints (0: at the end only).")
+    num_ckpt_keep: int | None = Field(default=3, ge=1, description="Checkpoints kept (null: all).")
+    save_adapters: bool = Field(
+        default=True, description="Save LoRA as adapters; false merges them into full weights."
+    )
+
+    sample_freq: int = Field(default=0, ge=0, description="Steps between audio samples (0: none).")
+    sample_prompts: list[str] = Field(
+        default_factory=list,
+        description="Recordings of a user to answer in the samples (empty: a silent user).",
+    )
+    sample_duration_sec: float = Field(
+        default=10.0, gt=0, description="Length of a sample without a prompt, seconds; longest otherwise."
+    )
+
+    wandb: WandbArgs = Field(default_factory=WandbArgs)
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> "TrainArgs":
+        if self.full_finetuning and self.lora.enable:
+            raise ValueError("full_finetuning and lora.enable exclude each other; set one of them to false")
+        if not (self.full_finetuning or self.lora.enable or self.ttt.enable):
+            raise ValueError(
+                "full_finetuning, lora.enable and ttt.enable are all false: nothing to train; set one to true"
+            )
+        if self.wandb.project == "":
+            raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
+        return self

@@ -1,0 +1,166 @@
+"""Checkpoints that stock Moshi can read, with the TTT tensors in a file of their own beside them.
+
+run_dir/checkpoints/checkpoint_000100/consolidated/
+    lora.safetensors           LoRA adapters (and trained embeddings), or
+    consolidated.safetensors   full weights (full fine-tuning, or adapters merged)
+    ttt.safetensors            TTT weights and gates, when there are any
+    config.json                as in a Moshi repository, with a `ttt` section when there is one
+    training.json              the step, and where the base model came from
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from moshi.models.lm import LMModel
+from moshi.modules.lora import LoRALinear
+from safetensors.torch import save_file
+from torch import Tensor
+
+from finetune.args import TrainArgs
+from finetune.ttt_utils import is_ttt_parameter
+
+logger = logging.getLogger(__name__)
+
+LORA_FILE = "lora.safetensors"
+FULL_FILE = "consolidated.safetensors"
+TTT_FILE = "ttt.safetensors"
+CONFIG_FILE = "config.json"
+TRAINING_FILE = "training.json"
+
+
+class Checkpointer:
+    """Writes checkpoints of one run; call from the main process only.
+
+    Args:
+        run_dir: the run directory.
+        args: the configuration of the run.
+        base_config: `config.json` of the base model.
+    """
+
+    def __init__(self, run_dir: Path, args: TrainArgs, base_config: dict[str, Any]) -> None:
+        self.folder = run_dir / "checkpoints"
+        self.args = args
+        self.base_config = base_config
+
+    def save(self, model: LMModel, step: int) -> Path:
+        """Write checkpoint_<step>, complete or not at all, then delete the oldest beyond num_ckpt_keep.
+
+        Returns:
+            Its directory.
+        """
+        final = self.folder / f"checkpoint_{step:06d}"
+        if final.exists():
+            return final
+        partial = self.folder / f".tmp-checkpoint_{step:06d}"
+        if partial.exists():
+            shutil.rmtree(partial)
+        content = partial / "consolidated"
+        content.mkdir(parents=True)
+        self._write(model, step, content)
+        _sync(content)
+        partial.rename(final)
+        _sync(self.folder)
+        logger.info("Saved %s", final)
+        self._delete_old()
+        return final
+
+    def _write(self, model: LMModel, step: int, content: Path) -> None:
+        files = split_weights(model, self.args)
+        for name, tensors in files.items():
+            save_file(tensors, content / name)
+            _sync(content / name)
+        _write_json(content / CONFIG_FILE, export_config(self.base_config, self.args, files))
+        paths = {
+            key: str(Path(value).resolve()) if value and Path(value).exists() else value
+            for key, value in dataclasses.asdict(self.args.moshi_paths).items()
+        }
+        _write_json(content / TRAINING_FILE, {"step": step, "moshi_paths": paths})
+
+    def _delete_old(self) -> None:
+        keep = self.args.num_ckpt_keep
+        if keep is not None:
+            for old in list_checkpoints(self.folder)[:-keep]:
+                shutil.rmtree(old)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in a `checkpoints` folder, oldest first."""
+    return sorted(folder.glob("checkpoint_*"), key=lambda path: int(path.name.removeprefix("checkpoint_")))
+
+
+def split_weights(model: LMModel, args: TrainArgs) -> dict[str, dict[str, Tensor]]:
+    """The tensors to save, by file name.
+
+    Adapters, TTT weights and gates keep their float32 masters; full weights take `args.param_dtype`.
+    """
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    files = {TTT_FILE: {name: tensor for name, tensor in state.items() if is_ttt_parameter(name)}}
+    base = {name: tensor for name, tensor in state.items() if not is_ttt_parameter(name)}
+    if args.full_finetuning:
+        files[FULL_FILE] = base
+    elif args.lora.enable and args.save_adapters:
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        files[LORA_FILE] = {name: tensor for name, tensor in base.items() if name in trained}
+    elif args.lora.enable:
+        files[FULL_FILE] = _merged(model, base)
+    if FULL_FILE in files:
+        dtype = getattr(torch, args.param_dtype)
+        files[FULL_FILE] = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in files[FULL_FILE].items()
+        }
+    return {
+        file: {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        for file, tensors in files.items()
+        if tensors
+    }
+
+
+def export_config(
+    base_config: dict[str, Any], args: TrainArgs, files: dict[str, dict[str, Tensor]]
+) -> dict[str, Any]:
+    """`config.json`: the base model's, the adapters' shape, and the `ttt` section when there is TTT.
+
+    Stock Moshi raises on keys it does not know, so without TTT there is no such key.
+    """
+    config = {key: value for key, value in base_config.items() if key != "lora_name"}
+    config["lora"] = LORA_FILE in files
+    if LORA_FILE in files:
+        config |= {"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling}
+    if FULL_FILE in files:
+        config["moshi_name"] = FULL_FILE
+    if args.ttt.enable:
+        config["ttt"] = dataclasses.asdict(args.ttt)
+    return config
+
+
+def _merged(model: LMModel, base: dict[str, Tensor]) -> dict[str, Tensor]:
+    merged = {
+        name: tensor
+        for name, tensor in base.items()
+        if not any(part in ("lora_A", "lora_B", "frozen_W") for part in name.split("."))
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            merged[f"{name}.weight"] = module.merge_weight()
+    return merged
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Make sure a file or directory is on disk before what refers to it is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

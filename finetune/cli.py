@@ -1,0 +1,108 @@
+"""The command line of train.py: a YAML file, overrides of any key, --help and --dry-run."""
+
+import argparse
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from finetune.args import TrainArgs
+from finetune.config_io import all_keys, load_train_args, type_name, unknown_key
+from finetune.errors import ConfigError, TrainingDivergedError, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see --help).")
+
+
+def parse_train_command(argv: Sequence[str]) -> tuple[TrainArgs, bool]:
+    """Parse the arguments of train.py.
+
+    Returns:
+        The configuration, and whether it is a dry run.
+
+    Raises:
+        ConfigError: an option, key or value is wrong; one line.
+    """
+    parser = _train_parser()
+    known, unknown = parser.parse_known_args(argv)
+    if unknown and unknown[0].startswith("--"):
+        raise unknown_key(unknown[0].removeprefix("--").partition("=")[0])
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: unexpected argument (see --help).")
+    if known.yaml is not None and known.config is not None:
+        raise ConfigError(f"Two configurations given: {known.yaml} and --config {known.config}; give one.")
+    path = known.config or known.yaml
+    if path is None:
+        raise ConfigError("No configuration given: python train.py --config example/quickstart.yaml")
+    fields = dict(all_keys())
+    overrides = {
+        key: parse_value(fields[key], text, key)
+        for key, text in vars(known).items()
+        if key in fields and text is not None
+    }
+    return load_train_args(path, overrides), known.dry_run
+
+
+def parse_value(info: FieldInfo, text: str, key: str) -> Any:
+    """The value of one key from the text of the command line, as the YAML would give it."""
+    alternatives = typing.get_args(info.annotation) or (info.annotation,)
+    if set(alternatives) <= {str, type(None)}:
+        # A run called 2024 is a name, not a number.
+        return None if text == "null" and type(None) in alternatives else text
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise ConfigError(f"{key}: cannot read {text!r}, expected {type_name(info.annotation)}.") from None
+
+
+def run_command(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command line's main function and exit: errors of the user with one line and status 2."""
+    try:
+        status = command() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except TrainingDivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was saved after the last checkpoint.", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="train.py",
+        description="Fine-tune Moshi with Test-Time-Training layers.",
+        epilog="Every key of the YAML is an option: --ttt.layers 29,30,31 --optim.lr 1e-4",
+        allow_abbrev=False,
+    )
+    parser.add_argument("yaml", nargs="?", metavar="CONFIG", help="the YAML file")
+    parser.add_argument("--config", metavar="CONFIG", help="the YAML file, as an option")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build everything, print the summary of the model and stop"
+    )
+    groups: dict[str, Any] = {}
+    for key, info in all_keys():
+        section = key.rpartition(".")[0]
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"{section}:" if section else "top level")
+        text = f"{info.description} [{type_name(info.annotation)}; default {_default_text(info)}]"
+        groups[section].add_argument(f"--{key}", dest=key, metavar="VALUE", help=text.replace("%", "%%"))
+    return parser
+
+
+def _default_text(info: FieldInfo) -> str:
+    default = info.get_default(call_default_factory=True)
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default) or "unset"

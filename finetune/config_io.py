@@ -1,0 +1,154 @@
+"""Training configurations between YAML, nested dictionaries and `TrainArgs`, with one-line errors."""
+
+import dataclasses
+import difflib
+import io
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from finetune.args import TrainArgs
+from finetune.errors import ConfigError
+from finetune.foreign_keys import replacement_for
+
+
+def load_train_args(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainArgs:
+    """Read a YAML file and build `TrainArgs`.
+
+    Args:
+        path: the YAML file.
+        overrides: values that replace the file's, by dotted key (`{"optim.lr": 1e-4}`).
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; one line.
+    """
+    values = read_yaml(path)
+    for key, value in (overrides or {}).items():
+        *parents, leaf = key.split(".")
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"{path}: {parent}: is not a section, {key} cannot be set in it.")
+        section[leaf] = value
+    return build_args(TrainArgs, values)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML 1.2 mapping (so that 1e-4 is a number), sections that are left empty removed."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ConfigError(f"{path}: cannot read the configuration: {reason}.") from None
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML: {reason}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}.")
+    return {
+        key: value for key, value in values.items() if not (value is None and _is_section(TrainArgs, key))
+    }
+
+
+def dump_yaml(args: TrainArgs) -> str:
+    """The configuration as YAML that `load_train_args` reads back, without secrets."""
+    values = dataclasses.asdict(args)
+    values["wandb"]["key"] = None
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.dump(values, stream)
+    return stream.getvalue()
+
+
+def build_args(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Build a (nested) dataclass of `finetune.args` from a mapping.
+
+    Raises:
+        ConfigError: names the dotted key, the value and what is allowed.
+    """
+    kwargs: dict[str, Any] = {}
+    fields = field_infos(cls)
+    for key, value in values.items():
+        if key not in fields:
+            raise unknown_key(f"{prefix}{key}")
+        if _is_section(cls, key):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{prefix}{key}: {value!r} is not a section of keys and values.")
+            value = build_args(fields[key].annotation, value, f"{prefix}{key}.")
+        kwargs[key] = value
+    try:
+        return cls(**kwargs)
+    except ValidationError as error:
+        raise ConfigError(_describe(cls, error, prefix)) from None
+
+
+def field_infos(cls: type) -> dict[str, FieldInfo]:
+    """The pydantic fields of one of our dataclasses, by name, in order."""
+    return cls.__pydantic_fields__  # type: ignore[attr-defined]
+
+
+def all_keys(cls: type = TrainArgs, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every dotted key of a configuration with its field."""
+    for name, info in field_infos(cls).items():
+        if _is_section(cls, name):
+            yield from all_keys(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
+
+
+def type_name(annotation: Any) -> str:
+    """How an annotation reads to a user: `int or null`."""
+    if annotation is type(None):
+        return "null"
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_name(part) for part in typing.get_args(annotation))
+    if origin is typing.Literal:
+        return " or ".join(map(str, typing.get_args(annotation)))
+    if origin in (list, tuple):
+        return f"list of {type_name(typing.get_args(annotation)[0])}"
+    return {"str": "text", "float": "number", "int": "whole number", "bool": "true or false"}.get(
+        annotation.__name__, annotation.__name__
+    )
+
+
+def _is_section(cls: type, key: str) -> bool:
+    info = field_infos(cls).get(key)
+    return info is not None and dataclasses.is_dataclass(info.annotation)
+
+
+def unknown_key(key: str) -> ConfigError:
+    """The error for a dotted key that does not exist: its replacement, or the nearest key."""
+    replacement = replacement_for(key)
+    if replacement is not None:
+        return ConfigError(f"{key}: this key does not exist here, use {replacement}.")
+    known = [name for name, _ in all_keys()]
+    matches = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(
+        key.split(".")[-1], [name.split(".")[-1] for name in known], n=1
+    )
+    hint = f", did you mean {matches[0]}?" if matches else "; `python train.py --help` lists all keys."
+    return ConfigError(f"{key}: unknown key{hint}")
+
+
+def _describe(cls: type, error: ValidationError, prefix: str) -> str:
+    first = error.errors(include_url=False)[0]
+    location = [part for part in first["loc"] if part in field_infos(cls)]
+    if not location:
+        # From a validator of ours: the message names the key.
+        return f"{prefix}{first['msg'].removeprefix('Value error, ')}."
+    info = field_infos(cls)[location[0]]
+    if first["type"].startswith(("greater", "less", "finite")):
+        expected = first["msg"].replace("Input should be", "must be")
+    else:
+        expected = f"expected {type_name(info.annotation)}"
+    return f"{prefix}{location[0]}: {first['input']!r} is not allowed, {expected}."

@@ -1,0 +1,239 @@
+"""Chunks of text and audio tokens, and the loaders that batch them.
+
+Shapes: B batch rows, K codebooks of one channel, T frames of a chunk.
+"""
+
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import LongTensor
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.data.alignments import Word, load_alignments
+from finetune.data.chunks import Chunk
+from finetune.data.code_cache import CodeCache
+from finetune.data.interleaver import Tokenizer, interleave_text
+from finetune.data.manifest import Recording
+from finetune.data.sampler import GlobalBatchSampler
+from finetune.errors import DataError
+
+ZERO_TOKEN_ID = -1
+MAX_CACHED_TRANSCRIPTS = 256
+
+
+class Batch(NamedTuple):
+    """Chunks of a batch and where they come from, all int64."""
+
+    codes: LongTensor  # [B, 1 + 2K, T]: text, left channel, right channel; ZERO_TOKEN_ID after the end
+    recording: LongTensor  # [B], index of the recording
+    start_frame: LongTensor  # [B], first frame within the recording
+
+
+class ChunkDataset(Dataset[LongTensor]):
+    """The token streams of chunks: item i is ``[1 + 2K, chunk_frames]``, int64, the text row first."""
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        chunks: Sequence[Chunk],
+        cache: CodeCache,
+        *,
+        chunk_frames: int,
+        frame_rate: float,
+        tokenizer: Tokenizer,
+        text_padding_id: int,
+        end_of_text_padding_id: int,
+        main_speaker: str = "SPEAKER_MAIN",
+    ) -> None:
+        """Keeps the pieces; files are read when items are asked for.
+
+        Args:
+            recordings: What the chunks' ``recording`` counts.
+            chunks: The items.
+            cache: Codes of all recordings.
+            chunk_frames: T; shorter chunks are filled up with ``ZERO_TOKEN_ID`` in all rows.
+            frame_rate: Frames per second.
+            tokenizer: See ``interleave_text``, as are the other arguments.
+            text_padding_id: Token of frames without text.
+            end_of_text_padding_id: Token of the last padding frame before a word.
+            main_speaker: Label of the words on the left channel.
+        """
+        self.recordings = recordings
+        self.chunks = chunks
+        self.cache = cache
+        self.chunk_frames = chunk_frames
+        self.frame_rate = frame_rate
+        self._text_settings = {
+            "frame_rate": frame_rate,
+            "tokenizer": tokenizer,
+            "text_padding_id": text_padding_id,
+            "end_of_text_padding_id": end_of_text_padding_id,
+            "main_speaker": main_speaker,
+        }
+        self._words: OrderedDict[int, list[Word]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Returns the number of chunks."""
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> LongTensor:
+        """Returns the codes of one chunk, ``[1 + 2K, chunk_frames]``.
+
+        Raises:
+            DataError: The codes or the word timings of the recording cannot be used.
+        """
+        chunk = self.chunks[index]
+        audio = self.cache.load(self.recordings[chunk.recording], chunk.start_frame, chunk.num_frames)
+        text = interleave_text(self._chunk_words(chunk), num_frames=chunk.num_frames, **self._text_settings)
+        codes = torch.full((1 + len(audio), self.chunk_frames), ZERO_TOKEN_ID)
+        codes[0, : chunk.num_frames] = text
+        codes[1:, : chunk.num_frames] = audio
+        return codes
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Returns several chunks as a batch; raises as ``__getitem__`` does."""
+        chunks = [self.chunks[index] for index in indices]
+        return Batch(
+            codes=torch.stack([self[index] for index in indices]),
+            recording=torch.tensor([chunk.recording for chunk in chunks]),
+            start_frame=torch.tensor([chunk.start_frame for chunk in chunks]),
+        )
+
+    def _chunk_words(self, chunk: Chunk) -> list[Word]:
+        """Returns the words that start in a chunk, with times from its start."""
+        words = self._recording_words(chunk.recording)
+        start_sec = chunk.start_frame / self.frame_rate
+        end_sec = (chunk.start_frame + chunk.num_frames) / self.frame_rate
+        first = bisect_left(words, start_sec, key=lambda word: word.start_sec)
+        last = bisect_left(words, end_sec, key=lambda word: word.start_sec)
+        # To microseconds: 0.48 - 0.32 is a little below 0.16 and would put a word one frame early.
+        return [
+            replace(
+                word,
+                start_sec=round(word.start_sec - start_sec, 6),
+                end_sec=round(word.end_sec - start_sec, 6),
+            )
+            for word in words[first:last]
+        ]
+
+    def _recording_words(self, recording: int) -> list[Word]:
+        if recording not in self._words:
+            if len(self._words) >= MAX_CACHED_TRANSCRIPTS:
+                self._words.popitem(last=False)
+            self._words[recording] = load_alignments(self.recordings[recording].alignment_path)
+        self._words.move_to_end(recording)
+        return self._words[recording]
+
+
+def build_train_loader(
+    dataset: ChunkDataset,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    shuffle: bool,
+    num_workers: int,
+    start_batch: int = 0,
+    pin_memory: bool = False,
+) -> Iterable[Batch]:
+    """Returns endless batches of this rank; the same ones for any ``num_workers``.
+
+    Args:
+        dataset: The chunks, at least one.
+        batch_size: B, per rank.
+        rank: This process, from 0.
+        world_size: Number of processes.
+        seed: Seed of the order.
+        shuffle: See ``GlobalBatchSampler``.
+        num_workers: Loader processes; 0 loads in this process.
+        start_batch: Batches to skip, for a run that resumes.
+        pin_memory: Put batches into pinned memory, for copies to a GPU.
+
+    Raises:
+        DataError: While iterating, when a chunk cannot be loaded.
+        ValueError: See ``GlobalBatchSampler``.
+    """
+    sampler = GlobalBatchSampler(
+        len(dataset),
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        shuffle=shuffle,
+        start_batch=start_batch,
+    )
+    return _Batches(dataset, sampler, num_workers=num_workers, pin_memory=pin_memory)
+
+
+def build_eval_loader(
+    dataset: ChunkDataset, *, batch_size: int, rank: int, world_size: int, num_workers: int = 0
+) -> Iterable[Batch]:
+    """Returns the batches of one pass in order; over all ranks, every chunk comes exactly once.
+
+    Rank r has the chunks r, r + world_size, and so on. The last batch may be smaller and ranks may have
+    different numbers of batches, even none: sums over ranks belong after the pass.
+
+    Args:
+        dataset: The chunks.
+        batch_size: B, at most, per rank.
+        rank: This process, from 0.
+        world_size: Number of processes.
+        num_workers: Loader processes; 0 loads in this process.
+
+    Raises:
+        DataError: While iterating, when a chunk cannot be loaded.
+    """
+    share = range(rank, len(dataset), world_size)
+    batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
+    return _Batches(dataset, batches, num_workers=num_workers, pin_memory=False)
+
+
+class _Batches:
+    """A DataLoader whose workers' DataErrors arrive as they were raised.
+
+    Torch would wrap a worker's exception, and its one line for the user would become a traceback.
+    """
+
+    def __init__(
+        self, dataset: ChunkDataset, batches: Iterable[list[int]], *, num_workers: int, pin_memory: bool
+    ) -> None:
+        self._loader = DataLoader(
+            _BatchFetcher(dataset),
+            batch_sampler=batches,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=_as_is,
+            pin_memory=pin_memory,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class _BatchFetcher(Dataset[Batch]):
+    """Hands a DataLoader whole batches, or the error in place of one."""
+
+    def __init__(self, dataset: ChunkDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> Batch | DataError:
+        # Torch's fetcher prefers this method, which sees all indices of a batch at once.
+        try:
+            return self.dataset.batch(indices)
+        except DataError as error:
+            return error
+
+
+def _as_is(batch: Batch | DataError) -> Batch | DataError:
+    return batch

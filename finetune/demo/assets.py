@@ -1,0 +1,200 @@
+"""Makes recordings, tokenizer and models of the demo, once."""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.demo.codebooks import demand_even_use
+from finetune.demo.codec import fit_codec, measure_codec
+from finetune.demo.dialogues import make_dialogue
+from finetune.demo.espeak import find_espeak
+from finetune.demo.recording import Job, draw_user_voice, render_all
+from finetune.demo.repository import TOKENIZER_NAME, open_repository, write_repository
+from finetune.demo.tiny_mimi import NUM_BINS, tiny_mimi_config
+from finetune.demo.tiny_moshi import make_tiny_moshi, tiny_moshi_config
+from finetune.demo.tokenizer import VOCAB_SIZE, write_tokenizer
+from finetune.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_MARKER_NAME = "demo.json"
+_FORMAT = 1  # raise it when the same settings make other files
+_MAX_MINUTES = 30.0
+
+
+@dataclass(frozen=True)
+class DemoAssets:
+    """Where the demo's files are, and what they are like.
+
+    Attributes:
+        out_dir: everything is below it.
+        settings: the arguments that the files were made with.
+        report: `seconds` per part, `audio_hours`, `vocabulary`, `max_entropy_bits` and `codebooks`, a list
+            of the used entries and the entropy in bits on speech.
+        reused: true if the files existed before.
+    """
+
+    out_dir: Path
+    settings: dict[str, Any]
+    report: dict[str, Any] = field(repr=False)
+    reused: bool
+
+    @property
+    def train_jsonl(self) -> Path:
+        """The manifest of the dialogues to train on."""
+        return self.out_dir / "data" / "train.jsonl"
+
+    @property
+    def eval_jsonl(self) -> Path:
+        """The manifest of the held-out dialogues."""
+        return self.out_dir / "data" / "eval.jsonl"
+
+    @property
+    def model_dir(self) -> Path:
+        """The model repository: configurations, weights and tokenizer."""
+        return self.out_dir / "model"
+
+
+def make_demo_assets(
+    out_dir: Path, *, num_train: int, num_eval: int, minutes: float, seed: int
+) -> DemoAssets:
+    """Makes the demo's files, or finds them complete and made with the same arguments.
+
+    The files are made in a directory beside `out_dir` that takes its place at the end, so what is there is
+    always complete. Assets of other settings are replaced.
+
+    Args:
+        out_dir: the directory to make.
+        num_train: number of dialogues to train on.
+        num_eval: number of held-out dialogues.
+        minutes: length of each dialogue; they come out some seconds longer or shorter.
+        seed: the same arguments give the same files.
+
+    Raises:
+        UserError: an argument is out of range, `out_dir` holds something else, espeak-ng is missing, or
+            the codec uses its codebooks too unevenly.
+    """
+    settings = _check_settings(num_train, num_eval, minutes, seed)
+    out_dir = Path(out_dir).absolute()
+    if (found := find_demo_assets(out_dir)) and found.settings == settings:
+        return found
+    if out_dir.exists() and not (out_dir / _MARKER_NAME).exists() and any(_list_dir(out_dir)):
+        raise UserError(
+            f"{out_dir} exists and was not made by the demo: remove it or name another directory."
+        )
+    find_espeak()
+    partial_dir = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
+    partial_dir.mkdir(parents=True)
+    try:
+        report = _build(partial_dir, settings)
+        _write_marker(partial_dir, settings, report)
+        if out_dir.exists():
+            logger.info("replacing %s, which was made with other settings or is incomplete", out_dir)
+            shutil.rmtree(out_dir)
+        partial_dir.rename(out_dir)
+    finally:
+        shutil.rmtree(partial_dir, ignore_errors=True)
+    return DemoAssets(out_dir, settings, report, reused=False)
+
+
+def find_demo_assets(out_dir: Path) -> DemoAssets | None:
+    """Returns the assets in a directory, whatever their settings, or None if there are no complete ones."""
+    try:
+        marker = json.loads((out_dir / _MARKER_NAME).read_text())
+        sizes = {name: (out_dir / name).stat().st_size for name in marker["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if sizes != marker["files"]:
+        return None
+    return DemoAssets(out_dir, marker["settings"], marker["report"], reused=True)
+
+
+def _check_settings(num_train: int, num_eval: int, minutes: float, seed: int) -> dict[str, Any]:
+    for name, count in (("num_train", num_train), ("num_eval", num_eval)):
+        if count < 1:
+            raise UserError(f"{name} is {count}, it must be at least 1.")
+    if not 0 < minutes <= _MAX_MINUTES:
+        raise UserError(f"minutes is {minutes}, it must be more than 0 and at most {_MAX_MINUTES:g}.")
+    if seed < 0:
+        raise UserError(f"seed is {seed}, it must not be negative.")
+    return {
+        "format": _FORMAT,
+        "num_train": num_train,
+        "num_eval": num_eval,
+        "minutes": float(minutes),
+        "seed": seed,
+    }
+
+
+def _build(out_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Makes all files below `out_dir` and returns the report."""
+    seconds: dict[str, float] = {}
+    seed, model_dir = settings["seed"], out_dir / "model"
+    with _timed(seconds, "speech"):
+        splits = {split: _make_split(out_dir / "data", split, settings) for split in ("train", "eval")}
+    with _timed(seconds, "tokenizer"):
+        model_dir.mkdir()
+        write_tokenizer(model_dir / TOKENIZER_NAME, seed=seed)
+    with _timed(seconds, "codec"):
+        train_wavs = [out_dir / "data" / entry["path"] for entry in splits["train"]]
+        mimi = fit_codec(train_wavs, seed=seed)
+    with _timed(seconds, "moshi"):
+        lm_config = tiny_moshi_config(text_card=VOCAB_SIZE, card=NUM_BINS)
+        lm = make_tiny_moshi(lm_config, seed=seed)
+        write_repository(model_dir, lm=lm, lm_config=lm_config, mimi=mimi, mimi_config=tiny_mimi_config())
+    with _timed(seconds, "check"):
+        # From the files, so that it holds for what others will load.
+        uses = measure_codec(open_repository(model_dir).get_mimi(), train_wavs)
+        demand_even_use(uses, num_bins=NUM_BINS)
+    durations_sec = [entry["duration"] for entries in splits.values() for entry in entries]
+    return {
+        "seconds": seconds,
+        "audio_hours": sum(durations_sec) / 3600,
+        "vocabulary": VOCAB_SIZE,
+        "max_entropy_bits": float(NUM_BINS.bit_length() - 1),
+        "codebooks": [use._asdict() for use in uses],
+    }
+
+
+def _make_split(data_dir: Path, split: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Makes the recordings of `train` or `eval` and their manifest; returns its entries."""
+    (data_dir / split).mkdir(parents=True)
+    jobs = []
+    for index in range(settings[f"num_{split}"]):
+        seed = f"{settings['seed']}/{split}/{index}"
+        turns = make_dialogue(seed, duration_sec=60 * settings["minutes"])
+        jobs.append(Job(turns, draw_user_voice(seed), data_dir / split / f"dialogue_{index:03d}.wav"))
+    entries = [
+        {"path": f"{split}/{job.wav_path.name}", "duration": duration_sec}
+        for job, duration_sec in zip(jobs, render_all(jobs), strict=True)
+    ]
+    lines = [json.dumps(entry) + "\n" for entry in entries]
+    (data_dir / f"{split}.jsonl").write_text("".join(lines))
+    return entries
+
+
+def _write_marker(out_dir: Path, settings: dict[str, Any], report: dict[str, Any]) -> None:
+    files = sorted(path for path in out_dir.rglob("*") if path.is_file())
+    sizes = {path.relative_to(out_dir).as_posix(): path.stat().st_size for path in files}
+    marker = {"settings": settings, "report": report, "files": sizes}
+    (out_dir / _MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n")
+
+
+def _list_dir(path: Path) -> Iterator[Path]:
+    if not path.is_dir():
+        raise UserError(f"{path} is a file: remove it or name another directory.")
+    return path.iterdir()
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[part] = round(time.perf_counter() - start, 2)

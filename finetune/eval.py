@@ -1,0 +1,95 @@
+"""Evaluation on held-out chunks: text and audio loss apart, and true perplexities."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from moshi.models.lm import LMModel
+from torch import Tensor
+
+from finetune.args import TrainArgs
+from finetune.data.dataset import Batch
+from finetune.distributed import all_reduce_sum
+from finetune.loss import LossSums, LossWeights, loss_sums, loss_weights
+from finetune.unigram import UnigramModel
+from finetune.wrapped_model import autocast
+
+
+class LossAverage:
+    """Sums of losses and weights over batches and processes, divided once at the end."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, sums: LossSums, weights: LossWeights) -> None:
+        """Add one batch."""
+        row = torch.cat(
+            [
+                torch.stack(
+                    [sums.text.detach(), sums.audio.detach(), sums.text_nll, sums.text_count]
+                ).double(),
+                weights.totals().double(),
+                sums.audio_nll.double(),
+                sums.audio_count.double(),
+            ]
+        )
+        self._sums = row if self._sums is None else self._sums + row
+
+    def result(self, num_codebooks: int, device: torch.device) -> dict[str, float]:
+        """Means over everything added, in all processes.
+
+        Returns:
+            `text_loss` and `audio_loss` (weighted as in training, nats), `loss` (their sum),
+            `text_perplexity` and `audio_perplexity` (exp of the plain mean), and the plain audio loss of
+            the semantic codebook and of the acoustic ones.
+        """
+        sums = self._sums
+        if sums is None:
+            sums = torch.zeros(6 + 2 * num_codebooks, dtype=torch.float64, device=device)
+        text, audio, text_nll, text_count, text_weight, audio_weight, *rest = all_reduce_sum(sums).tolist()
+        audio_nll, audio_count = rest[:num_codebooks], rest[num_codebooks:]
+        text_loss, audio_loss = _ratio(text, text_weight), _ratio(audio, audio_weight)
+        return {
+            "loss": text_loss + audio_loss,
+            "text_loss": text_loss,
+            "audio_loss": audio_loss,
+            "text_perplexity": math.exp(_ratio(text_nll, text_count)),
+            "audio_perplexity": math.exp(_ratio(sum(audio_nll), sum(audio_count))),
+            "semantic_loss": _ratio(audio_nll[0], audio_count[0]),
+            "acoustic_loss": _ratio(sum(audio_nll[1:]), sum(audio_count[1:])),
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    model: LMModel, loader: Iterable[Batch], args: TrainArgs, *, device: torch.device
+) -> dict[str, float]:
+    """Losses of the model over a loader, see `LossAverage.result`. Leaves the model in training mode."""
+    model.eval()
+    average = LossAverage()
+    try:
+        for batch in loader:
+            codes = batch.codes.to(device, non_blocking=True)
+            weights = loss_weights(codes, model, args)
+            with autocast(args, device):
+                output = model(codes)
+            average.add(loss_sums(output, codes, weights, model), weights)
+    finally:
+        model.train()
+    return average.result(model.dep_q, device)
+
+
+def evaluate_unigram(
+    unigram: UnigramModel, loader: Iterable[Batch], model: LMModel, args: TrainArgs
+) -> dict[str, float]:
+    """The same losses for a model that knows token frequencies only."""
+    average = LossAverage()
+    for batch in loader:
+        weights = loss_weights(batch.codes, model, args)
+        average.add(loss_sums(unigram.output(batch.codes), batch.codes, weights, model), weights)
+    return average.result(model.dep_q, torch.device("cpu"))
+
+
+def _ratio(value: float, weight: float) -> float:
+    # No target at all: there is no such loss, which is not the same as a loss of 0.
+    return value / weight if weight > 0 else math.nan

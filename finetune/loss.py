@@ -1,0 +1,102 @@
+"""The one loss of training and evaluation: weighted cross-entropy of text and audio, kept apart.
+
+Shapes: B batch rows, T frames, K audio codebooks that Moshi predicts (dep_q).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from moshi.models.lm import LMModel, LMOutput
+from torch import Tensor
+
+from finetune.args import TrainArgs
+
+
+class LossWeights(NamedTuple):
+    """Which targets there are, and the weight of each in its loss (0 where there is none)."""
+
+    text: Tensor  # [B, 1, T]
+    audio: Tensor  # [B, K, T]
+    text_valid: Tensor  # [B, 1, T], bool
+    audio_valid: Tensor  # [B, K, T], bool
+
+    def totals(self) -> Tensor:
+        """Sum of the text weights and of the audio weights, `[2]`."""
+        return torch.stack([self.text.sum(), self.audio.sum()])
+
+
+class LossSums(NamedTuple):
+    """Sums over targets; divided by the matching totals they are means."""
+
+    text: Tensor  # weighted, scalar
+    audio: Tensor  # weighted, scalar
+    text_nll: Tensor  # plain, scalar, nats
+    text_count: Tensor
+    audio_nll: Tensor  # plain, per codebook, [K], nats
+    audio_count: Tensor  # [K]
+
+
+def audio_targets(codes: Tensor, model: LMModel) -> Tensor:
+    """The codebooks that Moshi predicts, `[B, K, T]`, of codes `[B, 1 + n_q, T]`."""
+    return codes[:, model.audio_offset : model.audio_offset + model.dep_q]
+
+
+def loss_weights(codes: Tensor, model: LMModel, args: TrainArgs) -> LossWeights:
+    """Weights of the targets, known from the codes alone.
+
+    A codebook delayed by d frames is never predicted in the last d frames of a chunk, and zero tokens
+    (padding) are no targets.
+
+    Args:
+        codes: `[B, 1 + n_q, T]`, text first.
+    """
+    text, audio = codes[:, : model.audio_offset], audio_targets(codes, model)
+    text_valid, audio_valid = text != model.zero_token_id, audio != model.zero_token_id
+    delays = model.delays[: model.audio_offset + model.dep_q]
+    for row, delay in zip((text_valid[:, 0], *audio_valid.unbind(1)), delays, strict=True):
+        if delay:
+            row[:, -delay:] = False
+    text_weights, audio_weights = text_valid.float(), audio_valid.float()
+    for token in (model.text_padding_token_id, model.end_of_text_padding_id):
+        text_weights[text == token] *= args.text_padding_weight
+    audio_weights[:, 0] *= args.first_codebook_weight_multiplier
+    return LossWeights(text_weights, audio_weights, text_valid, audio_valid)
+
+
+def loss_sums(output: LMOutput, codes: Tensor, weights: LossWeights, model: LMModel) -> LossSums:
+    """Cross-entropy sums of a forward pass.
+
+    Args:
+        output: logits aligned with the codes; they may hold NaN where there is no target.
+        codes: `[B, 1 + n_q, T]`.
+        weights: of `loss_weights`.
+    """
+    text_losses = _token_losses(output.text_logits, codes[:, : model.audio_offset], weights.text_valid)
+    audio_losses = _token_losses(output.logits, audio_targets(codes, model), weights.audio_valid)
+    return LossSums(
+        (text_losses * weights.text).sum(),
+        (audio_losses * weights.audio).sum(),
+        text_losses.detach().sum(),
+        weights.text_valid.sum(),
+        audio_losses.detach().sum((0, 2)),
+        weights.audio_valid.sum((0, 2)),
+    )
+
+
+def total_loss(sums: LossSums, totals: Tensor) -> Tensor:
+    """Mean text loss plus mean audio loss.
+
+    Args:
+        totals: `[2]`, the weights' totals over everything that makes one step (all micro-batches and
+            processes), so that the loss does not depend on how the step is cut up.
+    """
+    totals = totals.clamp(min=1e-12)
+    return sums.text / totals[0] + sums.audio / totals[1]
+
+
+def _token_losses(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    losses = F.cross_entropy(
+        logits.flatten(0, 2).float(), torch.where(valid, targets, 0).flatten(), reduction="none"
+    )
+    return torch.where(valid, losses.view_as(valid), 0)

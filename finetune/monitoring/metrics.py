@@ -1,0 +1,112 @@
+"""The one place that writes metrics: metrics.jsonl, TensorBoard and Weights & Biases."""
+
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+from types import TracebackType
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from finetune.args import TrainArgs
+from finetune.distributed import is_main
+from finetune.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Writes records of numbers; does nothing in processes other than the main one.
+
+    Args:
+        run_dir: `metrics.jsonl` and the TensorBoard folder `tb` go here.
+        args: the configuration of the run, for W&B.
+
+    Raises:
+        ConfigError: W&B is configured but not installed.
+    """
+
+    def __init__(self, run_dir: Path, args: TrainArgs) -> None:
+        self._active = is_main()
+        self._wandb = None
+        if not self._active:
+            return
+        self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(run_dir / "tb"))
+        if args.wandb.project is not None:
+            self._wandb = _start_wandb(run_dir, args)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._active:
+            return
+        self._file.close()
+        self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
+
+    def write(self, split: str, step: int, values: dict[str, float]) -> None:
+        """Write one record.
+
+        Args:
+            split: `train` or `eval`.
+            step: optimiser steps done.
+            values: finite or not, by metric name.
+        """
+        if not self._active:
+            return
+        # NaN is no JSON: a value that does not exist is null, and a reader sees that.
+        record = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"split": split, "step": step, **record}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        if self._wandb is not None:
+            self._wandb.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+
+    def write_audio(self, name: str, step: int, audio: Tensor, sample_rate: int) -> None:
+        """Write a sound, `[channels, samples]`, to TensorBoard (its first channel) and W&B."""
+        if not self._active:
+            return
+        self._tensorboard.add_audio(name, audio[:1], step, sample_rate=sample_rate)
+        if self._wandb is not None:
+            import wandb
+
+            sound = wandb.Audio(audio.T.numpy(), sample_rate=sample_rate)
+            self._wandb.log({name: sound}, step=step)
+
+
+def read_metrics(run_dir: Path, split: str) -> list[dict[str, float | None]]:
+    """The records of one split of a run, in order."""
+    lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if record["split"] == split]
+
+
+def _start_wandb(run_dir: Path, args: TrainArgs):
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "wandb.project: Weights & Biases is not installed: pip install 'moshi-ttt[wandb]', or set it to null."
+        ) from None
+    if args.wandb.key is not None:
+        wandb.login(key=args.wandb.key)
+    if args.wandb.offline:
+        logger.info("W&B writes offline; upload with: wandb sync %s", run_dir / "wandb" / "offline-run-*")
+    config = dataclasses.asdict(args)
+    config["wandb"]["key"] = None
+    return wandb.init(
+        project=args.wandb.project,
+        name=args.wandb.run_name or run_dir.name,
+        dir=str(run_dir),
+        mode="offline" if args.wandb.offline else "online",
+        config=config,
+    )

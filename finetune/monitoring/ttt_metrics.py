@@ -1,0 +1,132 @@
+"""What the TTT layers do: gates, inner losses, fast weights.
+
+Shapes: B batch rows, H heads, T frames.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from moshi.models.lm import LMModel
+from torch import Tensor
+
+from moshi_ttt.hybrid_model import ttt_layers
+from moshi_ttt.ops import inner_losses
+from moshi_ttt.ttt_layer import TTTLayer, TTTRecord
+
+
+class GateMonitor:
+    """Gates of a model and how far they have moved since it was built.
+
+    Args:
+        model: a patched model at its start.
+    """
+
+    def __init__(self, model: LMModel) -> None:
+        self._gates = {
+            index: model.transformer.layers[index].forward_ssm_gating.gating_alpha
+            for index in ttt_layers(model)
+        }
+        self._start = {index: gate.detach().clone() for index, gate in self._gates.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """`ttt_alpha` (mean tanh alpha), `ttt_raw` (mean alpha) and `ttt_delta` (mean |alpha - start|).
+
+        Over all layers, and for each layer as `ttt_alpha/layer_<i>`, there with `_min` and `_max` of
+        tanh alpha too. Read from the float32 masters.
+        """
+        per_layer: dict[str, float] = {}
+        overall: dict[str, list[float]] = {"ttt_alpha": [], "ttt_raw": [], "ttt_delta": []}
+        for index, gate in self._gates.items():
+            alpha = gate.detach().float()
+            opened = torch.tanh(alpha)
+            delta = (alpha - self._start[index].float()).abs().mean()
+            values = torch.stack([opened.mean(), alpha.mean(), delta, opened.min(), opened.max()]).tolist()
+            for name, value in zip(overall, values, strict=False):
+                overall[name].append(value)
+                per_layer[f"{name}/layer_{index}"] = value
+            per_layer[f"ttt_alpha_min/layer_{index}"] = values[3]
+            per_layer[f"ttt_alpha_max/layer_{index}"] = values[4]
+        means = {name: sum(values) / len(values) for name, values in overall.items() if values}
+        return means | per_layer
+
+
+class InnerLoopRecorder:
+    """Inner losses and fast-weight norms of the forward passes made while it records."""
+
+    def __init__(self, model: LMModel) -> None:
+        self._layers = ttt_layers(model)
+        self._losses: dict[int, Tensor] = {}  # layer: [3, T], at W0, before and after the own step
+        self._norms: dict[int, tuple[float, float]] = {}
+        self._finite: dict[int, bool] = {}
+
+    @contextmanager
+    def recording(self, enabled: bool = True) -> Iterator[None]:
+        """Record the forward passes inside, the last one counts."""
+        if enabled:
+            for index, layer in self._layers.items():
+                layer.recorder = lambda record, i=index, l=layer: self._record(i, l, record)
+        try:
+            yield
+        finally:
+            for layer in self._layers.values():
+                layer.recorder = None
+
+    def metrics(self) -> dict[str, float]:
+        """`inner_loss_before`, `inner_loss_after`, `fast_weight_norm`, `fast_weight_change` per layer.
+
+        Losses are means over rows, heads and frames, just before and just after each frame's own step;
+        the norm is that of the fast weights after the last frame, the change is relative to `W0`.
+        """
+        values = {}
+        for index, losses in self._losses.items():
+            _, before, after = losses.mean(1).tolist()
+            norm, change = self._norms[index]
+            values[f"inner_loss_before/layer_{index}"] = before
+            values[f"inner_loss_after/layer_{index}"] = after
+            values[f"fast_weight_norm/layer_{index}"] = norm
+            values[f"fast_weight_change/layer_{index}"] = change
+        return values
+
+    def trajectories(self) -> dict[int, Tensor]:
+        """Inner losses per layer and frame, `[3, T]`: at `W0`, before and after the frame's own step."""
+        return dict(self._losses)
+
+    def layers_not_finite(self) -> list[int]:
+        """Layers whose fast weights or update were not finite in the last recorded pass."""
+        return [index for index, finite in self._finite.items() if not finite]
+
+    @torch.no_grad()
+    def _record(self, index: int, layer: TTTLayer, record: TTTRecord) -> None:
+        config, inputs, state = layer.config, record.inputs, record.state
+        losses = inner_losses(
+            inputs.k,
+            inputs.v,
+            inputs.eta,
+            list(layer.weights),
+            list(layer.biases),
+            layer.ttt_norm_weight,
+            layer.ttt_norm_bias,
+            mini_batch_size=config.mini_batch_size,
+            eps=config.eps,
+            inner_grad_clip=config.inner_grad_clip,
+            state_decay=config.state_decay,
+        )
+        self._losses[index] = torch.stack([_mean_over_rows(loss, record.token_mask) for loss in losses]).cpu()
+        now = torch.stack([w.square().sum((1, 2, 3)) for w in state.weights]).sum(0).sqrt()
+        change = torch.stack(
+            [(w - w0).square().sum((1, 2, 3)) for w, w0 in zip(state.weights, layer.weights, strict=True)]
+        )
+        start = torch.stack([w0.float().square().sum() for w0 in layer.weights]).sum().sqrt()
+        norms = torch.stack([now.mean(), change.sum(0).sqrt().mean() / start])
+        finite = norms.isfinite().all() & record.update.isfinite().all()
+        self._norms[index] = tuple(norms.tolist())  # type: ignore[assignment]
+        self._finite[index] = bool(finite)
+
+
+def _mean_over_rows(losses: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over rows and heads of `[B, H, T]`, padded frames left out; `[T]`, NaN where all are padded."""
+    per_row = losses.mean(1)
+    if mask is None:
+        return per_row.mean(0)
+    return torch.where(mask, per_row, torch.nan).nanmean(0)

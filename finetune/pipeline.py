@@ -1,0 +1,128 @@
+"""From the `data:` section to loaders: manifests, encoded audio, chunks."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import torch
+from moshi.models import MimiModel
+from moshi.models.lm import LMModel
+from moshi.models.loaders import CheckpointInfo
+from safetensors import SafetensorError
+
+from finetune.args import TrainArgs
+from finetune.data.alignments import load_alignments
+from finetune.data.chunks import build_index
+from finetune.data.code_cache import CodeCache
+from finetune.data.dataset import ChunkDataset
+from finetune.data.manifest import Recording, load_manifest
+from finetune.distributed import barrier, get_rank, get_world_size, is_main
+from finetune.errors import CheckpointError, ConfigError
+from finetune.summary import FRAME_RATE, chunk_frames
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """The checked recordings of a run."""
+
+    train: list[Recording]
+    eval: list[Recording]
+
+
+def load_recordings(args: TrainArgs) -> Recordings:
+    """Read and check the manifests and all word timings; no audio yet.
+
+    Raises:
+        ConfigError: a key is not set.
+        DataError: a manifest, or what it names, cannot be used.
+    """
+    if not args.data.train_data:
+        raise ConfigError("data.train_data: not set; give a manifest (.jsonl) or a folder of manifests.")
+    if args.do_eval and not args.data.eval_data:
+        raise ConfigError(
+            "data.eval_data: not set, but do_eval is true; give a manifest or set do_eval: false."
+        )
+    train = load_manifest(args.data.train_data, key="data.train_data")
+    evaluation = load_manifest(args.data.eval_data, key="data.eval_data") if args.do_eval else []
+    for recording in (*train, *evaluation):
+        load_alignments(recording.alignment_path)
+    return Recordings(train, evaluation)
+
+
+def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
+    """The Mimi codec, frozen.
+
+    Raises:
+        CheckpointError: its weights are unreadable or do not fit its configuration.
+    """
+    try:
+        return info.get_mimi(device=device).requires_grad_(False)
+    except (RuntimeError, SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{info.mimi_weights}: cannot be loaded as Mimi: {reason}") from None
+
+
+def load_tokenizer(info: CheckpointInfo) -> sentencepiece.SentencePieceProcessor:
+    """The text tokenizer.
+
+    Raises:
+        CheckpointError: the file is not a sentencepiece model.
+    """
+    try:
+        return info.get_text_tokenizer()
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"{info.tokenizer}: not a sentencepiece model: {error}") from None
+
+
+def build_datasets(
+    args: TrainArgs, recordings: Recordings, info: CheckpointInfo, model: LMModel, mimi: MimiModel
+) -> tuple[ChunkDataset, ChunkDataset | None]:
+    """Encode what is not in the code cache, and cut everything into chunks.
+
+    Every process encodes its share; all of them wait for each other.
+
+    Returns:
+        The training chunks, and the evaluation chunks when `do_eval`.
+
+    Raises:
+        DataError: a recording cannot be used.
+    """
+    assert mimi.frame_rate == FRAME_RATE
+    cache = CodeCache(
+        mimi_weights=Path(info.mimi_weights),
+        mimi_config=info.mimi_config,
+        num_codebooks=mimi.num_codebooks,
+        cache_dir=None if args.data.cache_dir is None else Path(args.data.cache_dir),
+    )
+    everything = [*recordings.train, *recordings.eval]
+    missing = len(cache.missing(everything))
+    if missing:
+        logger.info("Encoding %d of %d recordings with Mimi, once.", missing, len(everything))
+    else:
+        logger.info("All %d recordings are encoded already.", len(everything))
+    barrier()
+    cache.fill(everything, mimi, rank=get_rank(), world_size=get_world_size(), progress=is_main())
+    barrier()
+    tokenizer = load_tokenizer(info)
+
+    def dataset(part: list[Recording], name: str) -> ChunkDataset:
+        frames = [cache.num_frames(recording) for recording in part]
+        chunks = build_index(frames, chunk_frames=chunk_frames(args))
+        hours = sum(frames) / FRAME_RATE / 3600
+        logger.info("%s: %d recordings, %.2f h, %d chunks.", name, len(part), hours, len(chunks))
+        return ChunkDataset(
+            part,
+            chunks,
+            cache,
+            chunk_frames=chunk_frames(args),
+            frame_rate=FRAME_RATE,
+            tokenizer=tokenizer,
+            text_padding_id=model.text_padding_token_id,
+            end_of_text_padding_id=model.end_of_text_padding_id,
+        )
+
+    train = dataset(recordings.train, "Training data")
+    return train, dataset(recordings.eval, "Evaluation data") if args.do_eval else None

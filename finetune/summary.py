@@ -1,0 +1,106 @@
+"""What a run is about to do, in the lines printed at its start and by --dry-run."""
+
+from collections.abc import Sequence
+
+from moshi.models.lm import LMModel
+
+from finetune.args import TrainArgs
+from finetune.optim import outer_learning_rates
+from finetune.ttt_integration import attention_windows
+from finetune.ttt_utils import get_parameter_groups, is_ttt_parameter
+from moshi_ttt.hybrid_model import ttt_layers
+
+FRAME_RATE = 12.5  # of Mimi, frames per second
+
+
+def model_summary(model: LMModel, args: TrainArgs) -> list[str]:
+    """Parameters, groups with their outer rates, patched layers, attention windows, chunk, warm-up."""
+    return [
+        *_parameter_lines(model, args),
+        *_layer_lines(model, args),
+        _chunk_line(args),
+        f"Steps: {args.max_steps}, of which {round(args.optim.pct_start * args.max_steps)} warm up "
+        f"({args.optim.pct_start:.0%}); batch {args.batch_size} x {args.num_microbatches} micro-batches "
+        "per process.",
+    ]
+
+
+def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
+    added = {"lora_A", "lora_B"}
+    base = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not is_ttt_parameter(name) and added.isdisjoint(name.split("."))
+    )
+    total = sum(parameter.numel() for parameter in model.parameters())
+    groups = get_parameter_groups(model, args)
+    trainable = sum(parameter.numel() for group in groups.values() for parameter in group)
+    lines = [
+        f"Parameters: {total:,} in all, {base:,} of the base model, {trainable:,} trainable "
+        f"({trainable / total:.2%}).",
+        "Trainable parameters by group, with their peak outer learning rates:",
+    ]
+    rates = outer_learning_rates(args)
+    for name, parameters in groups.items():
+        count = sum(parameter.numel() for parameter in parameters)
+        rate = rates[name]
+        lines.append(f"  {name}: {count:,} params, lr={rate:.2e} ({rate / args.optim.lr:g}x base)")
+    return lines
+
+
+def _layer_lines(model: LMModel, args: TrainArgs) -> list[str]:
+    patched = sorted(ttt_layers(model))
+    windows = attention_windows(model)
+    if not args.ttt.enable:
+        return ["TTT: off (ttt.enable: false), stock Moshi layers and attention windows."]
+    lines = []
+    if patched:
+        config = ttt_layers(model)[patched[0]].config
+        dims = " -> ".join(map(str, config.inner_dims(config.head_dim)))
+        lines.append(
+            f"TTT: layers {_ranges(patched)} of {len(windows)}; inner MLP {dims} per head, "
+            f"base_lr {args.ttt.base_lr:g}, mini-batches of {args.ttt.mini_batch_size}, "
+            f"{'causal' if args.ttt.causal else 'NOT causal (leaks the future)'}."
+        )
+        if args.ttt.persistent_states:
+            lines.append(
+                "TTT memory: every chunk starts at W0 (carrying it across the chunks of a recording, "
+                "ttt.persistent_states, is not implemented for training yet)."
+            )
+        else:
+            lines.append("TTT memory: every chunk starts at W0 (ttt.persistent_states: false).")
+    else:
+        lines.append("TTT: ttt.layers is none, this run is the baseline without TTT layers.")
+    for frames in sorted({w for w in windows if w is not None}):
+        layers = [index for index, window in enumerate(windows) if window == frames]
+        lines.append(
+            f"Attention window: {frames:,} frames ({frames / FRAME_RATE:g} s) in {len(layers)} layers "
+            f"({_ranges(layers)})."
+        )
+    return lines
+
+
+def _chunk_line(args: TrainArgs) -> str:
+    frames = chunk_frames(args)
+    line = f"Chunks: {args.duration_sec:g} s = {frames:,} frames"
+    if not args.ttt.enable:
+        return f"{line}."
+    full, rest = divmod(frames, args.ttt.mini_batch_size)
+    remainder = f" and one of {rest}" if rest else ""
+    return f"{line} = {full:,} mini-batches of {args.ttt.mini_batch_size}{remainder}."
+
+
+def chunk_frames(args: TrainArgs) -> int:
+    """Frames of a chunk: duration_sec at 12.5 frames a second, rounded up."""
+    return -int(-args.duration_sec * FRAME_RATE // 1)
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """`[1, 2, 3, 7]` as `1-3, 7`."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,58 @@
+"""TTT layers and attention windows into a Moshi model, as the configuration says."""
+
+from moshi.models.lm import LMModel
+from pydantic import ValidationError
+
+from finetune.args import TTTArgs
+from finetune.errors import ConfigError
+from moshi_ttt.hybrid_model import patch_lm_model, ttt_layers
+
+
+def apply_ttt_to_model(lm_model: LMModel, ttt_args: TTTArgs) -> list[int]:
+    """Add TTT layers to the chosen layers of a Moshi model and set the attention windows, in place.
+
+    The new modules follow the device and dtype of their layer (the meta device too). With
+    `ttt_args.enable` false nothing changes.
+
+    Args:
+        lm_model: a Moshi model that has never streamed.
+        ttt_args: the `ttt:` section.
+
+    Returns:
+        Indices of the layers that have TTT now, sorted.
+
+    Raises:
+        ConfigError: a layer does not exist, the widths do not fit, or a window would apply to no layer.
+        ValueError: the model has streamed before or is patched already.
+    """
+    if not ttt_args.enable:
+        return []
+    try:
+        indices = ttt_args.layer_indices(len(lm_model.transformer.layers))
+        num_heads = lm_model.transformer.layers[0].self_attn.num_heads
+        config = ttt_args.to_config(model_dim=lm_model.dim, num_heads=num_heads)
+    except ValidationError as error:
+        raise ConfigError(f"ttt: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    windows = {
+        "ttt_layer_context": (ttt_args.ttt_layer_context, indices),
+        "non_ttt_layer_context": (
+            ttt_args.non_ttt_layer_context,
+            [i for i in range(len(lm_model.transformer.layers)) if i not in indices],
+        ),
+    }
+    for key, (context_frames, layers) in windows.items():
+        if context_frames is not None and not layers:
+            raise ConfigError(f"ttt.{key}: {context_frames} would apply to no layer; set it to null.")
+    patch_lm_model(lm_model, indices, config)
+    for context_frames, layers in windows.values():
+        for index in layers if context_frames is not None else ():
+            lm_model.transformer.layers[index].self_attn.context = context_frames
+    assert sorted(ttt_layers(lm_model)) == indices
+    return indices
+
+
+def attention_windows(lm_model: LMModel) -> list[int | None]:
+    """The attention window of each transformer layer in frames, read from the attention modules."""
+    return [layer.self_attn.context for layer in lm_model.transformer.layers]

@@ -1,0 +1,105 @@
+"""The model that trains: base weights, LoRA, TTT, what is frozen, and which dtype it has."""
+
+import logging
+import math
+
+import torch
+from moshi.models.lm import LMModel
+from moshi.models.lm_utils import ScaledEmbedding
+from moshi.models.loaders import CheckpointInfo, get_moshi_lm
+from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
+from safetensors import SafetensorError
+from torch import nn
+
+from finetune.args import LoraArgs, TrainArgs
+from finetune.errors import CheckpointError
+from finetune.ttt_integration import apply_ttt_to_model
+from finetune.ttt_utils import is_ttt_parameter
+from moshi_ttt.ssm_gating import SSMGating
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(args: TrainArgs, info: CheckpointInfo, *, device: torch.device) -> LMModel:
+    """Base weights, then LoRA, TTT, freezing and dtypes, in the order that keeps Moshi's names.
+
+    Returns:
+        A model in training mode whose frozen weights have `args.param_dtype` and whose trainable weights
+        are float32 masters; run it under `autocast(args)` when param_dtype is bfloat16.
+
+    Raises:
+        CheckpointError: the weights do not fit the architecture.
+    """
+    dtype = torch.float32 if args.full_finetuning else getattr(torch, args.param_dtype)
+    overrides: dict[str, object] = {"gradient_checkpointing": args.gradient_checkpointing}
+    if info.lora_weights is None:
+        overrides["lora"] = False
+    try:
+        model = info.get_moshi(device=device, dtype=dtype, lm_kwargs_overrides=overrides, fuse_lora=True)
+    except (RuntimeError, SafetensorError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{info.moshi_weights}: cannot be loaded as this Moshi model: {reason}"
+        ) from None
+    return prepare_model(model, args)
+
+
+def build_meta_model(args: TrainArgs, lm_kwargs: dict) -> LMModel:
+    """The same model without weights, on the meta device."""
+    overrides = {"gradient_checkpointing": args.gradient_checkpointing, "lora": False}
+    dtype = torch.float32 if args.full_finetuning else getattr(torch, args.param_dtype)
+    with torch.device("meta"):
+        model = get_moshi_lm(None, lm_kwargs, device="meta", dtype=dtype, lm_kwargs_overrides=overrides)
+    return prepare_model(model, args)
+
+
+def prepare_model(model: LMModel, args: TrainArgs) -> LMModel:
+    """Add LoRA and TTT to a loaded base model, freeze the rest, make float32 masters."""
+    if args.lora.enable:
+        add_lora(model, args.lora)
+    apply_ttt_to_model(model, args.ttt)
+    set_trainable(model, args)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model.train()
+
+
+def add_lora(model: LMModel, args: LoraArgs) -> None:
+    """Wrap every linear layer in a LoRA adapter that starts as the identity.
+
+    Cross-attention keeps its plain linears: Moshi's own code slices their weights.
+    """
+    crossed = [layer for layer in model.transformer.layers if layer.cross_attention is not None]
+    kept = [layer.cross_attention for layer in crossed]
+    for layer in crossed:
+        layer.cross_attention = None
+    replace_all_linear_with_lora(model, args.rank, args.scaling, device="meta")
+    for layer, attention in zip(crossed, kept, strict=True):
+        layer.cross_attention = attention
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            weight = module.frozen_W.weight
+            for adapter in (module.lora_A, module.lora_B):
+                adapter.to_empty(device=weight.device)
+            nn.init.kaiming_uniform_(module.lora_A.weight, a=math.sqrt(5))
+            nn.init.zeros_(module.lora_B.weight)
+
+
+def set_trainable(model: LMModel, args: TrainArgs) -> None:
+    """Decide for every parameter whether it trains."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(args.full_finetuning or is_ttt_parameter(name))
+    for module in model.modules():
+        if isinstance(module, LoRALinear):
+            module.lora_A.requires_grad_(True)
+            module.lora_B.requires_grad_(True)
+        elif isinstance(module, ScaledEmbedding) and args.lora.enable and args.lora.ft_embed:
+            module.requires_grad_(True)
+        elif isinstance(module, SSMGating):
+            module.requires_grad_(module.trainable)
+
+
+def autocast(args: TrainArgs, device: torch.device) -> torch.autocast:
+    """The context in which the model computes: bfloat16 around float32 masters, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.param_dtype == "bfloat16")
