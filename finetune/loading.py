@@ -90,7 +90,7 @@ def load_exactly(model: LMModel, tensors: dict[str, Tensor], *, source: str) -> 
     for name, tensor in tensors.items():
         if tensor.shape != state[name].shape:
             raise CheckpointError(
-                f"{source}: {name} has shape {list(tensor.shape)}, this model needs {list(state[name].shape)}."
+                f"{source}: {name} has shape {list(tensor.shape)}, expected {list(state[name].shape)}."
             )
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -34,8 +34,8 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
         missing = [key for key, value in overrides.items() if value is None and key != "mimi_config_path"]
         if missing:
             raise CheckpointError(
-                "moshi_paths: without hf_repo_id all of moshi_path, mimi_path, tokenizer_path and config_path "
-                "must be given."
+                "moshi_paths: without hf_repo_id, moshi_path, mimi_path, tokenizer_path and config_path "
+                "must all be given."
             )
         repository = "local"
     elif Path(repository).is_dir():
@@ -145,5 +145,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _reject_ttt_exports(config: dict[str, Any] | None, source: str) -> None:
     if config is not None and "ttt" in config:
         raise CheckpointError(
-            f"moshi_paths: {source} is a checkpoint with TTT layers, not a base model; start from it with init_from."
+            f"moshi_paths: {source} is a checkpoint with TTT layers, not a base model; use init_from to start "
+            "from it."
         )

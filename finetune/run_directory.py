@@ -25,7 +25,7 @@ def check_run_dir(args: TrainArgs) -> None:
         raise ConfigError(f"run_dir: {path} is a file; give the folder that this run shall write.")
     if path.is_dir() and any(path.iterdir()) and not args.overwrite_run_dir:
         raise ConfigError(
-            f"run_dir: {path} exists already; choose another, or set overwrite_run_dir: true to have it renamed."
+            f"run_dir: {path} exists already; choose another, or set overwrite_run_dir: true to rename it."
         )
 
 

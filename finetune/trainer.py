@@ -236,7 +236,7 @@ class Trainer:
         losses = evaluate_unigram(unigram, self._eval_loader(), self.model, self.args)
         self.unigram = {f"unigram_{name}": losses[name] for name in ("text_loss", "audio_loss")}
         logger.info(
-            "Unigram losses on the evaluation data (what token frequencies alone reach): text %.3f, audio %.3f",
+            "Unigram losses on the evaluation data (token frequencies alone): text %.3f, audio %.3f",
             losses["text_loss"],
             losses["audio_loss"],
         )

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
             minutes=options.minutes,
             seed=options.seed,
         )
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(describe(assets))

@@ -85,12 +85,10 @@ def make_demo_assets(
     out_dir = Path(out_dir).absolute()
     if (found := find_demo_assets(out_dir)) and found.settings == settings:
         return found
-    if out_dir.exists() and not (out_dir / _MARKER_NAME).exists() and any(_list_dir(out_dir)):
-        raise UserError(
-            f"{out_dir} exists and was not made by the demo: remove it or name another directory."
-        )
+    _check_replaceable(out_dir)
     find_espeak()
     partial_dir = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial_dir, ignore_errors=True)  # of a killed process that had the same number
     partial_dir.mkdir(parents=True)
     try:
         report = _build(partial_dir, settings)
@@ -187,10 +185,14 @@ def _write_marker(out_dir: Path, settings: dict[str, Any], report: dict[str, Any
     (out_dir / _MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n")
 
 
-def _list_dir(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        raise UserError(f"{path} is a file: remove it or name another directory.")
-    return path.iterdir()
+def _check_replaceable(out_dir: Path) -> None:
+    """Raises UserError if there is anything but nothing, an empty directory or assets of the demo."""
+    if not out_dir.exists() or (out_dir / _MARKER_NAME).is_file():
+        return
+    if not out_dir.is_dir() or any(out_dir.iterdir()):
+        raise UserError(
+            f"{out_dir} exists and was not made by the demo: remove it or name another directory."
+        )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The demo's codec: a tiny Mimi that is fitted on recordings, and measured on them.
 
-T frames, D latent dimensions, K codebooks.
+T frames, N frames with speech, D latent dimensions.
 """
 
 import json
@@ -21,6 +21,8 @@ from finetune.demo.tiny_mimi import encode_latents, make_tiny_mimi
 _FRAME_SAMPLES = 1920
 _USED_SEC = 60.0  # of each recording; more audio changes the codebooks little
 _SETUP_SEC = 30.0  # of speech, to set up the encoder
+_ENOUGH_FRAMES = 4096  # to fit codebooks of 64 entries that do not memorise single frames
+_MAX_SHIFTS = 8
 
 
 def fit_codec(wav_paths: Sequence[Path], *, seed: int) -> MimiModel:
@@ -30,8 +32,7 @@ def fit_codec(wav_paths: Sequence[Path], *, seed: int) -> MimiModel:
         UserError: the recordings contain too little speech.
     """
     mimi = make_tiny_mimi(_gather_speech(wav_paths), seed=seed)
-    latents = [encode_latents(mimi, audio)[mask] for audio, mask in _read_all(wav_paths)]
-    fit_codebooks(mimi, torch.cat(latents), seed=seed)
+    fit_codebooks(mimi, _gather_latents(mimi, wav_paths), seed=seed)
     return mimi
 
 
@@ -44,8 +45,13 @@ def measure_codec(mimi: MimiModel, wav_paths: Sequence[Path]) -> list[CodebookUs
     return count_codebook_use(torch.cat(codes).T, num_bins=mimi.cardinality)
 
 
-def read_recording(wav_path: Path, *, max_sec: float) -> tuple[Tensor, Tensor]:
+def read_recording(wav_path: Path, *, max_sec: float, skip_samples: int = 0) -> tuple[Tensor, Tensor]:
     """Reads the start of a recording of the demo.
+
+    Args:
+        wav_path: the recording, its word timings beside it.
+        max_sec: where to stop.
+        skip_samples: where to begin, and with it the first frame.
 
     Returns:
         Audio [2, num_samples], float32 in -1..1, and a mask [2, T], true where the middle of a frame lies
@@ -53,9 +59,10 @@ def read_recording(wav_path: Path, *, max_sec: float) -> tuple[Tensor, Tensor]:
     """
     with wave.open(str(wav_path), "rb") as file:
         data = file.readframes(min(file.getnframes(), round(max_sec * SAMPLE_RATE)))
-    samples = np.frombuffer(data, dtype="<i2").reshape(-1, 2).T
+    samples = np.frombuffer(data, dtype="<i2").reshape(-1, 2)[skip_samples:].T
     audio = torch.from_numpy(samples.astype(np.float32) / 32768.0)
-    middles_sec = (np.arange(-(-audio.shape[1] // _FRAME_SAMPLES)) + 0.5) * _FRAME_SAMPLES / SAMPLE_RATE
+    frames = np.arange(-(-audio.shape[1] // _FRAME_SAMPLES))
+    middles_sec = ((frames + 0.5) * _FRAME_SAMPLES + skip_samples) / SAMPLE_RATE
     mask = np.zeros((2, len(middles_sec)), dtype=bool)
     for _, (start_sec, end_sec), speaker in json.loads(wav_path.with_suffix(".json").read_text())[
         "alignments"
@@ -64,8 +71,20 @@ def read_recording(wav_path: Path, *, max_sec: float) -> tuple[Tensor, Tensor]:
     return audio, torch.from_numpy(mask)
 
 
-def _read_all(wav_paths: Sequence[Path]) -> Iterator[tuple[Tensor, Tensor]]:
-    return (read_recording(path, max_sec=_USED_SEC) for path in wav_paths)
+def _read_all(wav_paths: Sequence[Path], *, skip_samples: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    return (read_recording(path, max_sec=_USED_SEC, skip_samples=skip_samples) for path in wav_paths)
+
+
+def _gather_latents(mimi: MimiModel, wav_paths: Sequence[Path]) -> Tensor:
+    """Returns [N, D] of speech. Short recordings are read again with shifted frames until they suffice."""
+    latents: list[Tensor] = []
+    for shift in range(_MAX_SHIFTS):
+        skip_samples = shift * _FRAME_SAMPLES // _MAX_SHIFTS
+        for audio, mask in _read_all(wav_paths, skip_samples=skip_samples):
+            latents.append(encode_latents(mimi, audio)[mask])
+        if sum(map(len, latents)) >= _ENOUGH_FRAMES:
+            break
+    return torch.cat(latents)
 
 
 def _gather_speech(wav_paths: Sequence[Path]) -> Tensor:

@@ -94,9 +94,7 @@ def _start_wandb(run_dir: Path, args: TrainArgs):
     try:
         import wandb
     except ImportError:
-        raise ConfigError(
-            "wandb.project: Weights & Biases is not installed: pip install 'moshi-ttt[wandb]', or set it to null."
-        ) from None
+        raise ConfigError("wandb.project: wandb is not installed: pip install 'moshi-ttt[wandb]'.") from None
     if args.wandb.key is not None:
         wandb.login(key=args.wandb.key)
     if args.wandb.offline:

@@ -5,6 +5,7 @@ Shapes: B batch rows, H heads, T frames.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from moshi.models.lm import LMModel
@@ -65,7 +66,7 @@ class InnerLoopRecorder:
         """Record the forward passes inside, the last one counts."""
         if enabled:
             for index, layer in self._layers.items():
-                layer.recorder = lambda record, i=index, l=layer: self._record(i, l, record)
+                layer.recorder = partial(self._record, index, layer)
         try:
             yield
         finally:

@@ -1,0 +1,54 @@
+"""Shared fixtures: a tiny Moshi of the real class, random TTT inputs, and small demo assets."""
+
+import os
+
+os.environ.setdefault("NO_TORCH_COMPILE", "1")
+
+from pathlib import Path
+
+import pytest
+import torch
+from finetune.demo.assets import DemoAssets, make_demo_assets
+from finetune.demo.tiny_moshi import tiny_moshi_config
+from moshi.models.lm import LMModel
+from torch import Tensor
+
+torch.set_num_threads(1)
+
+
+def make_tiny_lm(*, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides) -> LMModel:
+    """A tiny Moshi with fresh weights; `norm="rms_norm"` computes in the dtype of the model."""
+    settings = {
+        "text_card": 48,
+        "card": 20,
+        "dim": 32,
+        "context": 40,
+        "norm": "rms_norm",
+        "depformer_dim": 16,
+        "depformer_dim_feedforward": 66,
+        "depformer_num_heads": 2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LMModel(device="cpu", dtype=dtype, **tiny_moshi_config(**(settings | overrides)))
+
+
+def make_codes(lm: LMModel, batch_size: int, num_frames: int, *, seed: int = 0) -> Tensor:
+    """Random codes `[B, 1 + n_q, T]`."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(lm.text_card, (batch_size, 1, num_frames), generator=generator)
+    audio = torch.randint(lm.card, (batch_size, lm.n_q, num_frames), generator=generator)
+    return torch.cat([text, audio], 1)
+
+
+@pytest.fixture
+def tiny_lm() -> LMModel:
+    """A fresh float64 model in evaluation mode."""
+    return make_tiny_lm().eval()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoAssets:
+    """Two training dialogues and an evaluation dialogue of 20 s, with tokenizer, codec and model."""
+    folder: Path = tmp_path_factory.mktemp("demo")
+    return make_demo_assets(folder / "assets", num_train=2, num_eval=1, minutes=1 / 3, seed=0)

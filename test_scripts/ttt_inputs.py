@@ -1,0 +1,78 @@
+"""Random inputs of the TTT operator."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class TTTInputs(NamedTuple):
+    """Arguments of `ttt_mlp` in order."""
+
+    xq: Tensor
+    xk: Tensor
+    xv: Tensor
+    eta: Tensor
+    weights: list[Tensor]
+    biases: list[Tensor]
+    ln_weight: Tensor
+    ln_bias: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, flat."""
+        return [*self[:4], *self.weights, *self.biases, *self[6:]]
+
+    def cut(self, start: int, stop: int) -> "TTTInputs":
+        """Tokens start to stop."""
+        tokens = (x[:, :, start:stop] for x in self[:4])
+        return TTTInputs(*tokens, *self[4:])
+
+
+def make_inputs(
+    *,
+    batch_size: int = 2,
+    num_heads: int = 2,
+    num_tokens: int = 11,
+    head_dim: int = 6,
+    num_layers: int = 2,
+    dtype: torch.dtype = torch.float64,
+    requires_grad: bool = True,
+    seed: int = 0,
+) -> TTTInputs:
+    """Unit keys and queries, an inner rate large enough that learning shows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    tokens = (batch_size, num_heads, num_tokens, head_dim)
+    dims = [head_dim, *[2 * head_dim] * (num_layers - 1), head_dim]
+    inputs = TTTInputs(
+        F.normalize(normal(*tokens), dim=-1),
+        F.normalize(normal(*tokens), dim=-1),
+        normal(*tokens),
+        0.1 * torch.rand(*tokens[:3], generator=generator, dtype=torch.float64),
+        [normal(num_heads, i, o) / i**0.5 for i, o in zip(dims[:-1], dims[1:], strict=True)],
+        [0.1 * normal(num_heads, 1, o) for o in dims[1:]],
+        1 + 0.1 * normal(num_heads, head_dim),
+        0.1 * normal(num_heads, head_dim),
+    )
+
+    def leaf(x: Tensor) -> Tensor:
+        return x.to(dtype).requires_grad_(requires_grad)
+
+    return TTTInputs(
+        *(leaf(x) for x in inputs[:4]),
+        [leaf(w) for w in inputs.weights],
+        [leaf(b) for b in inputs.biases],
+        leaf(inputs.ln_weight),
+        leaf(inputs.ln_bias),
+    )
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Largest difference, relative to the largest value, within tolerance."""
+    assert actual.shape == expected.shape
+    error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
+    assert error <= tolerance, f"relative error {error:.2e}"
