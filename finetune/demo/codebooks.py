@@ -16,8 +16,8 @@ from finetune.errors import UserError
 
 MIN_ENTROPY_SHARE = 0.8
 
-_NUM_KMEANS_STEPS = 25
-_MAX_KMEANS_VECTORS = 16_384
+_NUM_KMEANS_STEPS = 15
+_MAX_KMEANS_VECTORS = 8192
 
 
 class CodebookUse(NamedTuple):
