@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -51,10 +50,10 @@ def parse_train_command(argv: Sequence[str]) -> tuple[TrainArgs, bool]:
 
 def parse_value(info: FieldInfo, text: str, key: str) -> Any:
     """The value of one key from the text of the command line, as the YAML would give it."""
-    alternatives = typing.get_args(info.annotation) or (info.annotation,)
-    if set(alternatives) <= {str, type(None)}:
-        # A run called 2024 is a name, not a number.
-        return None if text == "null" and type(None) in alternatives else text
+    if info.annotation is str:
+        return text  # a run called 2024 is a name, not a number
+    if info.annotation == str | None:
+        return None if text == "null" else text
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError:

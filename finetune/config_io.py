@@ -80,7 +80,8 @@ def build_args(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     fields = field_infos(cls)
     for key, value in values.items():
         if key not in fields:
-            raise unknown_key(f"{prefix}{key}")
+            inner = f".{next(iter(value))}" if isinstance(value, dict) and value else ""
+            raise unknown_key(f"{prefix}{key}{inner}")
         if _is_section(cls, key):
             if not isinstance(value, dict):
                 raise ConfigError(f"{prefix}{key}: {value!r} is not a section of keys and values.")

@@ -89,8 +89,14 @@ def build_datasets(
 
     Raises:
         DataError: a recording cannot be used.
+        CheckpointError: the codec does not fit the model.
     """
-    assert mimi.frame_rate == FRAME_RATE
+    if mimi.frame_rate != FRAME_RATE or 2 * mimi.num_codebooks != model.n_q:
+        raise CheckpointError(
+            f"{info.mimi_weights}: this codec has {mimi.frame_rate:g} frames a second and "
+            f"{mimi.num_codebooks} codebooks; this model needs {FRAME_RATE:g} and {model.n_q // 2}, "
+            "the same for both voices."
+        )
     cache = CodeCache(
         mimi_weights=Path(info.mimi_weights),
         mimi_config=info.mimi_config,

@@ -145,6 +145,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _reject_ttt_exports(config: dict[str, Any] | None, source: str) -> None:
     if config is not None and "ttt" in config:
         raise CheckpointError(
-            f"moshi_paths: {source} is a checkpoint with TTT layers, not a base model; use init_from to start "
-            "from it."
+            f"moshi_paths: {source} is a checkpoint with TTT layers, not a base model; "
+            "start from it with init_from."
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 
 from finetune.args import TrainArgs
@@ -30,6 +31,8 @@ from finetune.wrapped_model import build_meta_model, build_model
 
 logger = logging.getLogger(__name__)
 
+_SMALL_MODEL = 500_000_000  # parameters that any machine can load
+
 
 def run_training(args: TrainArgs) -> None:
     """Train as configured. What can be wrong is checked before anything slow or written.
@@ -51,10 +54,20 @@ def run_training(args: TrainArgs) -> None:
 
 
 def dry_run(args: TrainArgs) -> None:
-    """Build the model without weights, print the summary, and name what is still missing to train."""
+    """Build the model, print its summary, and name what is still missing to train.
+
+    A large model, or one whose files are not here, is built without weights on the meta device.
+    """
+    set_up_logging()
     lm_kwargs, source = find_architecture(args.moshi_paths)
-    print(f"Architecture: {source} (built without weights)")
-    for line in model_summary(build_meta_model(args, lm_kwargs), args):
+    model = build_meta_model(args, lm_kwargs)
+    print(f"Architecture: {source}, built without weights")
+    if Path(args.moshi_paths.hf_repo_id or "").is_dir() and _num_parameters(model) < _SMALL_MODEL:
+        model = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
+        print("The model is small: its weights were loaded as well")
+        if args.init_from is not None and Path(args.init_from).exists():
+            print(warm_start(model, args.init_from))
+    for line in model_summary(model, args):
         print(line)
     for key, value in (
         ("run_dir", args.run_dir),
@@ -113,3 +126,7 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def _num_parameters(model: LMModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

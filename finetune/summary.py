@@ -49,29 +49,34 @@ def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
 
 
 def _layer_lines(model: LMModel, args: TrainArgs) -> list[str]:
-    patched = sorted(ttt_layers(model))
-    windows = attention_windows(model)
+    return [*_ttt_lines(model, args), *_window_lines(model)]
+
+
+def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
+    layers = ttt_layers(model)
     if not args.ttt.enable:
         return ["TTT: off (ttt.enable: false), stock Moshi layers and attention windows."]
-    lines = []
-    if patched:
-        config = ttt_layers(model)[patched[0]].config
-        dims = " -> ".join(map(str, config.inner_dims(config.head_dim)))
-        lines.append(
-            f"TTT: layers {_ranges(patched)} of {len(windows)}; inner MLP {dims} per head, "
-            f"base_lr {args.ttt.base_lr:g}, mini-batches of {args.ttt.mini_batch_size}, "
-            f"{'causal' if args.ttt.causal else 'NOT causal (leaks the future)'}."
-        )
-        if args.ttt.persistent_states:
-            lines.append(
-                "TTT memory: every chunk starts at W0 (carrying it across the chunks of a recording, "
-                "ttt.persistent_states, is not implemented for training yet)."
-            )
-        else:
-            lines.append("TTT memory: every chunk starts at W0 (ttt.persistent_states: false).")
+    if not layers:
+        return ["TTT: ttt.layers is none, this run is the baseline without TTT layers."]
+    config = next(iter(layers.values())).config
+    dims = " -> ".join(map(str, config.inner_dims(config.head_dim)))
+    if args.ttt.persistent_states:
+        memory = "carrying it across the chunks of a recording is not implemented for training yet"
     else:
-        lines.append("TTT: ttt.layers is none, this run is the baseline without TTT layers.")
-    for frames in sorted({w for w in windows if w is not None}):
+        memory = "ttt.persistent_states: false"
+    return [
+        f"TTT: layers {_ranges(sorted(layers))} of {len(model.transformer.layers)}; "
+        f"inner MLP {dims} per head, "
+        f"base_lr {args.ttt.base_lr:g}, mini-batches of {args.ttt.mini_batch_size}, "
+        f"{'causal' if args.ttt.causal else 'NOT causal (leaks the future)'}.",
+        f"TTT memory: every chunk starts at W0 ({memory}).",
+    ]
+
+
+def _window_lines(model: LMModel) -> list[str]:
+    windows = attention_windows(model)
+    lines = []
+    for frames in sorted({window for window in windows if window is not None}):
         layers = [index for index, window in enumerate(windows) if window == frames]
         lines.append(
             f"Attention window: {frames:,} frames ({frames / FRAME_RATE:g} s) in {len(layers)} layers "

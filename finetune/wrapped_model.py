@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from finetune.args import LoraArgs, TrainArgs
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, ConfigError
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
 from moshi_ttt.ssm_gating import SSMGating
@@ -87,7 +87,11 @@ def add_lora(model: LMModel, args: LoraArgs) -> None:
 
 
 def set_trainable(model: LMModel, args: TrainArgs) -> None:
-    """Decide for every parameter whether it trains."""
+    """Decide for every parameter whether it trains.
+
+    Raises:
+        ConfigError: none of them does.
+    """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(args.full_finetuning or is_ttt_parameter(name))
     for module in model.modules():
@@ -98,6 +102,8 @@ def set_trainable(model: LMModel, args: TrainArgs) -> None:
             module.requires_grad_(True)
         elif isinstance(module, SSMGating):
             module.requires_grad_(module.trainable)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("ttt.layers: none leaves nothing to train; enable lora or full_finetuning as well.")
 
 
 def autocast(args: TrainArgs, device: torch.device) -> torch.autocast:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune.demo.assets import DemoAssets, make_demo_assets
-from finetune.demo.tiny_moshi import tiny_moshi_config
 from moshi.models.lm import LMModel
 from torch import Tensor
+
+from finetune.demo.assets import DemoAssets, make_demo_assets
+from finetune.demo.tiny_moshi import tiny_moshi_config
 
 torch.set_num_threads(1)
 

@@ -23,6 +23,7 @@ from finetune.demo.codebooks import count_codebook_use, demand_even_use
 from finetune.demo.codec import measure_codec
 from finetune.demo.dialogue_text import FACTS
 from finetune.demo.dialogues import MAIN, USER, Turn, make_dialogue
+from finetune.demo.espeak import Espeak
 from finetune.demo.recording import Job, draw_user_voice, place_turns, render
 from finetune.demo.repository import open_repository, write_random_repository
 from finetune.errors import UserError
@@ -144,7 +145,7 @@ def test_every_written_word_has_one_entry_numbers_contractions_and_spoken_pairs_
         Turn(USER, "Right.", -1.0),
     ]
     path = tmp_path / "dialogue.wav"
-    duration_sec = render(Job(turns, draw_user_voice("a"), path))
+    duration_sec = render(Espeak(), Job(turns, draw_user_voice("a"), path))
     for speaker in (MAIN, USER):
         words = read_words(path, speaker)
         written = " ".join(turn.text for turn in turns if turn.speaker == speaker).split()

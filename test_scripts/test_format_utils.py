@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from moshi_ttt import TTTConfig
 from moshi_ttt.format_utils import merge_heads, moshi_to_ttt_format, split_heads, ttt_to_moshi_format
 

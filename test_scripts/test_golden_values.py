@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from moshi_ttt.ops import ttt_mlp_with_states
-from moshi_ttt.reference import ttt_mlp_reference
 from safetensors import safe_open
 from ttt_inputs import assert_close
+
+from moshi_ttt.ops import ttt_mlp_with_states
+from moshi_ttt.reference import ttt_mlp_reference
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 

@@ -6,15 +6,22 @@ import warnings
 import pytest
 import torch
 from conftest import make_codes, make_tiny_lm
+from moshi.modules.transformer import StreamingTransformerLayer
+from ttt_inputs import assert_close
+
 from finetune.args import TTTArgs
 from finetune.errors import ConfigError
 from finetune.ttt_integration import apply_ttt_to_model, attention_windows
-from moshi.modules.transformer import StreamingTransformerLayer
 from moshi_ttt import HybridStreamingTransformerLayer, TTTConfig
 from moshi_ttt.hybrid_model import ttt_layers
-from ttt_inputs import assert_close
 
-OPEN_GATE = {"enable": True, "layers": "1,3", "mini_batch_size": 4, "initial_gating_alpha": 0.5, "base_lr": 5.0}
+OPEN_GATE = {
+    "enable": True,
+    "layers": "1,3",
+    "mini_batch_size": 4,
+    "initial_gating_alpha": 0.5,
+    "base_lr": 5.0,
+}
 
 
 def test_the_chosen_layers_become_hybrid_and_are_returned(tiny_lm):
@@ -26,7 +33,8 @@ def test_the_chosen_layers_become_hybrid_and_are_returned(tiny_lm):
 
 
 @pytest.mark.parametrize(
-    ("layers", "expected"), [("none", []), ("all", [0, 1, 2, 3]), ("middle", [1, 2]), (2, [2]), ([0, 3], [0, 3])]
+    ("layers", "expected"),
+    [("none", []), ("all", [0, 1, 2, 3]), ("middle", [1, 2]), (2, [2]), ([0, 3], [0, 3])],
 )
 def test_layer_choices(tiny_lm, layers, expected):
     assert apply_ttt_to_model(tiny_lm, TTTArgs(enable=True, layers=layers)) == expected
@@ -190,16 +198,16 @@ def test_patching_twice_is_an_error(tiny_lm):
 
 
 def test_a_layer_that_does_not_exist_is_named(tiny_lm):
-    with pytest.raises(ConfigError, match=r"ttt.layers: index 99 does not exist, the model has 4 layers \(0 to 3\)"):
+    with pytest.raises(
+        ConfigError, match=r"ttt.layers: index 99 does not exist, the model has 4 layers \(0 to 3\)"
+    ):
         apply_ttt_to_model(tiny_lm, TTTArgs(enable=True, layers="1,99"))
     assert type(tiny_lm.transformer.layers[1]) is StreamingTransformerLayer
 
 
 def test_attention_windows_are_set_on_the_attention_modules():
     lm = make_tiny_lm()
-    apply_ttt_to_model(
-        lm, TTTArgs(enable=True, layers="1,3", ttt_layer_context=5, non_ttt_layer_context=10)
-    )
+    apply_ttt_to_model(lm, TTTArgs(enable=True, layers="1,3", ttt_layer_context=5, non_ttt_layer_context=10))
     assert attention_windows(lm) == [10, 5, 10, 5]
     assert [layer.self_attn.context for layer in lm.depformer.layers] == [None, None]
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from moshi.models import loaders
+from moshi.models.lm import LMModel
+
 from finetune.args import TTTArgs
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import classify_ttt_parameter, get_parameter_groups
-from moshi.models import loaders
-from moshi.models.lm import LMModel
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from conftest import make_codes, make_tiny_lm
-from finetune.args import TTTArgs
-from finetune.ttt_integration import apply_ttt_to_model
 from moshi.models.lm import LMGen
 from ttt_inputs import assert_close
+
+from finetune.args import TTTArgs
+from finetune.ttt_integration import apply_ttt_to_model
 
 ARGS = TTTArgs(enable=True, layers="1,3", mini_batch_size=4, initial_gating_alpha=0.5, base_lr=5.0)
 
@@ -35,12 +36,19 @@ def test_streaming_equals_one_pass(lm, sizes):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"use_rope": True}, {"state_decay": 0.3, "inner_grad_clip": 0.5}, {"ttt_mlp_layers": 1}, {"ttt_mlp_layers": 3}],
+    [
+        {"use_rope": True},
+        {"state_decay": 0.3, "inner_grad_clip": 0.5},
+        {"ttt_mlp_layers": 1},
+        {"ttt_mlp_layers": 3},
+    ],
     ids=str,
 )
 def test_streaming_equals_one_pass_for_every_setting(settings):
     lm = make_tiny_lm().eval()
-    apply_ttt_to_model(lm, TTTArgs(enable=True, layers="1", mini_batch_size=4, initial_gating_alpha=0.5, **settings))
+    apply_ttt_to_model(
+        lm, TTTArgs(enable=True, layers="1", mini_batch_size=4, initial_gating_alpha=0.5, **settings)
+    )
     codes = make_codes(lm, 2, 23)
     with torch.no_grad():
         whole, _ = lm.forward_text(codes)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
+from ttt_inputs import assert_close
+
 from moshi_ttt import SSMGating, TTTConfig
 from moshi_ttt.rope import apply_rope
 from moshi_ttt.ttt_layer import TTTLayer
-from pydantic import ValidationError
-from ttt_inputs import assert_close
 
 
 def make_config(**overrides) -> TTTConfig:
@@ -145,9 +146,7 @@ def test_rope_encodes_relative_positions():
     q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
 
     def product(a: int, b: int) -> torch.Tensor:
-        rotated = [
-            apply_rope(x, torch.tensor([[p]]), theta=100.0) for x, p in ((q, a), (k, b))
-        ]
+        rotated = [apply_rope(x, torch.tensor([[p]]), theta=100.0) for x, p in ((q, a), (k, b))]
         return (rotated[0] * rotated[1]).sum()
 
     assert_close(product(7, 3), product(14, 10), 1e-5)

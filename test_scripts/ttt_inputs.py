@@ -1,5 +1,6 @@
 """Random inputs of the TTT operator."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ def make_inputs(
         F.normalize(normal(*tokens), dim=-1),
         normal(*tokens),
         0.1 * torch.rand(*tokens[:3], generator=generator, dtype=torch.float64),
-        [normal(num_heads, i, o) / i**0.5 for i, o in zip(dims[:-1], dims[1:], strict=True)],
+        [normal(num_heads, i, o) / i**0.5 for i, o in pairwise(dims)],
         [0.1 * normal(num_heads, 1, o) for o in dims[1:]],
         1 + 0.1 * normal(num_heads, head_dim),
         0.1 * normal(num_heads, head_dim),

@@ -3,6 +3,7 @@
 Shapes: B batch rows, K codebooks of one channel, T frames of a chunk.
 """
 
+import signal
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -209,6 +210,7 @@ class _Batches:
             persistent_workers=num_workers > 0,
             collate_fn=_as_is,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -233,6 +235,11 @@ class _BatchFetcher(Dataset[Batch]):
             return self.dataset.batch(indices)
         except DataError as error:
             return error
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the main one finishes its step and ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_is(batch: Batch | DataError) -> Batch | DataError:

@@ -136,7 +136,7 @@ def _build(out_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     seed, model_dir = settings["seed"], out_dir / "model"
     with _timed(seconds, "speech"):
-        splits = {split: _make_split(out_dir / "data", split, settings) for split in ("train", "eval")}
+        splits = _make_recordings(out_dir / "data", settings)
     with _timed(seconds, "tokenizer"):
         model_dir.mkdir()
         write_tokenizer(model_dir / TOKENIZER_NAME, seed=seed)
@@ -161,21 +161,22 @@ def _build(out_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _make_split(data_dir: Path, split: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Makes the recordings of `train` or `eval` and their manifest; returns its entries."""
-    (data_dir / split).mkdir(parents=True)
+def _make_recordings(data_dir: Path, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Makes all recordings and the two manifests; returns the entries of each."""
     jobs = []
-    for index in range(settings[f"num_{split}"]):
-        seed = f"{settings['seed']}/{split}/{index}"
-        turns = make_dialogue(seed, duration_sec=60 * settings["minutes"])
-        jobs.append(Job(turns, draw_user_voice(seed), data_dir / split / f"dialogue_{index:03d}.wav"))
-    entries = [
-        {"path": f"{split}/{job.wav_path.name}", "duration": duration_sec}
-        for job, duration_sec in zip(jobs, render_all(jobs), strict=True)
-    ]
-    lines = [json.dumps(entry) + "\n" for entry in entries]
-    (data_dir / f"{split}.jsonl").write_text("".join(lines))
-    return entries
+    for split in ("train", "eval"):
+        (data_dir / split).mkdir(parents=True)
+        for index in range(settings[f"num_{split}"]):
+            seed = f"{settings['seed']}/{split}/{index}"
+            turns = make_dialogue(seed, duration_sec=60 * settings["minutes"])
+            jobs.append(Job(turns, draw_user_voice(seed), data_dir / split / f"dialogue_{index:03d}.wav"))
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
+    for job, duration_sec in zip(jobs, render_all(jobs), strict=True):
+        split = job.wav_path.parent.name
+        splits[split].append({"path": f"{split}/{job.wav_path.name}", "duration": duration_sec})
+    for split, entries in splits.items():
+        (data_dir / f"{split}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return splits
 
 
 def _write_marker(out_dir: Path, settings: dict[str, Any], report: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ _FRAME_SAMPLES = 1920
 _USED_SEC = 60.0  # of each recording; more audio changes the codebooks little
 _SETUP_SEC = 30.0  # of speech, to set up the encoder
 _ENOUGH_FRAMES = 2048  # to fit codebooks of 64 entries that do not memorise single frames
-_MAX_SHIFTS = 6
+_MAX_SHIFTS = 8
 
 
 def fit_codec(wav_paths: Sequence[Path], *, seed: int) -> MimiModel:

@@ -1,6 +1,6 @@
-"""Renders a dialogue to a stereo recording with word timings, each in a process of its own.
+"""Renders dialogues to stereo recordings with word timings, in processes of their own.
 
-Run as `python -m finetune.demo.recording`, it reads one job as JSON from standard input. A fresh process
+Run as `python -m finetune.demo.recording`, it reads jobs as JSON from standard input. A fresh process
 makes espeak-ng reproducible (see `Espeak`), and lets several cores work.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ _USER_VOICES = ("en-gb-x-rp+f2", "en-gb-scotland+m3", "en-gb-x-rp+f4", "en-gb-x-
 _CHANNELS = (MAIN, USER)  # left, right
 _TAIL_SEC = 0.5
 _MIN_PAUSE_SEC = 0.1  # between two turns of the same speaker
+_NUM_PROCESSES = 2  # not the number of cores: how jobs are shared out decides the audio
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,18 @@ def render_all(jobs: Sequence[Job]) -> list[float]:
     Raises:
         UserError: a recording cannot be made.
     """
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(_render_in_new_process, jobs))
+    shares = [jobs[first::_NUM_PROCESSES] for first in range(min(_NUM_PROCESSES, len(jobs)))]
+    with ThreadPoolExecutor(_NUM_PROCESSES) as pool:
+        durations_sec = list(pool.map(_render_in_new_process, shares))
+    return [durations_sec[index % len(shares)][index // len(shares)] for index in range(len(jobs))]
 
 
-def render(job: Job) -> float:
+def render(espeak: Espeak, job: Job) -> float:
     """Speaks, mixes and writes one dialogue, and returns its duration in seconds.
 
     Writes 24 kHz 16-bit stereo, the main speaker on the left, and
     `{"alignments": [[word, [start_sec, end_sec], speaker], ...]}` sorted by start.
     """
-    espeak = Espeak()
     voices = {MAIN: _MAIN_VOICE, USER: job.user_voice}
     speeches = [speak(espeak, turn.text, voices[turn.speaker]) for turn in job.turns]
     starts = place_turns(job.turns, [len(speech.samples) for speech in speeches])
@@ -115,27 +118,27 @@ def _alignment(word: Word, offset_sec: float, speaker: str) -> list:
     return [word.text, [round(offset_sec + word.start_sec, 3), round(offset_sec + word.end_sec, 3)], speaker]
 
 
-def _render_in_new_process(job: Job) -> float:
+def _render_in_new_process(jobs: Sequence[Job]) -> list[float]:
     project_root = str(Path(__file__).parents[2])
     search_path = os.pathsep.join(filter(None, (project_root, os.environ.get("PYTHONPATH"))))
     result = subprocess.run(
         [sys.executable, "-m", "finetune.demo.recording"],
-        input=json.dumps(asdict(job) | {"wav_path": str(job.wav_path)}),
+        input=json.dumps([asdict(job) | {"wav_path": str(job.wav_path)} for job in jobs]),
         env=os.environ | {"PYTHONPATH": search_path},
         capture_output=True,
         text=True,
     )
     if result.returncode != 0:
         lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        raise UserError(f"{job.wav_path.name} cannot be synthesised: {lines[-1]}")
-    return float(result.stdout)
+        raise UserError(f"the dialogues cannot be synthesised: {lines[-1]}")
+    return json.loads(result.stdout)
 
 
-def _main() -> None:
-    data = json.load(sys.stdin)
-    job = Job([Turn(**turn) for turn in data["turns"]], Voice(**data["user_voice"]), Path(data["wav_path"]))
-    print(render(job))
+def _read_job(data: dict[str, Any]) -> Job:
+    turns = [Turn(**turn) for turn in data["turns"]]
+    return Job(turns, Voice(**data["user_voice"]), Path(data["wav_path"]))
 
 
 if __name__ == "__main__":
-    _main()
+    synthesiser = Espeak()
+    print(json.dumps([render(synthesiser, _read_job(data)) for data in json.load(sys.stdin)]))

@@ -1,0 +1,80 @@
+"""Configurations of tiny runs on the demo assets, and the command line in this process."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+import train
+from finetune.args import TrainArgs
+from finetune.cli import run_command
+from finetune.config_io import build_args
+from finetune.demo.assets import DemoAssets
+
+TTT = {
+    "enable": True,
+    "layers": "1,3",
+    "mini_batch_size": 16,
+    "weight_lr_multiplier": 1,
+    "alpha_lr_multiplier": 10,
+}
+MODES = {
+    "full": {"full_finetuning": True},
+    "full_ttt": {"full_finetuning": True, "ttt": TTT},
+    "lora": {"lora": {"enable": True, "rank": 4}},
+    "lora_ttt": {"lora": {"enable": True, "rank": 4}, "ttt": TTT},
+    "ttt": {"ttt": TTT},
+}
+
+
+def run_values(demo: DemoAssets, run_dir: Path, mode: str = "lora_ttt", **overrides: Any) -> dict[str, Any]:
+    """A configuration as the YAML gives it: three steps of two chunks of 4 s."""
+    values = {
+        "data": {
+            "train_data": str(demo.train_jsonl),
+            "eval_data": str(demo.eval_jsonl),
+            "shuffle": True,
+            "num_workers": 0,
+        },
+        "moshi_paths": {"hf_repo_id": str(demo.model_dir)},
+        "run_dir": str(run_dir),
+        "duration_sec": 3.84,
+        "batch_size": 2,
+        "max_steps": 3,
+        "gradient_checkpointing": False,
+        "param_dtype": "float32",
+        "device": "cpu",
+        "optim": {"lr": 1e-3},
+    }
+    return values | copy.deepcopy(MODES[mode]) | overrides
+
+
+def run_args(demo: DemoAssets, run_dir: Path, mode: str = "lora_ttt", **overrides: Any) -> TrainArgs:
+    """The same as `TrainArgs`."""
+    return build_args(TrainArgs, run_values(demo, run_dir, mode, **overrides))
+
+
+def write_yaml(path: Path, values: dict[str, Any]) -> Path:
+    """Write a configuration file."""
+    with path.open("w") as file:
+        YAML().dump(values, file)
+    return path
+
+
+def command_line(monkeypatch: Any, *arguments: str) -> int:
+    """Run train.py with these arguments in this process; returns the exit status."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    try:
+        run_command(train.main)
+    except SystemExit as exit_:
+        return exit_.code
+    raise AssertionError("run_command returned")
+
+
+def read_metrics(run_dir: Path, split: str) -> list[dict]:
+    """The records of one split."""
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["split"] == split]
