@@ -1,6 +1,7 @@
 """From the `data:` section to loaders: manifests, encoded audio, chunks."""
 
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def build_datasets(
     else:
         logger.info("All %d recordings are encoded already.", len(everything))
     barrier()
-    cache.fill(everything, mimi, rank=get_rank(), world_size=get_world_size(), progress=is_main())
+    on_terminal = is_main() and sys.stderr.isatty()
+    cache.fill(everything, mimi, rank=get_rank(), world_size=get_world_size(), progress=on_terminal)
     barrier()
     tokenizer = load_tokenizer(info)
 

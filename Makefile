@@ -1,0 +1,42 @@
+# Every target makes the environment that it needs, in .venv. PYTHON chooses the interpreter (>= 3.10).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install quickstart test lint clean
+
+help:
+	@echo "make quickstart   make demo data and train a tiny Moshi with TTT on it (about 5 minutes on 2 cores)"
+	@echo "make test         run the tests"
+	@echo "make lint         check style"
+	@echo "make install      only make the environment $(VENV)"
+	@echo "make clean        remove $(VENV) and caches; runs/ and demo_assets/ stay"
+
+install: $(INSTALLED)
+
+# Some Python distributions come without ensurepip: then the pip outside installs into the environment.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..."; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null && $(PYTHON) -m venv $(VENV) \
+	  || $(PYTHON) -m venv --without-pip $(VENV)
+	@echo "Installing the packages into $(VENV), the first time takes some minutes ..."
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; \
+	  then $(BIN)/python -m pip install --quiet -e '.[demo,dev]'; \
+	  else $(PYTHON) -m pip --python $(BIN)/python install --quiet -e '.[demo,dev]'; fi
+	@touch $@
+
+quickstart: $(INSTALLED)
+	$(BIN)/python -m finetune.demo
+	$(BIN)/python train.py --config example/quickstart.yaml
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
