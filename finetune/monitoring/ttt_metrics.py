@@ -81,7 +81,7 @@ class InnerLoopRecorder:
         """
         values = {}
         for index, losses in self._losses.items():
-            _, before, after = losses.mean(1).tolist()
+            _, before, after = losses.nanmean(1).tolist()
             norm, change = self._norms[index]
             values[f"inner_loss_before/layer_{index}"] = before
             values[f"inner_loss_after/layer_{index}"] = after
