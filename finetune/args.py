@@ -4,8 +4,10 @@ The dataclasses mirror the YAML; `finetune.config_io` reads and writes it, `fine
 of the command line from each field.
 """
 
+import math
 from typing import Literal
 
+from moshi.models.loaders import FRAME_RATE
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -239,3 +241,9 @@ class TrainArgs:
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
         return self
+
+    @property
+    def chunk_frames(self) -> int:
+        """Frames of a chunk: `duration_sec` at 12.5 frames a second, rounded up."""
+        # 0.56 * 12.5 is a little more than 7 in floating point.
+        return math.ceil(round(self.duration_sec * FRAME_RATE, 6))

@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 from moshi.models import MimiModel
 from moshi.models.lm import LMModel
-from moshi.models.loaders import CheckpointInfo
+from moshi.models.loaders import FRAME_RATE, CheckpointInfo
 from safetensors import SafetensorError
 
 from finetune.args import TrainArgs
@@ -20,7 +20,6 @@ from finetune.data.dataset import ChunkDataset
 from finetune.data.manifest import Recording, load_manifest
 from finetune.distributed import barrier, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError, ConfigError
-from finetune.summary import FRAME_RATE, chunk_frames
 
 logger = logging.getLogger(__name__)
 
@@ -118,14 +117,14 @@ def build_datasets(
 
     def dataset(part: list[Recording], name: str) -> ChunkDataset:
         frames = [cache.num_frames(recording) for recording in part]
-        chunks = build_index(frames, chunk_frames=chunk_frames(args))
+        chunks = build_index(frames, chunk_frames=args.chunk_frames)
         hours = sum(frames) / FRAME_RATE / 3600
         logger.info("%s: %d recordings, %.2f h, %d chunks.", name, len(part), hours, len(chunks))
         return ChunkDataset(
             part,
             chunks,
             cache,
-            chunk_frames=chunk_frames(args),
+            chunk_frames=args.chunk_frames,
             frame_rate=FRAME_RATE,
             tokenizer=tokenizer,
             text_padding_id=model.text_padding_token_id,

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import soxr
 import sphn
 import torch
 from moshi.models import MimiModel
@@ -12,7 +13,6 @@ from moshi.models.lm import LMGen, LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.data.audio import read_audio
 from finetune.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,11 @@ def save_sample(audio: Tensor, path: Path, sample_rate: int) -> None:
 
 
 def _read_user(path: str, sample_rate: int) -> np.ndarray:
+    """The last channel of a recording, mono or stereo."""
     if not Path(path).is_file():
         raise ConfigError(f"sample_prompts: {path} does not exist.")
-    return read_audio(Path(path), sample_rate=sample_rate)[-1]
+    try:
+        samples, file_rate = sphn.read(path)
+    except ValueError as error:
+        raise ConfigError(f"sample_prompts: {path} cannot be read as audio: {error}.") from None
+    return soxr.resample(samples[-1], file_rate, sample_rate).astype(np.float32)

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 from moshi.models.lm import LMModel
+from moshi.models.loaders import FRAME_RATE
 
 from finetune.args import TrainArgs
 from finetune.optim import outer_learning_rates
 from finetune.ttt_integration import attention_windows
 from finetune.ttt_utils import get_parameter_groups, is_ttt_parameter
 from moshi_ttt.hybrid_model import ttt_layers
-
-FRAME_RATE = 12.5  # of Mimi, frames per second
 
 
 def model_summary(model: LMModel, args: TrainArgs) -> list[str]:
@@ -86,18 +85,13 @@ def _window_lines(model: LMModel) -> list[str]:
 
 
 def _chunk_line(args: TrainArgs) -> str:
-    frames = chunk_frames(args)
+    frames = args.chunk_frames
     line = f"Chunks: {args.duration_sec:g} s = {frames:,} frames"
     if not args.ttt.enable:
         return f"{line}."
     full, rest = divmod(frames, args.ttt.mini_batch_size)
     remainder = f" and one of {rest}" if rest else ""
     return f"{line} = {full:,} mini-batches of {args.ttt.mini_batch_size}{remainder}."
-
-
-def chunk_frames(args: TrainArgs) -> int:
-    """Frames of a chunk: duration_sec at 12.5 frames a second, rounded up."""
-    return -int(-args.duration_sec * FRAME_RATE // 1)
 
 
 def _ranges(indices: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """The training loop: one step, and what happens between steps."""
 
 import logging
+import math
 import resource
 import sys
 import time
@@ -184,8 +185,7 @@ class Trainer:
         return {"grad_norm": total, **dict(zip(norms, parts, strict=True))}
 
     def _check_finite(self, result: StepResult, all_codes: list[Tensor]) -> None:
-        total = result.loss + result.grad_norms["grad_norm"]
-        if total - total == 0:
+        if math.isfinite(result.loss) and math.isfinite(result.grad_norms["grad_norm"]):
             return
         # No parameter has changed yet, so the same pass shows which layer it was.
         with torch.no_grad(), autocast(self.args, self.device), self.inner_loop.recording():

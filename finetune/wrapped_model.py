@@ -41,6 +41,10 @@ def build_model(args: TrainArgs, info: CheckpointInfo, *, device: torch.device) 
         raise CheckpointError(
             f"{info.moshi_weights}: cannot be loaded as this Moshi model: {reason}"
         ) from None
+    if model.fuser is not None:
+        raise CheckpointError(
+            f"{info.moshi_weights}: models with text or speaker conditions cannot train yet."
+        )
     return prepare_model(model, args)
 
 

@@ -15,7 +15,8 @@ from moshi_ttt import TTTConfig
 from moshi_ttt.config import TTTOptions
 from runs import command_line, run_values, write_yaml
 
-EXAMPLES = sorted(Path("example").glob("*.yaml"))
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "example").glob("*.yaml"))
 MOSHI_FINETUNE_DEFAULTS = {
     "data.train_data": "",
     "data.eval_data": "",
@@ -160,8 +161,7 @@ def test_every_example_builds_in_a_dry_run(path, demo, monkeypatch, capsys):
     assert f"{base} of the base model" in text
     assert "Dry run: nothing was trained or written." in text
     args = load_train_args(path)
-    frames = -int(-args.duration_sec * 12.5 // 1)
-    assert f"{frames:,} frames" in text
+    assert f"{args.chunk_frames:,} frames" in text
     if args.ttt.enable:
         for name in ("ttt_weights", "ttt_alpha"):
             assert re.search(rf"  {name}: [\d,]+ params, lr=", text)
@@ -180,7 +180,7 @@ def test_the_examples_promised_are_there():
         "test_multi_lr",
         "figure5_quick",
     }
-    dailytalk = load_train_args("example/dailytalk_finetune_from_librilight.yaml")
+    dailytalk = load_train_args(ROOT / "example" / "dailytalk_finetune_from_librilight.yaml")
     assert dailytalk.ttt.layer_indices(32) == [25, 26, 27, 28, 29, 30]
     assert (dailytalk.optim.lr, dailytalk.optim.weight_decay, dailytalk.optim.pct_start) == (3e-7, 0.1, 0.1)
     assert (dailytalk.ttt.ttt_layer_context, dailytalk.ttt.non_ttt_layer_context) == (50, 100)
@@ -214,3 +214,10 @@ def test_device_is_chosen_once_and_cpu_works():
 
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("duration_sec", "frames"), [(160, 2000), (15, 188), (0.56, 7), (10, 125), (0.01, 1)]
+)
+def test_chunk_length_in_frames(duration_sec, frames):
+    assert TrainArgs(ttt=TTTArgs(enable=True), duration_sec=float(duration_sec)).chunk_frames == frames

@@ -1,19 +1,23 @@
 """Where the metrics of a run go, and what they mean."""
 
 import math
+import re
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_codes, make_tiny_lm
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from finetune.args import TTTArgs
 from finetune.monitoring.console import train_line
 from finetune.monitoring.ttt_metrics import GateMonitor, InnerLoopRecorder
 from finetune.run import run_training
 from finetune.ttt_integration import apply_ttt_to_model
 from runs import command_line, read_metrics, run_args, run_values, write_yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 @pytest.fixture
@@ -28,7 +32,13 @@ def test_tensorboard_reads_the_run(demo, tmp_path):
     events = EventAccumulator(str(tmp_path / "run" / "tb"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    expected = {"train/loss", "train/lr_ttt_alpha", "train/ttt_alpha", "train/ttt_delta/layer_3", "eval/text_loss"}
+    expected = {
+        "train/loss",
+        "train/lr_ttt_alpha",
+        "train/ttt_alpha",
+        "train/ttt_delta/layer_3",
+        "eval/text_loss",
+    }
     assert expected <= tags
     logged = [record["loss"] for record in read_metrics(tmp_path / "run", "train")]
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(logged)
@@ -72,7 +82,9 @@ def test_gate_metrics_are_those_of_the_float32_masters(lm):
     assert values["ttt_delta"] == pytest.approx(0.2)
     assert values["ttt_alpha_min/layer_3"] == pytest.approx(math.tanh(-0.3))
     assert values["ttt_alpha_max/layer_3"] == pytest.approx(math.tanh(0.1))
-    assert values["ttt_alpha"] == pytest.approx((values["ttt_alpha/layer_1"] + values["ttt_alpha/layer_3"]) / 2)
+    assert values["ttt_alpha"] == pytest.approx(
+        (values["ttt_alpha/layer_1"] + values["ttt_alpha/layer_3"]) / 2
+    )
 
 
 def test_the_recorder_sees_only_what_it_is_asked_to(lm):
@@ -118,3 +130,21 @@ def test_padded_frames_are_left_out_of_the_inner_losses(lm):
 def test_the_console_line_can_be_grepped():
     line = train_line(7, {"loss": 2.5, "ttt_alpha": 0.005, "lr_ttt_alpha": 3e-4})
     assert line == "step: 000007 - loss: 2.500 - lr_ttt_alpha: 3.00e-04 - ttt_alpha: 0.005000"
+
+
+def test_the_recipes_of_the_guide_find_what_they_promise(demo, tmp_path, monkeypatch, capfd):
+    path = write_yaml(tmp_path / "a.yaml", run_values(demo, tmp_path / "run"))
+    assert command_line(monkeypatch, path) == 0
+    (tmp_path / "run.log").write_text(
+        capfd.readouterr().err + "error: step 4: the loss is not finite (loss nan)"
+    )
+    guide = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    recipes = re.findall(r"^(grep .*?) +#", guide, flags=re.MULTILINE)
+    assert len(recipes) == 3
+    found = [
+        subprocess.run(recipe, shell=True, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
+        for recipe in recipes
+    ]
+    assert [len(lines) for lines in found] == [3, 3, 1]
+    assert all(line.startswith("- ttt_alpha: 0.0") for line in found[0])
+    assert found[1][0].startswith("- lr_ttt_alpha: ")

@@ -11,6 +11,7 @@ _TRAIN_FIELDS = (
     ("lr_ttt_alpha", ".2e"),
     ("grad_norm", ".3f"),
     ("ttt_alpha", ".6f"),
+    ("ttt_raw", ".6f"),
     ("ttt_delta", ".2e"),
     ("tokens_per_sec", ",.0f"),
     ("peak_memory_gb", ".2f"),
