@@ -24,10 +24,12 @@ class DataArgs:
     eval_data: str = Field(default="", description="The same for evaluation; needed with do_eval.")
     shuffle: bool = Field(default=False, description="Shuffle the chunks anew in every epoch.")
     num_workers: int = Field(
-        default=2, ge=0, description="Loader processes; the batches do not depend on it."
+        default=2, ge=0, le=256, description="Loader processes; the batches do not depend on it."
     )
     cache_dir: str | None = Field(
-        default=None, description="Folder of the audio code cache (null: beside each recording)."
+        default=None,
+        min_length=1,
+        description="Folder of the audio code cache (null: beside each recording).",
     )
 
 
@@ -50,8 +52,8 @@ class LoraArgs:
     """`lora:` — low-rank adapters on every linear layer of Moshi."""
 
     enable: bool = Field(default=False, description="Train LoRA adapters.")
-    rank: int = Field(default=64, ge=1, description="Rank of the adapters.")
-    scaling: float = Field(default=2.0, gt=0, description="Factor of the adapters' output.")
+    rank: int = Field(default=64, ge=1, le=65536, description="Rank of the adapters.")
+    scaling: float = Field(default=2.0, gt=0, le=1e6, description="Factor of the adapters' output.")
     ft_embed: bool = Field(default=False, description="Train the embedding tables as well.")
 
 
@@ -59,8 +61,10 @@ class LoraArgs:
 class OptimArgs:
     """`optim:` — AdamW and its OneCycle schedule."""
 
-    lr: float = Field(default=1e-4, gt=0, description="Peak learning rate of the group `base`.")
-    weight_decay: float = Field(default=0.1, ge=0, description="AdamW weight decay; never on the gates.")
+    lr: float = Field(default=1e-4, gt=0, le=1e6, description="Peak learning rate of the group `base`.")
+    weight_decay: float = Field(
+        default=0.1, ge=0, le=1e6, description="AdamW weight decay; never on the gates."
+    )
     pct_start: float = Field(default=0.05, gt=0, lt=1, description="Share of the steps spent warming up.")
     decay_norms_and_biases: bool = Field(default=False, description="Decay norms and biases as well.")
 
@@ -85,23 +89,34 @@ class TTTArgs(TTTOptions):
         description="Transformer layers that get TTT: none, all, middle (L/4 to 3L/4) or indices `29,30,31`.",
     )
     base_lr: float = Field(
-        default=0.1, gt=0, description="Inner learning rate; the outer rates come from the multipliers."
+        default=0.1,
+        gt=0,
+        le=1e6,
+        description="Inner learning rate; the outer rates come from the multipliers.",
     )
     persistent_states: bool = Field(
         default=True, description="Carry the fast weights across the chunks of one recording."
     )
-    initial_gating_alpha: float = Field(default=0.005, description="Gate parameter alpha at start.")
+    initial_gating_alpha: float = Field(
+        default=0.005, ge=-10, le=10, description="Gate parameter alpha at start."
+    )
     weight_lr_multiplier: float = Field(
-        default=10.0, gt=0, description="Outer rate of the TTT weights, relative to optim.lr."
+        default=10.0, gt=0, le=1e9, description="Outer rate of the TTT weights, relative to optim.lr."
     )
     alpha_lr_multiplier: float = Field(
-        default=1000.0, gt=0, description="Outer rate of the gates, relative to optim.lr."
+        default=1000.0, gt=0, le=1e9, description="Outer rate of the gates, relative to optim.lr."
     )
     ttt_layer_context: int | None = Field(
-        default=None, ge=1, description="Attention window of layers with TTT, frames (null: the model's)."
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Attention window of layers with TTT, frames (null: the model's).",
     )
     non_ttt_layer_context: int | None = Field(
-        default=None, ge=1, description="Attention window of the other layers, frames (null: the model's)."
+        default=None,
+        ge=1,
+        le=10_000_000,
+        description="Attention window of the other layers, frames (null: the model's).",
     )
     log_inner_loop_losses: bool = Field(
         default=False, description="Write the inner losses per layer and frame to inner_loop_losses.jsonl."
@@ -122,6 +137,8 @@ class TTTArgs(TTTOptions):
         if isinstance(self.layers, int):
             return [self.layers]
         if isinstance(self.layers, list):
+            if not self.layers:
+                raise ValueError("layers: the list is empty; write none for the baseline without TTT layers")
             return self.layers
         if self.layers in ("none", "all", "middle"):
             return self.layers
@@ -136,7 +153,7 @@ class TTTArgs(TTTOptions):
         """Indices of the layers that get TTT in a model of `num_layers`, sorted.
 
         Raises:
-            ValueError: an index does not exist or is given twice.
+            ValueError: an index does not exist or is given twice, or the model has no middle.
         """
         choice = self._parse_layers()
         if choice == "none":
@@ -144,7 +161,10 @@ class TTTArgs(TTTOptions):
         if choice == "all":
             return list(range(num_layers))
         if choice == "middle":
-            return list(range(num_layers // 4, 3 * num_layers // 4))
+            middle = list(range(num_layers // 4, 3 * num_layers // 4))
+            if not middle:
+                raise ValueError(f"ttt.layers: a model of {num_layers} layers has no middle; give indices.")
+            return middle
         for index in choice:
             if not 0 <= index < num_layers:
                 raise ValueError(
@@ -177,6 +197,7 @@ class TrainArgs:
     )
     init_from: str | None = Field(
         default=None,
+        min_length=1,
         description="Run or checkpoint whose adapters, TTT weights and gates are the start; fresh optimiser.",
     )
     data: DataArgs = Field(default_factory=DataArgs)
@@ -187,18 +208,18 @@ class TrainArgs:
     ttt: TTTArgs = Field(default_factory=TTTArgs)
 
     first_codebook_weight_multiplier: float = Field(
-        default=1.0, gt=0, description="Weight of the semantic codebook in the audio loss."
+        default=1.0, gt=0, le=1e9, description="Weight of the semantic codebook in the audio loss."
     )
     text_padding_weight: float = Field(
-        default=0.5, ge=0, description="Weight of the padding tokens in the text loss."
+        default=0.5, ge=0, le=1e9, description="Weight of the padding tokens in the text loss."
     )
 
     optim: OptimArgs = Field(default_factory=OptimArgs)
-    duration_sec: float = Field(default=10.0, gt=0, description="Length of a chunk, seconds.")
-    batch_size: int = Field(default=1, ge=1, description="Chunks per process and micro-batch.")
-    num_microbatches: int = Field(default=1, ge=1, description="Micro-batches per optimiser step.")
+    duration_sec: float = Field(default=10.0, gt=0, le=86_400, description="Length of a chunk, seconds.")
+    batch_size: int = Field(default=1, ge=1, le=65536, description="Chunks per process and micro-batch.")
+    num_microbatches: int = Field(default=1, ge=1, le=65536, description="Micro-batches per optimiser step.")
     max_norm: float = Field(default=1.0, gt=0, description="Gradient norm above which gradients are scaled.")
-    max_steps: int = Field(default=100, ge=1, description="Optimiser steps.")
+    max_steps: int = Field(default=100, ge=1, le=10**9, description="Optimiser steps.")
     gradient_checkpointing: bool = Field(
         default=True, description="Recompute activations during backward: less memory, slower."
     )
@@ -207,7 +228,9 @@ class TrainArgs:
         description="Dtype of frozen weights and of the computation; trained weights are float32.",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, …")
-    seed: int = Field(default=0, ge=0, description="Of the initial weights and of the order of the data.")
+    seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Of the initial weights and of the order of the data."
+    )
 
     log_freq: int = Field(default=1, ge=1, description="Steps between two records of the metrics.")
     do_eval: bool = Field(default=False, description="Evaluate on data.eval_data.")
@@ -225,7 +248,10 @@ class TrainArgs:
         description="Recordings of a user to answer in the samples (empty: a silent user).",
     )
     sample_duration_sec: float = Field(
-        default=10.0, gt=0, description="Length of a sample without a prompt, seconds; longest otherwise."
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="Length of a sample without a prompt, seconds; longest otherwise.",
     )
 
     wandb: WandbArgs = Field(default_factory=WandbArgs)
@@ -237,6 +263,10 @@ class TrainArgs:
         if not (self.full_finetuning or self.lora.enable or self.ttt.enable):
             raise ValueError(
                 "full_finetuning, lora.enable and ttt.enable are all false: nothing to train; set one to true"
+            )
+        if self.sample_freq and self.ttt.enable and not self.ttt.causal:
+            raise ValueError(
+                "sample_freq: a model with ttt.causal: false cannot stream; set sample_freq to 0"
             )
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")

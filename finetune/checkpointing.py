@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from moshi.models.lm import LMModel
 from moshi.modules.lora import LoRALinear
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.args import TrainArgs
+from finetune.errors import CheckpointError
 from finetune.ttt_utils import is_ttt_parameter
 
 logger = logging.getLogger(__name__)
@@ -53,19 +55,27 @@ class Checkpointer:
 
         Returns:
             Its directory.
+
+        Raises:
+            CheckpointError: it cannot be written, for example because the disk is full.
         """
         final = self.folder / f"checkpoint_{step:06d}"
         if final.exists():
             return final
         partial = self.folder / f".tmp-checkpoint_{step:06d}"
-        if partial.exists():
-            shutil.rmtree(partial)
         content = partial / "consolidated"
-        content.mkdir(parents=True)
-        self._write(model, step, content)
-        _sync(content)
-        partial.rename(final)
-        _sync(self.folder)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            content.mkdir(parents=True)
+            self._write(model, step, content)
+            _sync(content)
+            partial.rename(final)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"{final}: the checkpoint cannot be written ({error}); earlier checkpoints are intact."
+            ) from None
         logger.info("Saved %s", final)
         self._delete_old()
         return final
@@ -80,7 +90,10 @@ class Checkpointer:
             key: str(Path(value).resolve()) if value and Path(value).exists() else value
             for key, value in dataclasses.asdict(self.args.moshi_paths).items()
         }
-        _write_json(content / TRAINING_FILE, {"step": step, "moshi_paths": paths})
+        # The `ttt` section is here too: a baseline (ttt.layers: none) has windows, and no key in config.json.
+        ttt = dataclasses.asdict(self.args.ttt)
+        training = {"step": step, "files": sorted(files), "moshi_paths": paths, "ttt": ttt}
+        _write_json(content / TRAINING_FILE, training)
 
     def _delete_old(self) -> None:
         keep = self.args.num_ckpt_keep
@@ -90,8 +103,14 @@ class Checkpointer:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in a `checkpoints` folder, oldest first."""
-    return sorted(folder.glob("checkpoint_*"), key=lambda path: int(path.name.removeprefix("checkpoint_")))
+    """Checkpoints in a `checkpoints` folder, oldest first; other names and files are passed over."""
+    found = [path for path in folder.glob("checkpoint_*") if path.is_dir() and _step_of(path) is not None]
+    return sorted(found, key=_step_of)
+
+
+def _step_of(path: Path) -> int | None:
+    digits = path.name.removeprefix("checkpoint_")
+    return int(digits) if digits.isascii() and digits.isdigit() else None
 
 
 def split_weights(model: LMModel, args: TrainArgs) -> dict[str, dict[str, Tensor]]:
@@ -103,18 +122,12 @@ def split_weights(model: LMModel, args: TrainArgs) -> dict[str, dict[str, Tensor
     files = {TTT_FILE: {name: tensor for name, tensor in state.items() if is_ttt_parameter(name)}}
     base = {name: tensor for name, tensor in state.items() if not is_ttt_parameter(name)}
     if args.full_finetuning:
-        files[FULL_FILE] = base
+        files[FULL_FILE] = {name: _to_save(tensor, args) for name, tensor in base.items()}
     elif args.lora.enable and args.save_adapters:
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         files[LORA_FILE] = {name: tensor for name, tensor in base.items() if name in trained}
     elif args.lora.enable:
-        files[FULL_FILE] = _merged(model, base)
-    if FULL_FILE in files:
-        dtype = getattr(torch, args.param_dtype)
-        files[FULL_FILE] = {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in files[FULL_FILE].items()
-        }
+        files[FULL_FILE] = _merged(model, base, args)
     return {
         file: {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         for file, tensors in files.items()
@@ -135,21 +148,27 @@ def export_config(
         config |= {"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling}
     if FULL_FILE in files:
         config["moshi_name"] = FULL_FILE
-    if args.ttt.enable:
+    if TTT_FILE in files:
         config["ttt"] = dataclasses.asdict(args.ttt)
     return config
 
 
-def _merged(model: LMModel, base: dict[str, Tensor]) -> dict[str, Tensor]:
+def _merged(model: LMModel, base: dict[str, Tensor], args: TrainArgs) -> dict[str, Tensor]:
     merged = {
-        name: tensor
+        name: _to_save(tensor, args)
         for name, tensor in base.items()
         if not any(part in ("lora_A", "lora_B", "frozen_W") for part in name.split("."))
     }
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
-            merged[f"{name}.weight"] = module.merge_weight()
+            merged[f"{name}.weight"] = _to_save(module.merge_weight(), args)
     return merged
+
+
+def _to_save(tensor: Tensor, args: TrainArgs) -> Tensor:
+    # Moved one by one: a second copy of a large model would not fit beside the first.
+    dtype = getattr(torch, args.param_dtype) if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to(dtype).cpu()
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

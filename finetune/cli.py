@@ -1,6 +1,8 @@
 """The command line of train.py: a YAML file, overrides of any key, --help and --dry-run."""
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -29,7 +31,7 @@ def parse_train_command(argv: Sequence[str]) -> tuple[TrainArgs, bool]:
         ConfigError: an option, key or value is wrong; one line.
     """
     parser = _train_parser()
-    known, unknown = parser.parse_known_args(argv)
+    known, unknown = parser.parse_known_args(_join_negative_numbers(argv))
     if unknown and unknown[0].startswith("--"):
         raise unknown_key(unknown[0].removeprefix("--").partition("=")[0])
     if unknown:
@@ -56,19 +58,22 @@ def parse_value(info: FieldInfo, text: str, key: str) -> Any:
         return None if text == "null" else text
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+    except (YAMLError, ValueError, RecursionError):
         raise ConfigError(f"{key}: cannot read {text!r}, expected {type_name(info.annotation)}.") from None
 
 
 def run_command(command: Callable[[], int | None]) -> NoReturn:
     """Run a command line's main function and exit: errors of the user with one line and status 2."""
+    is_first = os.environ.get("RANK", "0") == "0"
     try:
         status = command() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if str(error) and (is_first or not error.of_all):
+            print(f"error: {error}", file=sys.stderr)
         status = 2
     except TrainingDivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first:
+            print(f"error: {error}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         print("interrupted: nothing was saved after the last checkpoint.", file=sys.stderr)
@@ -96,6 +101,17 @@ def _train_parser() -> argparse.ArgumentParser:
         text = f"{info.description} [{type_name(info.annotation)}; default {_default_text(info)}]"
         groups[section].add_argument(f"--{key}", dest=key, metavar="VALUE", help=text.replace("%", "%%"))
     return parser
+
+
+def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
+    """`--key -1e-3` as `--key=-1e-3`: argparse takes such a number for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        if re.match(r"-[.\d]", argument) and joined and re.match(r"--[^=]+$", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _default_text(info: FieldInfo) -> str:

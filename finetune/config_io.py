@@ -50,9 +50,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot read the configuration: {reason}.") from None
     try:
         values = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid YAML: {reason}") from None
+    if values is None:
+        raise ConfigError(f"{path}: the file is empty.")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}.")
     return {
@@ -152,4 +154,17 @@ def _describe(cls: type, error: ValidationError, prefix: str) -> str:
         expected = first["msg"].replace("Input should be", "must be")
     else:
         expected = f"expected {type_name(info.annotation)}"
-    return f"{prefix}{location[0]}: {first['input']!r} is not allowed, {expected}."
+    return f"{prefix}{location[0]}: {_shown(first['input'])} is not allowed, {expected}."
+
+
+def _shown(value: Any) -> str:
+    """A value as it stands in YAML, where Python writes it differently."""
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, repr(value))
+        if _is_plain(value)
+        else repr(value)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool)

@@ -4,12 +4,13 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, UserError
 
 
 def get_rank() -> int:
@@ -39,18 +40,17 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(
-            f"device: {name!r} is not a device, expected auto, cpu, cuda, cuda:1 or mps."
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device: {name!r} is not available on this machine; use device: cpu.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise ConfigError(f"device: {name!r} is not a device, expected auto, cpu, cuda, cuda:1 or mps.")
+    device = torch.device(name)
+    num_devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}[
+        kind
+    ]
+    if int(index or 0) >= num_devices:
         raise ConfigError(f"device: {name!r} is not available on this machine; use device: cpu.")
     if device.type == "cuda":
-        if device.index is None:
+        if "LOCAL_RANK" in os.environ or device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     return device
@@ -62,11 +62,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ:
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # Long enough for one process to encode a large data set while the others wait.
+    dist.init_process_group(backend, timeout=timedelta(hours=12))
+    yield
+    # Not after an error: other processes may wait in a collective, and destroying would wait for them.
+    dist.destroy_process_group()
 
 
 def set_up_logging() -> None:
@@ -98,17 +99,40 @@ def any_process(flag: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(float(flag))).item())
 
 
+@contextmanager
+def alike() -> Iterator[None]:
+    """Let all processes leave the block in the same way: an error of one ends the others too.
+
+    Raises:
+        UserError: that of the block, or in the other processes a silent one.
+    """
+    error: UserError | None = None
+    try:
+        yield
+    except UserError as caught:
+        error = caught
+        error.of_all = False
+    failed = any_process(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError("")
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace each gradient by its sum over all processes."""
     if get_world_size() == 1:
         return
     pending = []
     for parameter in parameters:
-        if parameter.grad is None:
+        unused = parameter.grad is None
+        if unused:
             parameter.grad = torch.zeros_like(parameter)
-        pending.append(dist.all_reduce(parameter.grad, async_op=True))
-    for work in pending:
+        pending.append((parameter, unused, dist.all_reduce(parameter.grad, async_op=True)))
+    for parameter, unused, work in pending:
         work.wait()
+        if unused and not parameter.grad.any():
+            parameter.grad = None  # unused everywhere: no step, no decay, as in a single process
 
 
 def broadcast_parameters(parameters: Iterable[nn.Parameter]) -> None:

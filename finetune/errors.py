@@ -2,7 +2,13 @@
 
 
 class UserError(Exception):
-    """Something that the user can mend. Command lines print it without a traceback, exit status 2."""
+    """Something that the user can mend. Command lines print it without a traceback, exit status 2.
+
+    Attributes:
+        of_all: every process of a run meets it, so one of them prints it; False where it is this one's own.
+    """
+
+    of_all = True
 
 
 class ConfigError(UserError):

@@ -1,17 +1,15 @@
 """Evaluation on held-out chunks: text and audio loss apart, and true perplexities."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.data.dataset import Batch
-from finetune.distributed import all_reduce_sum
+from finetune.data.dataset import ChunkDataset, build_eval_loader
+from finetune.distributed import all_reduce_sum, get_rank, get_world_size
 from finetune.loss import LossSums, LossWeights, loss_sums, loss_weights
-from finetune.unigram import UnigramModel
 from finetune.wrapped_model import autocast
 
 
@@ -25,17 +23,16 @@ class LossAverage:
         """Add one batch."""
         row = torch.cat(
             [
-                torch.stack(
-                    [sums.text.detach(), sums.audio.detach(), sums.text_nll, sums.text_count]
-                ).double(),
-                weights.totals().double(),
-                sums.audio_nll.double(),
-                sums.audio_count.double(),
+                torch.stack([sums.text.detach(), sums.audio.detach(), sums.text_nll, sums.text_count]),
+                weights.totals(),
+                sums.audio_nll,
+                sums.audio_count,
             ]
         )
+        row = row.cpu().double()  # added up on the CPU: not every device has float64
         self._sums = row if self._sums is None else self._sums + row
 
-    def result(self, num_codebooks: int, device: torch.device) -> dict[str, float]:
+    def result(self, num_codebooks: int) -> dict[str, float]:
         """Means over everything added, in all processes.
 
         Returns:
@@ -45,7 +42,7 @@ class LossAverage:
         """
         sums = self._sums
         if sums is None:
-            sums = torch.zeros(6 + 2 * num_codebooks, dtype=torch.float64, device=device)
+            sums = torch.zeros(6 + 2 * num_codebooks, dtype=torch.float64)
         text, audio, text_nll, text_count, text_weight, audio_weight, *rest = all_reduce_sum(sums).tolist()
         audio_nll, audio_count = rest[:num_codebooks], rest[num_codebooks:]
         text_loss, audio_loss = _ratio(text, text_weight), _ratio(audio, audio_weight)
@@ -53,8 +50,8 @@ class LossAverage:
             "loss": text_loss + audio_loss,
             "text_loss": text_loss,
             "audio_loss": audio_loss,
-            "text_perplexity": math.exp(_ratio(text_nll, text_count)),
-            "audio_perplexity": math.exp(_ratio(sum(audio_nll), sum(audio_count))),
+            "text_perplexity": _exp(_ratio(text_nll, text_count)),
+            "audio_perplexity": _exp(_ratio(sum(audio_nll), sum(audio_count))),
             "semantic_loss": _ratio(audio_nll[0], audio_count[0]),
             "acoustic_loss": _ratio(sum(audio_nll[1:]), sum(audio_count[1:])),
         }
@@ -62,11 +59,12 @@ class LossAverage:
 
 @torch.no_grad()
 def evaluate(
-    model: LMModel, loader: Iterable[Batch], args: TrainArgs, *, device: torch.device
+    model: LMModel, data: ChunkDataset, args: TrainArgs, *, device: torch.device
 ) -> dict[str, float]:
-    """Losses of the model over a loader, see `LossAverage.result`. Leaves the model in training mode."""
+    """Losses of the model over all chunks, see `LossAverage.result`. Leaves the model in training mode."""
     model.eval()
     average = LossAverage()
+    loader = build_eval_loader(data, batch_size=args.batch_size, rank=get_rank(), world_size=get_world_size())
     try:
         for batch in loader:
             codes = batch.codes.to(device, non_blocking=True)
@@ -76,20 +74,13 @@ def evaluate(
             average.add(loss_sums(output, codes, weights, model), weights)
     finally:
         model.train()
-    return average.result(model.dep_q, device)
-
-
-def evaluate_unigram(
-    unigram: UnigramModel, loader: Iterable[Batch], model: LMModel, args: TrainArgs
-) -> dict[str, float]:
-    """The same losses for a model that knows token frequencies only."""
-    average = LossAverage()
-    for batch in loader:
-        weights = loss_weights(batch.codes, model, args)
-        average.add(loss_sums(unigram.output(batch.codes), batch.codes, weights, model), weights)
-    return average.result(model.dep_q, torch.device("cpu"))
+    return average.result(model.dep_q)
 
 
 def _ratio(value: float, weight: float) -> float:
     # No target at all: there is no such loss, which is not the same as a loss of 0.
     return value / weight if weight > 0 else math.nan
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

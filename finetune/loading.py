@@ -1,7 +1,7 @@
 """Reading our checkpoints: as the start of another run, and as a model to use."""
 
-import json
 import logging
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetune.args import LoraArgs, ModelPaths, TTTArgs
+from finetune.args import LoraArgs, ModelPaths, TrainArgs, TTTArgs
 from finetune.checkpointing import (
     CONFIG_FILE,
     FULL_FILE,
@@ -23,16 +23,22 @@ from finetune.checkpointing import (
 )
 from finetune.config_io import build_args
 from finetune.errors import CheckpointError, ConfigError
+from finetune.files import read_json_object
 from finetune.repository import find_model_files
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
-from finetune.wrapped_model import add_lora
+from finetune.wrapped_model import add_lora, load_base
+from moshi_ttt.config import TTTOptions
 
 logger = logging.getLogger(__name__)
+
+_WEIGHT_FILES = (FULL_FILE, LORA_FILE, TTT_FILE)
 
 
 def find_checkpoint(path: str | Path) -> Path:
     """The folder with the weights, of a run directory (its newest checkpoint), a checkpoint or itself.
+
+    Checkpoints of moshi-finetune are found as well: a folder with config.json and weights.
 
     Raises:
         CheckpointError: there is none.
@@ -40,33 +46,55 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     candidates = [path, path / "consolidated"]
     if (path / "checkpoints").is_dir():
-        candidates += [folder / "consolidated" for folder in list_checkpoints(path / "checkpoints")[-1:]]
+        newest_first = reversed(list_checkpoints(path / "checkpoints"))
+        candidates += [folder / "consolidated" for folder in newest_first]
     for candidate in candidates:
-        if (candidate / CONFIG_FILE).is_file() and (candidate / TRAINING_FILE).is_file():
+        has_weights = any((candidate / name).is_file() for name in _WEIGHT_FILES)
+        if (candidate / CONFIG_FILE).is_file() and has_weights:
             return candidate
     raise CheckpointError(f"{path}: no checkpoint here; give a run directory or one of its checkpoints.")
 
 
-def warm_start(model: LMModel, path: str | Path) -> str:
+def warm_start(model: LMModel, path: str | Path, args: TrainArgs) -> list[str]:
     """Copy a checkpoint's adapters, TTT weights and gates (or full weights) into a model that will train.
 
+    What the checkpoint does not have (TTT after a run with LoRA only, say) starts fresh.
+
     Returns:
-        One line that says what was loaded.
+        Lines that say what was loaded, what starts fresh, and which settings differ from the checkpoint's.
 
     Raises:
-        CheckpointError: a tensor of the checkpoint has no place in the model, TTT tensors that the model
-            has are missing, or a shape differs. The model is unchanged then.
+        CheckpointError: a tensor of the checkpoint has no place in the model, one that its configuration
+            announces is missing, or a shape differs. The model is unchanged.
     """
     folder = find_checkpoint(path)
-    tensors = _read_files(folder, (FULL_FILE, LORA_FILE, TTT_FILE))
-    if not tensors:
-        raise CheckpointError(f"init_from: {folder} holds no weights.")
-    counts = load_exactly(model, tensors, source=f"init_from: {folder}")
-    return f"Warm start from {folder}: {counts['base']} base or LoRA tensors, {counts['ttt']} TTT tensors."
+    config, tensors = _read_checkpoint(folder)
+    counts = load_exactly(model, tensors, complete=_announced(config), source=f"init_from: {folder}")
+    lines = [f"Warm start from {folder}: {counts['base']} base or LoRA tensors, {counts['ttt']} TTT tensors."]
+    if args.ttt.enable and not counts["ttt"]:
+        lines.append("The checkpoint has no TTT: the TTT layers and gates start fresh.")
+    if args.lora.enable and config.get("lora") and config["lora_scaling"] != args.lora.scaling:
+        lines.append(
+            f"Differs: lora.scaling is {args.lora.scaling}, the checkpoint had {config['lora_scaling']}."
+        )
+    for key in config.get("ttt", {}).keys() & (TTTOptions.__dataclass_fields__.keys() | {"base_lr"}):
+        ours, theirs = getattr(args.ttt, key), config["ttt"][key]
+        if ours != theirs:
+            lines.append(f"Differs: ttt.{key} is {ours}, the checkpoint had {theirs}.")
+    return lines
 
 
-def load_exactly(model: LMModel, tensors: dict[str, Tensor], *, source: str) -> dict[str, int]:
+def load_exactly(
+    model: LMModel, tensors: dict[str, Tensor], *, complete: Collection[str], source: str
+) -> dict[str, int]:
     """Copy tensors into the parameters of the same names, all or nothing.
+
+    Full weights go into the frozen part of a model with adapters.
+
+    Args:
+        tensors: by name.
+        complete: kinds (`lora`, `ttt`) of which the model may have no tensor that is not given.
+        source: where they come from, for messages.
 
     Returns:
         How many tensors of the base (LoRA included) and of TTT were copied.
@@ -75,23 +103,27 @@ def load_exactly(model: LMModel, tensors: dict[str, Tensor], *, source: str) -> 
         CheckpointError: see `warm_start`; the line starts with source.
     """
     state = model.state_dict()
+    tensors = {_name_in(state, name): tensor for name, tensor in tensors.items()}
     unknown = sorted(set(tensors) - set(state))
     if unknown:
-        hint = " (is lora.enable, or are ttt.layers, different?)" if _is_added(unknown[0]) else ""
+        hint = " (is lora.enable, or are ttt.layers, different?)" if _kind(unknown[0]) else ""
         raise CheckpointError(
             f"{source}: {len(unknown)} tensors have no place in this model, for example {unknown[0]}{hint}."
         )
-    missing = sorted(name for name in state if is_ttt_parameter(name) and name not in tensors)
+    missing = sorted(name for name in state if _kind(name) in complete and name not in tensors)
     if missing:
+        kind = {"ttt": "TTT", "lora": "LoRA"}[_kind(missing[0])]
         raise CheckpointError(
-            f"{source}: {len(missing)} TTT tensors are missing, for example {missing[0]}; "
-            "ttt.layers must be those of the checkpoint."
+            f"{source}: {len(missing)} {kind} tensors are missing, for example {missing[0]}; "
+            "the checkpoint is not complete, or was made for other layers."
         )
     for name, tensor in tensors.items():
         if tensor.shape != state[name].shape:
             raise CheckpointError(
                 f"{source}: {name} has shape {list(tensor.shape)}, expected {list(state[name].shape)}."
             )
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds values that are not finite numbers.")
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
@@ -106,7 +138,7 @@ def load_checkpoint_model(
     dtype: torch.dtype = torch.bfloat16,
     fuse_lora: bool = False,
 ) -> LMModel:
-    """Rebuild the trained model from a run directory or checkpoint, in evaluation mode.
+    """Rebuild the trained model from a run directory or checkpoint of ours, in evaluation mode.
 
     The base model comes from where training found it, unless the checkpoint holds full weights.
 
@@ -119,21 +151,27 @@ def load_checkpoint_model(
         CheckpointError: files are missing, corrupt or do not fit the base model.
     """
     folder = find_checkpoint(path)
-    config, training = read_json(folder / CONFIG_FILE), read_json(folder / TRAINING_FILE)
-    paths = dict(training["moshi_paths"])
-    if (folder / FULL_FILE).is_file():
-        paths["moshi_path"] = str(folder / FULL_FILE)
+    config, training = read_json_object(folder / CONFIG_FILE), read_json_object(folder / TRAINING_FILE)
     try:
-        info = find_model_files(build_args(ModelPaths, paths))
-        ttt_args = build_args(TTTArgs, config.get("ttt", {}), "ttt.")
-    except ConfigError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
-    model = info.get_moshi(device=device, dtype=dtype, lm_kwargs_overrides={"lora": False}, fuse_lora=True)
-    if config.get("lora"):
-        add_lora(model, LoraArgs(enable=True, rank=config["lora_rank"], scaling=config["lora_scaling"]))
+        missing = [name for name in training["files"] if not (folder / name).is_file()]
+        paths = dict(training["moshi_paths"])
+        ttt_args = build_args(TTTArgs, training["ttt"], "ttt.")
+        lora = None
+        if config["lora"]:
+            lora = LoraArgs(enable=True, rank=config["lora_rank"], scaling=config["lora_scaling"])
+        if (folder / FULL_FILE).is_file():
+            paths["moshi_path"] = str(folder / FULL_FILE)
+        model_paths = build_args(ModelPaths, paths)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{folder}: {CONFIG_FILE} or {TRAINING_FILE} is damaged: {error}.") from None
+    if missing:
+        raise CheckpointError(f"{folder}: {missing[0]} is missing, the checkpoint is not complete.")
+    model = load_base(find_model_files(model_paths), device=device, dtype=dtype)
+    if lora is not None:
+        add_lora(model, lora, dtype=dtype)
     apply_ttt_to_model(model, ttt_args)
     tensors = _read_files(folder, (LORA_FILE, TTT_FILE))
-    counts = load_exactly(model, tensors, source=str(folder))
+    counts = load_exactly(model, tensors, complete=("lora", "ttt"), source=str(folder))
     logger.info("Loaded %s: %d adapter tensors, %d TTT tensors.", folder, counts["base"], counts["ttt"])
     if fuse_lora:
         replace_lora_with_linear(model)
@@ -152,22 +190,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint.
-
-    Raises:
-        CheckpointError: the file is missing or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object.")
-    return value
+def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config = read_json_object(folder / CONFIG_FILE)
+    if (folder / TRAINING_FILE).is_file():
+        for name in read_json_object(folder / TRAINING_FILE).get("files", []):
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"init_from: {folder}: {name} is missing, the checkpoint is not complete."
+                )
+    return config, _read_files(folder, _WEIGHT_FILES)
 
 
-def _read_files(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
+def _announced(config: dict[str, Any]) -> list[str]:
+    return [kind for kind in ("lora", "ttt") if config.get(kind)]
+
+
+def _read_files(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in names:
         if (folder / name).is_file():
@@ -175,5 +213,13 @@ def _read_files(folder: Path, names: tuple[str, ...]) -> dict[str, Tensor]:
     return tensors
 
 
-def _is_added(name: str) -> bool:
-    return is_ttt_parameter(name) or ".lora_" in name
+def _name_in(state: Collection[str], name: str) -> str:
+    frozen = name.removesuffix("weight") + "frozen_W.weight"
+    return frozen if name not in state and frozen in state else name
+
+
+def _kind(name: str) -> str | None:
+    """`ttt` or `lora`, None for a tensor of the base model."""
+    if is_ttt_parameter(name):
+        return "ttt"
+    return "lora" if ".lora_" in name else None

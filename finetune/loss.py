@@ -74,6 +74,13 @@ def loss_sums(output: LMOutput, codes: Tensor, weights: LossWeights, model: LMMo
     """
     text_losses = _token_losses(output.text_logits, codes[:, : model.audio_offset], weights.text_valid)
     audio_losses = _token_losses(output.logits, audio_targets(codes, model), weights.audio_valid)
+    return weighted_sums(text_losses, audio_losses, weights)
+
+
+def weighted_sums(text_losses: Tensor, audio_losses: Tensor, weights: LossWeights) -> LossSums:
+    """Sums of the losses of single tokens, `[B, 1, T]` and `[B, K, T]`; those of no target do not count."""
+    text_losses = torch.where(weights.text_valid, text_losses, 0)
+    audio_losses = torch.where(weights.audio_valid, audio_losses, 0)
     return LossSums(
         (text_losses * weights.text).sum(),
         (audio_losses * weights.audio).sum(),
@@ -96,7 +103,5 @@ def total_loss(sums: LossSums, totals: Tensor) -> Tensor:
 
 
 def _token_losses(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-    losses = F.cross_entropy(
-        logits.flatten(0, 2).float(), torch.where(valid, targets, 0).flatten(), reduction="none"
-    )
-    return torch.where(valid, losses.view_as(valid), 0)
+    targets = torch.where(valid, targets, 0)
+    return F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none").view_as(valid)

@@ -8,7 +8,7 @@ from finetune.args import TrainArgs
 from finetune.ttt_utils import GROUP_NAMES, classify_ttt_parameter
 
 _NORM_MODULES = ("norm", "norm1", "norm2", "norm_cross", "out_norm", "pre_norm", "post_norm")
-_NORM_LEAVES = ("ttt_norm_weight", "ttt_norm_bias")
+_NORM_LEAVES = ("ttt_norm_weight", "ttt_norm_bias", "scale")  # scale: of Moshi's LayerScale
 
 
 def outer_learning_rates(args: TrainArgs) -> dict[str, float]:
@@ -67,7 +67,7 @@ def build_scheduler(optimizer: Optimizer, args: TrainArgs) -> OneCycleLR:
     pct_start = args.optim.pct_start
     if abs(pct_start * args.max_steps - 1) < 1e-6:
         # A warm-up of exactly one step divides by zero inside OneCycleLR.
-        pct_start *= 1 + 1e-4
+        pct_start *= 1 - 1e-4
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],

@@ -10,7 +10,6 @@ import torch
 from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import FRAME_RATE, CheckpointInfo
-from safetensors import SafetensorError
 
 from finetune.args import TrainArgs
 from finetune.data.alignments import load_alignments
@@ -18,8 +17,9 @@ from finetune.data.chunks import build_index
 from finetune.data.code_cache import CodeCache
 from finetune.data.dataset import ChunkDataset
 from finetune.data.manifest import Recording, load_manifest
-from finetune.distributed import barrier, get_rank, get_world_size, is_main
+from finetune.distributed import alike, barrier, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError, ConfigError
+from finetune.repository import MOSHI_ERRORS, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,8 @@ def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
     """
     try:
         return info.get_mimi(device=device).requires_grad_(False)
-    except (RuntimeError, SafetensorError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{info.mimi_weights}: cannot be loaded as Mimi: {reason}") from None
+    except MOSHI_ERRORS as error:
+        raise CheckpointError(f"{info.mimi_weights}: cannot be loaded as Mimi: {one_line(error)}") from None
 
 
 def load_tokenizer(info: CheckpointInfo) -> sentencepiece.SentencePieceProcessor:
@@ -111,8 +110,8 @@ def build_datasets(
         logger.info("All %d recordings are encoded already.", len(everything))
     barrier()
     on_terminal = is_main() and sys.stderr.isatty()
-    cache.fill(everything, mimi, rank=get_rank(), world_size=get_world_size(), progress=on_terminal)
-    barrier()
+    with alike():
+        cache.fill(everything, mimi, rank=get_rank(), world_size=get_world_size(), progress=on_terminal)
     tokenizer = load_tokenizer(info)
 
     def dataset(part: list[Recording], name: str) -> ChunkDataset:

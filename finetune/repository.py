@@ -1,20 +1,33 @@
 """Where the base model's files are: a Hugging Face repository or a local folder of the same layout."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
 from moshi.models import loaders
 from moshi.models.loaders import CheckpointInfo
+from safetensors import SafetensorError
 
 from finetune.args import ModelPaths
 from finetune.errors import CheckpointError
+from finetune.files import read_json_object
 
 # Repositories that hold Moshi 7B itself, whose architecture is built into the moshi package.
 _MOSHI_7B_REPOSITORIES = ("kyutai/moshiko-pytorch-bf16", "kyutai/moshika-pytorch-bf16")
+# What Moshi's code raises when a file or configuration is not what it expects: it checks by asserting.
+MOSHI_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 _FILE_KEYS = {
     "moshi_name": loaders.MOSHI_NAME,
     "mimi_name": loaders.MIMI_NAME,
@@ -29,27 +42,22 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
         CheckpointError: a file is missing or unreadable, or the repository cannot be reached.
     """
     overrides = _existing_overrides(paths)
-    repository = paths.hf_repo_id
+    repository = paths.hf_repo_id or None
     if repository is None:
-        missing = [key for key, value in overrides.items() if value is None and key != "mimi_config_path"]
-        if missing:
+        if None in overrides.values():
             raise CheckpointError(
                 "moshi_paths: without hf_repo_id, moshi_path, mimi_path, tokenizer_path and config_path "
                 "must all be given."
             )
-        repository = "local"
-    elif Path(repository).is_dir():
+        repository = str(Path(str(overrides["config_path"])).parent)
+    if Path(repository).is_dir():
         overrides = _local_files(Path(repository), overrides)
     try:
         info = CheckpointInfo.from_hf_repo(repository, **overrides)
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+    except MOSHI_ERRORS as error:
         raise CheckpointError(
-            f"moshi_paths.hf_repo_id: {repository!r} is neither a local folder nor a repository that can be "
-            f"reached: {' '.join(str(error).split())[:200]}"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(
-            f"moshi_paths: the configuration of {repository} is not valid JSON: {error}."
+            f"moshi_paths.hf_repo_id: {repository!r} is neither a local folder with the files of a Moshi "
+            f"repository nor a repository that can be reached: {one_line(error)}"
         ) from None
     _reject_ttt_exports(info.raw_config, repository)
     return info
@@ -63,6 +71,10 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
     """
     config_path = paths.config_path
     repository = paths.hf_repo_id or ""
+    if not repository and config_path is None:
+        raise CheckpointError(
+            "moshi_paths.hf_repo_id: not set; give a repository, a local folder or config_path."
+        )
     if config_path is None and Path(repository).is_dir():
         config_path = str(Path(repository) / "config.json")
     if config_path is None:
@@ -71,8 +83,8 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
         except (LocalEntryNotFoundError, HFValidationError, OSError):
             if repository in _MOSHI_7B_REPOSITORIES:
                 return dict(loaders._lm_kwargs), "Moshi 7B as built into the moshi package"
-            return _architecture(find_model_files(paths)), repository
-    config = _read_json(Path(config_path))
+            config_path = _download_config(repository)
+    config = read_json_object(Path(config_path))
     _reject_ttt_exports(config, config_path)
     other = (
         "mimi_config_name",
@@ -86,13 +98,25 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
     return {k: v for k, v in config.items() if k not in (*_FILE_KEYS, *other)}, str(config_path)
 
 
+def one_line(error: Exception) -> str:
+    """What an exception of Moshi's code says, on one line, its kind where it says nothing clear."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, (RuntimeError, SafetensorError)) else f"{type(error).__name__}: {text}"
+
+
 def lm_config(info: CheckpointInfo) -> dict[str, Any]:
     """The configuration that belongs beside exported weights: the repository's, or Moshi 7B's."""
     return dict(loaders._lm_kwargs if info.raw_config is None else info.raw_config)
 
 
-def _architecture(info: CheckpointInfo) -> dict[str, Any]:
-    return dict(loaders._lm_kwargs if info.lm_config is None else info.lm_config)
+def _download_config(repository: str) -> str:
+    try:
+        return hf_hub_download(repository, "config.json")
+    except MOSHI_ERRORS as error:
+        raise CheckpointError(
+            f"moshi_paths.hf_repo_id: {repository!r} is neither a local folder nor a repository that can be "
+            f"reached: {one_line(error)}"
+        ) from None
 
 
 def _existing_overrides(paths: ModelPaths) -> dict[str, Path | str | None]:
@@ -112,7 +136,11 @@ def _existing_overrides(paths: ModelPaths) -> dict[str, Path | str | None]:
 
 def _local_files(folder: Path, overrides: dict[str, Path | str | None]) -> dict[str, Path | str | None]:
     config_path = Path(overrides["config_path"] or folder / "config.json")
-    config = _read_json(config_path)
+    if not config_path.is_file():
+        hint = " It holds a run of training: start from it with init_from." if _is_run(folder) else ""
+        raise CheckpointError(f"moshi_paths.hf_repo_id: {config_path} does not exist.{hint}")
+    config = read_json_object(config_path)
+    _reject_ttt_exports(config, str(config_path))
     found = dict(overrides, config_path=config_path)
     for argument, key in (
         ("moshi_weights", "moshi_name"),
@@ -120,26 +148,18 @@ def _local_files(folder: Path, overrides: dict[str, Path | str | None]) -> dict[
         ("tokenizer", "tokenizer_name"),
     ):
         if found[argument] is None:
-            found[argument] = folder / config.get(key, _FILE_KEYS[key])
+            found[argument] = folder / str(config.get(key, _FILE_KEYS[key]))
             if not Path(found[argument]).is_file():
                 raise CheckpointError(f"moshi_paths.hf_repo_id: {found[argument]} does not exist.")
     if "mimi_config_name" in config:
-        found["mimi_config_path"] = folder / config["mimi_config_name"]
+        found["mimi_config_path"] = folder / str(config["mimi_config_name"])
     if "lora_name" in config:
-        found["lora_weights"] = folder / config["lora_name"]
+        found["lora_weights"] = folder / str(config["lora_name"])
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object.")
-    return value
+def _is_run(folder: Path) -> bool:
+    return (folder / "checkpoints").is_dir() or (folder / "consolidated").is_dir()
 
 
 def _reject_ttt_exports(config: dict[str, Any] | None, source: str) -> None:

@@ -12,6 +12,7 @@ from moshi.models.loaders import CheckpointInfo
 from finetune.args import TrainArgs
 from finetune.checkpointing import Checkpointer
 from finetune.distributed import (
+    alike,
     choose_device,
     get_world_size,
     is_main,
@@ -19,7 +20,7 @@ from finetune.distributed import (
     set_up_logging,
 )
 from finetune.loading import find_checkpoint, warm_start
-from finetune.monitoring.metrics import MetricsWriter
+from finetune.monitoring.metrics import MetricsWriter, check_wandb
 from finetune.monitoring.plots import INNER_LOSSES_FILE, plot_inner_losses, plot_run
 from finetune.pipeline import Recordings, build_datasets, load_codec, load_recordings
 from finetune.repository import find_architecture, find_model_files, lm_config
@@ -27,6 +28,7 @@ from finetune.run_directory import check_run_dir, make_run_dir
 from finetune.sampling import Sampler
 from finetune.summary import model_summary
 from finetune.trainer import Trainer
+from finetune.unigram import unigram_losses
 from finetune.wrapped_model import build_meta_model, build_model
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ def run_training(args: TrainArgs) -> None:
     """
     set_up_logging()
     check_run_dir(args)
+    check_wandb(args)
     device = choose_device(args.device)
     recordings = load_recordings(args)
     if args.init_from is not None:
@@ -66,7 +69,7 @@ def dry_run(args: TrainArgs) -> None:
         model = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
         print("The model is small: its weights were loaded as well")
         if args.init_from is not None and Path(args.init_from).exists():
-            print(warm_start(model, args.init_from))
+            print(*warm_start(model, args.init_from, args), sep="\n")
     for line in model_summary(model, args):
         print(line)
     for key, value in (
@@ -92,11 +95,14 @@ def _train(args: TrainArgs, recordings: Recordings, info: CheckpointInfo, device
     sampler = Sampler(args, mimi) if args.sample_freq else None
     model = build_model(args, info, device=device)
     if args.init_from is not None:
-        logger.info("%s", warm_start(model, args.init_from))
+        for line in warm_start(model, args.init_from, args):
+            logger.info("%s", line)
     train_data, eval_data = build_datasets(args, recordings, info, model, mimi)
     for line in model_summary(model, args):
         logger.info("%s", line)
-    run_dir = make_run_dir(args)
+    unigram = {} if eval_data is None else unigram_losses(train_data, eval_data, model, args)
+    with alike():
+        run_dir = make_run_dir(args)
     checkpointer = Checkpointer(run_dir, args, lm_config(info)) if args.do_ckpt else None
     with MetricsWriter(run_dir, args) as writer:
         trainer = Trainer(
@@ -104,6 +110,7 @@ def _train(args: TrainArgs, recordings: Recordings, info: CheckpointInfo, device
             model,
             train_data=train_data,
             eval_data=eval_data,
+            unigram=unigram,
             run_dir=run_dir,
             writer=writer,
             checkpointer=checkpointer,
@@ -115,10 +122,13 @@ def _train(args: TrainArgs, recordings: Recordings, info: CheckpointInfo, device
 
 
 def _report(args: TrainArgs, run_dir: Path) -> None:
-    written = plot_run(run_dir)
-    if args.ttt.save_inner_loop_plots and (run_dir / INNER_LOSSES_FILE).exists():
-        written += plot_inner_losses(run_dir, run_dir / args.ttt.inner_loop_plot_dir)
-    logger.info("Plots: %s", ", ".join(str(path) for path in written))
+    try:
+        written = plot_run(run_dir)
+        if args.ttt.save_inner_loop_plots and (run_dir / INNER_LOSSES_FILE).exists():
+            written += plot_inner_losses(run_dir, run_dir / args.ttt.inner_loop_plot_dir)
+        logger.info("Plots: %s", ", ".join(str(path) for path in written))
+    except OSError as error:
+        logger.error("The plots cannot be written (%s); everything else is saved.", error)
     logger.info("Everything of this run is in %s; curves: tensorboard --logdir %s", run_dir, run_dir / "tb")
 
 

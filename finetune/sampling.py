@@ -41,9 +41,7 @@ class Sampler:
     def sample(self, model: LMModel) -> Tensor:
         """One recording of all prompts in turn, left the model, right the user. `[2, num_samples]`."""
         device = next(model.parameters()).device
-        # A copy in one dtype: the attention cache takes the dtype of the first LoRA weight it finds.
-        speaker = copy.deepcopy(model).to(getattr(torch, self._args.param_dtype)).eval().requires_grad_(False)
-        speaker.transformer.checkpointing = False
+        speaker = _copy_to_speak(model, getattr(torch, self._args.param_dtype))
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._args.seed)
@@ -66,6 +64,17 @@ class Sampler:
         # The model's first words come after its delays; silence before them keeps the channels in time.
         answer = torch.nn.functional.pad(answer, (len(user) - len(answer), 0))
         return torch.stack([answer, user]).float().cpu()
+
+
+def _copy_to_speak(model: LMModel, dtype: torch.dtype) -> LMModel:
+    """A copy in one dtype (the attention cache takes that of the first LoRA weight it finds).
+
+    Frozen weights that have the dtype already are shared, not copied.
+    """
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad and p.dtype == dtype}
+    speaker = copy.deepcopy(model, shared).to(dtype).eval()
+    speaker.transformer.checkpointing = speaker.depformer.checkpointing = False
+    return speaker
 
 
 def save_sample(audio: Tensor, path: Path, sample_rate: int) -> None:

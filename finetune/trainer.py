@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from finetune.args import TrainArgs
 from finetune.checkpointing import Checkpointer
-from finetune.data.dataset import Batch, ChunkDataset, build_eval_loader, build_train_loader
+from finetune.data.dataset import Batch, ChunkDataset, build_train_loader
 from finetune.distributed import (
     all_reduce_sum,
     any_process,
@@ -29,7 +29,7 @@ from finetune.distributed import (
     sum_gradients,
 )
 from finetune.errors import TrainingDivergedError
-from finetune.eval import evaluate, evaluate_unigram
+from finetune.eval import evaluate
 from finetune.interruption import StopRequest
 from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.monitoring.console import eval_line, train_line
@@ -39,7 +39,6 @@ from finetune.monitoring.ttt_metrics import GateMonitor, InnerLoopRecorder
 from finetune.optim import build_optimizer, build_scheduler, current_rates
 from finetune.sampling import Sampler, save_sample
 from finetune.ttt_utils import get_parameter_groups
-from finetune.unigram import fit_unigram
 from finetune.wrapped_model import autocast
 
 logger = logging.getLogger(__name__)
@@ -63,6 +62,7 @@ class Trainer:
         args: the configuration.
         model: of `build_model`, on its device.
         train_data, eval_data: chunks; eval_data only when `do_eval`.
+        unigram: losses of token frequencies, logged beside the model's.
         run_dir: exists.
         writer: of the metrics.
         checkpointer: None when `do_ckpt` is false.
@@ -76,6 +76,7 @@ class Trainer:
         *,
         train_data: ChunkDataset,
         eval_data: ChunkDataset | None,
+        unigram: dict[str, float],
         run_dir: Path,
         writer: MetricsWriter,
         checkpointer: Checkpointer | None,
@@ -97,7 +98,7 @@ class Trainer:
         self.gates = GateMonitor(model)
         self.inner_loop = InnerLoopRecorder(model)
         self.inner_loop_log = InnerLoopLog(run_dir, args.ttt)
-        self.unigram: dict[str, float] = {}
+        self.unigram = unigram
         self.step = 0
 
     def train(self) -> None:
@@ -106,7 +107,6 @@ class Trainer:
         Raises:
             TrainingDivergedError: a loss or gradient is not finite; saved checkpoints stay.
         """
-        self._measure_unigram()
         batches = iter(self._train_loader())
         with StopRequest() as stop, logging_redirect_tqdm():
             bar = tqdm(total=self.args.max_steps, unit="step", disable=None if is_main() else True)
@@ -117,14 +117,15 @@ class Trainer:
                 bar.update()
                 if any_process(stop.requested) and self.step < self.args.max_steps:
                     self._save_checkpoint()
-                    logger.info(
-                        "Stopped at step %d of %d as asked. Go on from these weights with --init_from %s",
-                        self.step,
-                        self.args.max_steps,
-                        self.run_dir,
-                    )
+                    self._log_stop()
                     break
             bar.close()
+
+    def _log_stop(self) -> None:
+        saved = f"Go on from these weights with --init_from {self.run_dir}"
+        if self.checkpointer is None:
+            saved = "Nothing was saved (do_ckpt: false)."
+        logger.info("Stopped at step %d of %d as asked. %s", self.step, self.args.max_steps, saved)
 
     def _train_step(self, batches: Iterator[Batch]) -> StepResult:
         self.model.train()
@@ -135,18 +136,21 @@ class Trainer:
         all_weights = [loss_weights(codes, self.model, self.args) for codes in all_codes]
         totals = all_reduce_sum(sum(weights.totals() for weights in all_weights))
         sums = torch.zeros(2, device=self.device)
-        for codes, weights in zip(all_codes, all_weights, strict=True):
-            record = self._is_due(self.args.log_freq, 1) or self.inner_loop_log.is_due(self.step + 1)
+        self.inner_loop.clear()
+        for index, (codes, weights) in enumerate(zip(all_codes, all_weights, strict=True)):
+            record = index == self.args.num_microbatches - 1 and self._records_next_step()
             with autocast(self.args, self.device), self.inner_loop.recording(record):
                 output = self.model(codes)
             parts = loss_sums(output, codes, weights, self.model)
             total_loss(parts, totals).backward()
             sums += torch.stack([parts.text.detach(), parts.audio.detach()])
         sum_gradients(self.trainable)
-        text_loss, audio_loss = (all_reduce_sum(sums) / totals.clamp(min=1e-12)).tolist()
+        text_loss, audio_loss = (all_reduce_sum(sums) / totals).tolist()  # NaN without any target
         grad_norms = self._grad_norms()
         result = StepResult(
-            loss=text_loss + audio_loss,
+            loss=sum(
+                loss for loss, weight in zip((text_loss, audio_loss), totals, strict=True) if weight > 0
+            ),
             text_loss=text_loss,
             audio_loss=audio_loss,
             grad_norms=grad_norms,
@@ -172,8 +176,13 @@ class Trainer:
         if self._is_due(args.ckpt_freq) or last:
             self._save_checkpoint()
 
-    def _is_due(self, frequency: int, ahead: int = 0) -> bool:
-        return frequency > 0 and (self.step + ahead) % frequency == 0
+    def _is_due(self, frequency: int) -> bool:
+        return frequency > 0 and self.step % frequency == 0
+
+    def _records_next_step(self) -> bool:
+        step = self.step + 1
+        logged = step % self.args.log_freq == 0 or step == self.args.max_steps
+        return is_main() and (logged or self.inner_loop_log.is_due(step))
 
     def _grad_norms(self) -> dict[str, float]:
         norms = {
@@ -187,10 +196,12 @@ class Trainer:
     def _check_finite(self, result: StepResult, all_codes: list[Tensor]) -> None:
         if math.isfinite(result.loss) and math.isfinite(result.grad_norms["grad_norm"]):
             return
-        # No parameter has changed yet, so the same pass shows which layer it was.
-        with torch.no_grad(), autocast(self.args, self.device), self.inner_loop.recording():
-            self.model(all_codes[-1])
-        layers = self.inner_loop.layers_not_finite()
+        # No parameter has changed yet, so the same passes show which layer it was.
+        layers: list[int] = []
+        for codes in all_codes:
+            with torch.no_grad(), autocast(self.args, self.device), self.inner_loop.recording():
+                self.model(codes)
+            layers += self.inner_loop.layers_not_finite()
         bad = [
             name
             for name, p in self.model.named_parameters()
@@ -224,22 +235,11 @@ class Trainer:
         logger.info("%s", train_line(self.step, values))
 
     def _evaluate(self) -> None:
-        values = evaluate(self.model, self._eval_loader(), self.args, device=self.device)
+        assert self.eval_data is not None
+        values = evaluate(self.model, self.eval_data, self.args, device=self.device)
         values |= self.unigram
         self.writer.write("eval", self.step, values)
         logger.info("%s", eval_line(self.step, values))
-
-    def _measure_unigram(self) -> None:
-        if self.eval_data is None:
-            return
-        unigram = fit_unigram(self.train_data, self.model, self.args)
-        losses = evaluate_unigram(unigram, self._eval_loader(), self.model, self.args)
-        self.unigram = {f"unigram_{name}": losses[name] for name in ("text_loss", "audio_loss")}
-        logger.info(
-            "Unigram losses on the evaluation data (token frequencies alone): text %.3f, audio %.3f",
-            losses["text_loss"],
-            losses["audio_loss"],
-        )
 
     def _sample(self) -> None:
         if is_main():
@@ -266,15 +266,6 @@ class Trainer:
             shuffle=self.args.data.shuffle,
             num_workers=self.args.data.num_workers,
             pin_memory=self.device.type == "cuda",
-        )
-
-    def _eval_loader(self):
-        assert self.eval_data is not None
-        return build_eval_loader(
-            self.eval_data,
-            batch_size=self.args.batch_size,
-            rank=get_rank(),
-            world_size=get_world_size(),
         )
 
 

@@ -30,15 +30,12 @@ def get_parameter_groups(model: nn.Module, args: TrainArgs | None = None) -> dic
 
     Args:
         model: a (patched) Moshi model.
-        args: when given, a group that this configuration trains must not be empty.
-
-    Raises:
-        ValueError: TTT is enabled on layers but nothing of it is trainable.
+        args: when given, it is checked that TTT trains where this configuration asks for it.
     """
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUP_NAMES}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[classify_ttt_parameter(name)].append(parameter)
-    if args is not None and args.ttt.enable and args.ttt.layers != "none" and not groups["ttt_weights"]:
-        raise ValueError("ttt.enable is true, but the model has no trainable TTT parameter.")
+    expected = args is not None and args.ttt.enable and args.ttt.layers != "none"
+    assert groups["ttt_weights"] or not expected, "TTT layers without a trainable parameter"
     return groups

@@ -1,13 +1,18 @@
 """The simplest model of the data, token frequencies: what a trained model must beat."""
 
+import logging
+
 import torch
-from moshi.models.lm import LMModel, LMOutput
+from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.data.dataset import ChunkDataset
+from finetune.data.dataset import ChunkDataset, build_eval_loader
 from finetune.distributed import all_reduce_sum, get_rank, get_world_size
-from finetune.loss import audio_targets, loss_weights
+from finetune.eval import LossAverage
+from finetune.loss import audio_targets, loss_weights, weighted_sums
+
+logger = logging.getLogger(__name__)
 
 _MAX_CHUNKS = 10_000
 
@@ -25,13 +30,16 @@ class UnigramModel:
         self.text_log_probs = _log_probs(text_counts + 1)  # [text_card]
         self.audio_log_probs = _log_probs(audio_counts + 1)  # [K, card]
 
-    def output(self, codes: Tensor) -> LMOutput:
-        """The same prediction in every frame, as the logits of an `LMModel` for codes `[B, 1 + n_q, T]`."""
-        batch_size, _, num_frames = codes.shape
-        text = self.text_log_probs.expand(batch_size, 1, num_frames, -1)
-        audio = self.audio_log_probs[:, None].expand(batch_size, -1, num_frames, -1)
-        everywhere = torch.ones((), dtype=torch.bool)
-        return LMOutput(audio, everywhere.expand(audio.shape[:-1]), text, everywhere.expand(text.shape[:-1]))
+    def losses(self, codes: Tensor, model: LMModel) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of every text token `[B, 1, T]` and audio token `[B, K, T]`, nats.
+
+        Args:
+            codes: `[B, 1 + n_q, T]`; what is no token gets any value.
+        """
+        text = codes[:, : model.audio_offset].clamp(min=0)
+        audio = audio_targets(codes, model).clamp(min=0)
+        codebooks = torch.arange(model.dep_q)[:, None].expand_as(audio)
+        return -self.text_log_probs[text], -self.audio_log_probs[codebooks, audio]
 
 
 def fit_unigram(dataset: ChunkDataset, model: LMModel, args: TrainArgs) -> UnigramModel:
@@ -46,6 +54,30 @@ def fit_unigram(dataset: ChunkDataset, model: LMModel, args: TrainArgs) -> Unigr
         _count(text[None], codes[:, : model.audio_offset], weights.text)
         _count(audio, audio_targets(codes, model), weights.audio)
     return UnigramModel(all_reduce_sum(text), all_reduce_sum(audio))
+
+
+def unigram_losses(
+    train_data: ChunkDataset, eval_data: ChunkDataset, model: LMModel, args: TrainArgs
+) -> dict[str, float]:
+    """Losses on the evaluation data of the frequencies in the training data.
+
+    Returns:
+        `unigram_text_loss` and `unigram_audio_loss`, weighted as the losses of training.
+    """
+    unigram = fit_unigram(train_data, model, args)
+    average = LossAverage()
+    loader = build_eval_loader(
+        eval_data, batch_size=args.batch_size, rank=get_rank(), world_size=get_world_size()
+    )
+    for batch in loader:
+        weights = loss_weights(batch.codes, model, args)
+        average.add(weighted_sums(*unigram.losses(batch.codes, model), weights), weights)
+    losses = average.result(model.dep_q)
+    text, audio = losses["text_loss"], losses["audio_loss"]
+    logger.info(
+        "Unigram losses on the evaluation data (token frequencies alone): text %.3f, audio %.3f", text, audio
+    )
+    return {"unigram_text_loss": text, "unigram_audio_loss": audio}
 
 
 def _count(counts: Tensor, tokens: Tensor, weights: Tensor) -> None:

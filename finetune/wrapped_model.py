@@ -8,16 +8,45 @@ from moshi.models.lm import LMModel
 from moshi.models.lm_utils import ScaledEmbedding
 from moshi.models.loaders import CheckpointInfo, get_moshi_lm
 from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
-from safetensors import SafetensorError
 from torch import nn
 
 from finetune.args import LoraArgs, TrainArgs
 from finetune.errors import CheckpointError, ConfigError
+from finetune.repository import MOSHI_ERRORS, one_line
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
 from moshi_ttt.ssm_gating import SSMGating
+from moshi_ttt.ttt_layer import TTTLayer
 
 logger = logging.getLogger(__name__)
+
+
+def load_base(
+    info: CheckpointInfo,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    gradient_checkpointing: bool = False,
+) -> LMModel:
+    """The base model through Moshi's own loader, adapters of its repository merged into it.
+
+    Raises:
+        CheckpointError: the weights do not fit the architecture, or it is one that cannot train.
+    """
+    overrides: dict[str, object] = {"gradient_checkpointing": gradient_checkpointing}
+    if info.lora_weights is None:
+        overrides["lora"] = False
+    try:
+        model = info.get_moshi(device=device, dtype=dtype, lm_kwargs_overrides=overrides, fuse_lora=True)
+    except MOSHI_ERRORS as error:
+        raise CheckpointError(
+            f"{info.moshi_weights}: cannot be loaded as this Moshi model: {one_line(error)}"
+        ) from None
+    if model.fuser is not None:
+        raise CheckpointError(
+            f"{info.moshi_weights}: models with text or speaker conditions cannot train yet."
+        )
+    return model
 
 
 def build_model(args: TrainArgs, info: CheckpointInfo, *, device: torch.device) -> LMModel:
@@ -28,49 +57,53 @@ def build_model(args: TrainArgs, info: CheckpointInfo, *, device: torch.device) 
         are float32 masters; run it under `autocast(args)` when param_dtype is bfloat16.
 
     Raises:
-        CheckpointError: the weights do not fit the architecture.
+        CheckpointError: see `load_base`.
     """
     dtype = torch.float32 if args.full_finetuning else getattr(torch, args.param_dtype)
-    overrides: dict[str, object] = {"gradient_checkpointing": args.gradient_checkpointing}
-    if info.lora_weights is None:
-        overrides["lora"] = False
-    try:
-        model = info.get_moshi(device=device, dtype=dtype, lm_kwargs_overrides=overrides, fuse_lora=True)
-    except (RuntimeError, SafetensorError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{info.moshi_weights}: cannot be loaded as this Moshi model: {reason}"
-        ) from None
-    if model.fuser is not None:
-        raise CheckpointError(
-            f"{info.moshi_weights}: models with text or speaker conditions cannot train yet."
-        )
+    model = load_base(info, device=device, dtype=dtype, gradient_checkpointing=args.gradient_checkpointing)
     return prepare_model(model, args)
 
 
 def build_meta_model(args: TrainArgs, lm_kwargs: dict) -> LMModel:
-    """The same model without weights, on the meta device."""
+    """The same model without weights, on the meta device.
+
+    Args:
+        lm_kwargs: arguments of `LMModel`.
+
+    Raises:
+        CheckpointError: Moshi refuses them.
+    """
     overrides = {"gradient_checkpointing": args.gradient_checkpointing, "lora": False}
     dtype = torch.float32 if args.full_finetuning else getattr(torch, args.param_dtype)
-    with torch.device("meta"):
-        model = get_moshi_lm(None, lm_kwargs, device="meta", dtype=dtype, lm_kwargs_overrides=overrides)
+    try:
+        with torch.device("meta"):
+            model = get_moshi_lm(None, lm_kwargs, device="meta", dtype=dtype, lm_kwargs_overrides=overrides)
+    except MOSHI_ERRORS as error:
+        raise CheckpointError(
+            f"moshi_paths: the configuration is not one of Moshi: {one_line(error)}"
+        ) from None
     return prepare_model(model, args)
 
 
 def prepare_model(model: LMModel, args: TrainArgs) -> LMModel:
     """Add LoRA and TTT to a loaded base model, freeze the rest, make float32 masters."""
     if args.lora.enable:
-        add_lora(model, args.lora)
+        add_lora(model, args.lora, dtype=torch.float32)
     apply_ttt_to_model(model, args.ttt)
     set_trainable(model, args)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for module in model.modules():
+        if isinstance(module, (TTTLayer, SSMGating)):
+            # Drawn again in float32, fixed gates included: a gate of 0.005 is 0.0050049 in bfloat16.
+            module.float()
+            module.reset_parameters()
     return model.train()
 
 
-def add_lora(model: LMModel, args: LoraArgs) -> None:
-    """Wrap every linear layer in a LoRA adapter that starts as the identity.
+def add_lora(model: LMModel, args: LoraArgs, *, dtype: torch.dtype) -> None:
+    """Wrap every linear layer in a LoRA adapter that starts as the identity; adapters get this dtype.
 
     Cross-attention keeps its plain linears: Moshi's own code slices their weights.
     """
@@ -78,7 +111,7 @@ def add_lora(model: LMModel, args: LoraArgs) -> None:
     kept = [layer.cross_attention for layer in crossed]
     for layer in crossed:
         layer.cross_attention = None
-    replace_all_linear_with_lora(model, args.rank, args.scaling, device="meta")
+    replace_all_linear_with_lora(model, args.rank, args.scaling, device="meta", dtype=dtype)
     for layer, attention in zip(crossed, kept, strict=True):
         layer.cross_attention = attention
     for module in model.modules():

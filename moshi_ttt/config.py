@@ -14,16 +14,18 @@ class TTTOptions:
     """Choices that a TTT layer and the `ttt:` section of a training configuration share."""
 
     mini_batch_size: int = Field(
-        default=16, ge=1, description="Tokens (frames of 80 ms) per inner mini-batch."
+        default=16, ge=1, le=65536, description="Tokens (frames of 80 ms) per inner mini-batch."
     )
     causal: bool = Field(
         default=True,
         description="A token reads only the inner steps of tokens up to itself. false leaks the future "
         "inside a mini-batch and cannot stream; for comparison with the published form only.",
     )
-    ttt_mlp_layers: int = Field(default=2, ge=1, description="Layers of the inner MLP (1 is TTT-Linear).")
+    ttt_mlp_layers: int = Field(
+        default=2, ge=1, le=64, description="Layers of the inner MLP (1 is TTT-Linear)."
+    )
     ttt_mlp_expansion_factor: float = Field(
-        default=4.0, gt=0, description="Hidden width of the inner MLP, as a multiple of head_dim."
+        default=4.0, gt=0, le=1024, description="Hidden width of the inner MLP, as a multiple of head_dim."
     )
     ttt_mlp_hidden_dims: list[int] | tuple[int, ...] | None = Field(
         default=None,
@@ -62,7 +64,7 @@ class TTTOptions:
         dims = self.ttt_mlp_hidden_dims
         if dims is None:
             return self
-        if len(dims) != self.ttt_mlp_layers - 1 or any(dim < 1 for dim in dims):
+        if len(dims) != self.ttt_mlp_layers - 1 or any(not 1 <= dim <= 1_000_000 for dim in dims):
             raise ValueError(
                 f"ttt_mlp_hidden_dims: {list(dims)} does not fit, an inner MLP of {self.ttt_mlp_layers} "
                 f"layers has {self.ttt_mlp_layers - 1} hidden widths, each at least 1"

@@ -1,7 +1,11 @@
-"""Moshi's transformer layer with a TTT layer between attention and feed-forward."""
+"""Moshi's transformer layer with a TTT layer between attention and feed-forward.
+
+Shapes: B batch rows, T frames.
+"""
 
 from moshi.modules.transformer import StreamingTransformerLayer
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.ssm_gating import SSMGating
@@ -17,10 +21,13 @@ class HybridStreamingTransformerLayer(StreamingTransformerLayer):
     Attributes:
         ttt: the TTT layer, streaming with the rest of the model.
         forward_ssm_gating: the gate of its update.
+        token_mask: `[B, T]`, False where a frame of the coming forward pass is padding; None means that
+            there is no padding. Set by the model and taken back after its forward pass.
     """
 
     ttt: TTTLayer
     forward_ssm_gating: SSMGating
+    token_mask: Tensor | None
 
     @classmethod
     def from_layer(
@@ -49,7 +56,21 @@ class HybridStreamingTransformerLayer(StreamingTransformerLayer):
         assert isinstance(layer, cls)
         layer.ttt = ttt.train(layer.training)
         layer.forward_ssm_gating = gating.train(layer.training)
+        layer.token_mask = None
+        layer._masks_of_inputs = WeakTensorKeyDictionary()
         return layer
+
+    def forward(self, x: Tensor, cross_attention_src: Tensor | None = None) -> Tensor:
+        """As Moshi's layer, `[B, T, dim]` to `[B, T, dim]`."""
+        # Gradient checkpointing runs the layer again during backward, when the model's mask is gone or is
+        # that of a later pass. It does so with the same input tensor, so the mask is kept with that.
+        if self.token_mask is not None:
+            self._masks_of_inputs[x] = self.token_mask
+        self.ttt.token_mask = self._masks_of_inputs.get(x)
+        try:
+            return super().forward(x, cross_attention_src)
+        finally:
+            self.ttt.token_mask = None
 
     def _ff_block(self, x: Tensor) -> Tensor:
         # The last block of Moshi's forward, so this runs after attention and cross-attention.

@@ -29,16 +29,15 @@ class TTTLMModel(LMModel):
         Args:
             sequence: delayed codes, `[B, K, S]`.
         """
+        layers = [self.transformer.layers[index] for index in ttt_layers(self)]
         token_mask = (sequence != self.zero_token_id).any(dim=1)  # [B, S]
-        layers = ttt_layers(self).values()
         for layer in layers:
             layer.token_mask = token_mask
-        out = super().forward_text(sequence, sum_condition, cross_attention_src)
-        # A checkpointed layer runs again during backward and must find the mask then.
-        if not self.transformer.checkpointing:
+        try:
+            return super().forward_text(sequence, sum_condition, cross_attention_src)
+        finally:
             for layer in layers:
                 layer.token_mask = None
-        return out
 
 
 def patch_lm_model(lm_model: LMModel, layer_indices: Sequence[int], config: TTTConfig) -> None:

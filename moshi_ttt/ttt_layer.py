@@ -50,7 +50,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         device, dtype: of the parameters. The inner loop computes in at least float32 regardless.
 
     Attributes:
-        token_mask: `[B, T]`, False where a frame is padding and teaches nothing; None means all True.
+        token_mask: `[B, T]`, False where a frame of the coming forward pass is padding and teaches nothing;
+            None means all True.
         recorder: called with a `TTTRecord` at the end of each forward pass outside streaming, when set.
     """
 

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import sys
 import wave
 
 import numpy as np
 import pytest
 
-from runs import command_line, run_values, write_yaml
+from run_helpers import command_line, run_values, write_yaml
 
 
 @pytest.fixture
@@ -108,6 +109,8 @@ def test_unknown_option(fails):
         ("device", "cuda:7", "device: 'cuda:7' is not available"),
         ("full_finetuning", "true", "full_finetuning and lora.enable exclude each other"),
         ("wandb.project", "", "wandb.project: '' is empty"),
+        ("ttt.layers", "[]", "ttt.layers: the list is empty"),
+        ("optim.lr", "null", "optim.lr: null is not allowed"),
     ],
 )
 def test_wrong_values(fails, option, value, message):
@@ -213,7 +216,7 @@ def model_dir(demo, tmp_path):
 
 
 def test_model_repository_that_cannot_be_reached(fails, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     line = fails("--moshi_paths.hf_repo_id", "nobody/no-such-model")
     assert "moshi_paths.hf_repo_id: 'nobody/no-such-model' is neither a local folder" in line
 
@@ -253,3 +256,68 @@ def test_init_from_without_a_checkpoint(fails, tmp_path):
 def test_sample_prompt_that_does_not_exist(fails):
     line = fails("--sample_freq", "1", "--sample_prompts", "[nowhere.wav]")
     assert "sample_prompts: nowhere.wav does not exist" in line
+
+
+def test_a_run_directory_that_contains_its_inputs(fails, data):
+    line = fails("--data.train_data", str(data / "train.jsonl"), "--overwrite_run_dir", "true", run_dir=data)
+    assert "contains data.train_data" in line
+    assert (data / "train.jsonl").exists()
+
+
+def test_a_run_directory_with_an_impossible_name(fails):
+    assert "run_dir: " in fails("--run_dir", "x" * 300)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 5000, "a: " + "9" * 5000])
+def test_strange_yaml(fails, text):
+    assert "config.yaml: " in fails(text=text)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("seed", str(2**32)),
+        ("duration_sec", "1e300"),
+        ("ttt.mini_batch_size", str(10**30)),
+        ("ttt.initial_gating_alpha", "-1e39"),
+        ("optim.lr", "1e300"),
+        ("device", "cpu:3"),
+        ("device", "hpu"),
+    ],
+)
+def test_values_beyond_all_reason(fails, option, value):
+    assert fails(f"--{option}", value).startswith(f"error: {option}: ")
+
+
+def test_words_that_are_no_text(fails, data):
+    path = data / "train" / "dialogue_001.json"
+    path.write_text('{"alignments": [["\\ud800", [0.1, 0.2], "SPEAKER_MAIN"]]}')
+    assert "holds characters that no text has" in fails("--data.train_data", str(data / "train.jsonl"))
+
+
+@pytest.mark.parametrize("change", [{"num_heads": 0}, {"delays": [0]}, {"unknown": 1}])
+def test_impossible_architectures(fails, model_dir, change):
+    config = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps(config | change))
+    for options in ((), ("--dry-run",)):
+        fails("--moshi_paths.hf_repo_id", str(model_dir), *options)
+
+
+def test_a_codec_without_configuration(fails, model_dir):
+    (model_dir / "mimi_config.json").write_text("{}")
+    assert "cannot be loaded as Mimi" in fails("--moshi_paths.hf_repo_id", str(model_dir))
+
+
+def test_a_run_given_as_base_model(fails, tmp_path):
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    assert "start from it with init_from" in fails("--moshi_paths.hf_repo_id", str(tmp_path / "old"))
+
+
+def test_wandb_that_is_not_installed(fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "pip install 'moshi-ttt[wandb]'" in fails("--wandb.project", "p")
+
+
+def test_samples_of_a_model_that_cannot_stream(fails):
+    line = fails("--sample_freq", "1", "--ttt.causal", "false")
+    assert "sample_freq: a model with ttt.causal: false cannot stream" in line

@@ -13,7 +13,7 @@ from finetune.cli import parse_train_command
 from finetune.config_io import all_keys, dump_yaml, load_train_args
 from moshi_ttt import TTTConfig
 from moshi_ttt.config import TTTOptions
-from runs import command_line, run_values, write_yaml
+from run_helpers import command_line, run_values, write_yaml
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "example").glob("*.yaml"))

@@ -191,7 +191,7 @@ def test_codes_of_another_recording_are_refused(recordings, encoded, make_cache)
     ("tensors", "message"),
     [
         ({"codes": torch.zeros(2, K + 1, 3, dtype=torch.int16)}, r"shape \[2, 3, 3\] instead of \[2, 2, T\]"),
-        ({"codes": torch.full((2, K, 3), -1, dtype=torch.int16)}, "negative codes"),
+        ({"codes": torch.full((2, K, 3), -1, dtype=torch.int16)}, "not codes"),
         ({"other": torch.zeros(1)}, "codes"),
     ],
 )

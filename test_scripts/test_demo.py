@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from finetune.cli import run_command
 from finetune.demo import assets as assets_module
 from finetune.demo.__main__ import main
 from finetune.demo.assets import DemoAssets, find_demo_assets, make_demo_assets
@@ -226,7 +227,8 @@ def test_other_settings_and_lost_files_make_everything_anew(tmp_path):
     second = make_demo_assets(out_dir, **SMALLEST | {"seed": 2})
     assert not second.reused
     assert find_demo_assets(out_dir).settings["seed"] == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["assets"]
+    backup, assets = sorted(tmp_path.iterdir(), reverse=True)
+    assert assets.name == "assets" and backup.name.startswith("assets.bak-")
 
 
 def test_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
@@ -265,7 +267,9 @@ def test_missing_synthesiser_names_the_package_to_install(tmp_path, monkeypatch)
     ],
 )
 def test_bad_options_end_with_one_line_and_status_2(options, message, tmp_path, capsys):
-    assert main(["--out", str(tmp_path / "assets"), *options]) == 2
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: main(["--out", str(tmp_path / "assets"), *options]))
+    assert exit_.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]

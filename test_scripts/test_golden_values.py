@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from ttt_inputs import assert_close
 
 from moshi_ttt.ops import ttt_mlp_with_states
 from moshi_ttt.reference import ttt_mlp_reference
+from ttt_inputs import assert_close
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 

@@ -5,15 +5,16 @@ import warnings
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 from moshi.modules.transformer import StreamingTransformerLayer
-from ttt_inputs import assert_close
 
-from finetune.args import TTTArgs
+from conftest import make_codes, make_tiny_lm
+from finetune.args import LoraArgs, TTTArgs
 from finetune.errors import ConfigError
 from finetune.ttt_integration import apply_ttt_to_model, attention_windows
+from finetune.wrapped_model import add_lora
 from moshi_ttt import HybridStreamingTransformerLayer, TTTConfig
 from moshi_ttt.hybrid_model import ttt_layers
+from ttt_inputs import assert_close
 
 OPEN_GATE = {
     "enable": True,
@@ -140,6 +141,22 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients_nor_final_sta
         assert torch.equal(a, b)
 
 
+def test_recomputation_finds_the_mask_of_its_own_pass(tiny_lm):
+    apply_ttt_to_model(tiny_lm, TTTArgs(**OPEN_GATE))
+    batches = [make_codes(tiny_lm, 1, 16, seed=seed) for seed in (0, 1)]
+    batches[0][:, :, 9:] = -1
+    batches[1][:, :, 3:] = -1
+    gradients = []
+    for checkpointing in (False, True):
+        lm = copy.deepcopy(tiny_lm).train()
+        lm.transformer.checkpointing = checkpointing
+        # Both passes come before the backward, so the masks of the second are the model's last.
+        sum(lm.forward_text(codes)[0].square().mean() for codes in batches).backward()
+        gradients.append([p.grad for p in lm.transformer.parameters()])
+        assert all(layer.token_mask is None for layer in ttt_layers(lm).values())
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_padding_teaches_nothing_and_changes_nothing_before_it(tiny_lm):
     apply_ttt_to_model(tiny_lm, TTTArgs(**OPEN_GATE))
     states = []
@@ -182,6 +199,19 @@ def test_ttt_runs_after_cross_attention_and_before_the_feed_forward():
     attended = layer._cross_attention_block(layer._sa_block(x), source)
     expected = layer._ff_block(hybrid.forward_ssm_gating.combine(attended, hybrid.ttt(attended)))
     assert torch.equal(hybrid(x, cross_attention_src=source), expected)
+
+
+def test_lora_leaves_cross_attention_alone():
+    lm = make_tiny_lm(dtype=torch.float32, cross_attention=True).eval()
+    codes = make_codes(lm, 1, 5)
+    source = torch.randn(1, 3, 32)
+    before, _ = lm.forward_text(codes, cross_attention_src=source)
+    add_lora(lm, LoraArgs(enable=True, rank=2), dtype=torch.float32)
+    apply_ttt_to_model(lm, TTTArgs(enable=True, layers="1", initial_gating_alpha=0.0))
+    after, _ = lm.forward_text(codes, cross_attention_src=source)
+    assert torch.equal(before, after)
+    names = [name for name, _ in lm.named_parameters() if "lora_" in name]
+    assert names and not any("cross_attention" in name for name in names)
 
 
 def test_patching_after_streaming_is_an_error_instead_of_being_ignored(tiny_lm):

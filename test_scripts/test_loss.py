@@ -5,14 +5,27 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_codes, make_tiny_lm
-from ttt_inputs import assert_close
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TrainArgs, TTTArgs
 from finetune.data.dataset import Batch
 from finetune.eval import evaluate
 from finetune.loss import audio_targets, loss_sums, loss_weights, total_loss
 from finetune.unigram import UnigramModel
+from ttt_inputs import assert_close
+
+
+class FixedChunks:
+    """A data set of given codes."""
+
+    def __init__(self, codes):
+        self.codes = codes
+
+    def __len__(self):
+        return len(self.codes)
+
+    def batch(self, indices):
+        return Batch(self.codes[list(indices)], torch.zeros(len(indices)), torch.zeros(len(indices)))
 
 
 def make_args(**overrides) -> TrainArgs:
@@ -99,11 +112,15 @@ def test_evaluation_does_not_depend_on_the_batching_and_perplexity_is_exp_of_the
     codes = make_codes(lm, 5, 9)
     codes[4, :, 4:] = -1
 
-    def batches(size):
-        return [Batch(part, torch.zeros(len(part)), torch.zeros(len(part))) for part in codes.split(size)]
-
-    args = make_args(text_padding_weight=0.1, first_codebook_weight_multiplier=7.0)
-    one, two, five = (evaluate(lm, batches(size), args, device=torch.device("cpu")) for size in (1, 2, 5))
+    one, two, five = (
+        evaluate(
+            lm,
+            FixedChunks(codes),
+            make_args(batch_size=size, text_padding_weight=0.1, first_codebook_weight_multiplier=7.0),
+            device=torch.device("cpu"),
+        )
+        for size in (1, 2, 5)
+    )
     for name, value in one.items():
         assert value == pytest.approx(two[name], rel=1e-5) == pytest.approx(five[name], rel=1e-5)
     with torch.no_grad():
@@ -118,8 +135,7 @@ def test_a_loss_without_targets_is_nan_and_not_zero():
     lm = make_tiny_lm(dtype=torch.float32).eval()
     codes = make_codes(lm, 1, 9)
     codes[:, 0] = -1
-    batch = Batch(codes, torch.zeros(1), torch.zeros(1))
-    result = evaluate(lm, [batch], make_args(), device=torch.device("cpu"))
+    result = evaluate(lm, FixedChunks(codes), make_args(), device=torch.device("cpu"))
     assert math.isnan(result["text_loss"]) and result["audio_loss"] > 0
 
 

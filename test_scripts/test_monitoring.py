@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TTTArgs
 from finetune.monitoring.console import train_line
 from finetune.monitoring.ttt_metrics import GateMonitor, InnerLoopRecorder
 from finetune.run import run_training
 from finetune.ttt_integration import apply_ttt_to_model
-from runs import command_line, read_metrics, run_args, run_values, write_yaml
+from run_helpers import command_line, read_metrics, run_args, run_values, write_yaml
 
 
 @pytest.fixture
@@ -61,13 +61,6 @@ def test_wandb_gets_the_same_numbers_and_never_the_key(demo, tmp_path, monkeypat
     assert [step for step, _ in calls["log"]] == [1, 2, 3]
     assert "train/ttt_alpha" in calls["log"][0][1]
     assert calls["exit_code"] == 0
-
-
-def test_wandb_that_is_not_installed_is_named(demo, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    path = write_yaml(tmp_path / "a.yaml", run_values(demo, tmp_path / "run", "ttt", wandb={"project": "p"}))
-    assert command_line(monkeypatch, path) == 2
-    assert "pip install 'moshi-ttt[wandb]'" in capfd.readouterr().err
 
 
 def test_gate_metrics_are_those_of_the_float32_masters(lm):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from ttt_inputs import assert_close, make_inputs
 
 from moshi_ttt.ops import inner_losses, ttt_mlp, ttt_mlp_with_states
 from moshi_ttt.reference import ttt_mlp_reference
+from ttt_inputs import assert_close, make_inputs
 
 SETTINGS = [
     {},

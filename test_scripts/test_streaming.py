@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 from moshi.models.lm import LMGen
-from ttt_inputs import assert_close
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TTTArgs
 from finetune.ttt_integration import apply_ttt_to_model
+from ttt_inputs import assert_close
 
 ARGS = TTTArgs(enable=True, layers="1,3", mini_batch_size=4, initial_gating_alpha=0.5, base_lr=5.0)
 

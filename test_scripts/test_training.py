@@ -1,26 +1,30 @@
 """Whole runs on the demo assets: modes, checkpoints, warm start, accumulation, interruption, divergence."""
 
 import json
+import logging
 import os
+import shutil
 import signal
 
 import pytest
 import sphn
 import torch
-from moshi.models.loaders import get_moshi_lm
-from safetensors.torch import load_file
+from moshi.models.loaders import CheckpointInfo
+from safetensors.torch import load_file, save_file
 
+from finetune import checkpointing
+from finetune import run as run_module
 from finetune.checkpointing import list_checkpoints
 from finetune.config_io import load_train_args
 from finetune.errors import CheckpointError, TrainingDivergedError
-from finetune.loading import load_checkpoint_model
+from finetune.loading import find_checkpoint, load_checkpoint_model
 from finetune.repository import find_model_files
 from finetune.run import run_training
 from finetune.trainer import Trainer
 from finetune.ttt_utils import classify_ttt_parameter
 from finetune.wrapped_model import build_model
 from moshi_ttt.hybrid_model import ttt_layers
-from runs import MODES, command_line, read_metrics, run_args, run_values, write_yaml
+from run_helpers import MODES, command_line, read_metrics, run_args, run_values, write_yaml
 
 EXPECTED_FILES = {
     "full": {"consolidated.safetensors"},
@@ -45,15 +49,17 @@ def finished(demo, tmp_path_factory):
     return run
 
 
+@pytest.fixture
+def logs(monkeypatch):
+    """The messages of a caplog, which the logging of a run would otherwise displace."""
+    monkeypatch.setattr(
+        run_module, "set_up_logging", lambda: logging.getLogger("finetune").setLevel(logging.INFO)
+    )
+    return lambda caplog: [record.getMessage() for record in caplog.records]
+
+
 def _final(run_dir):
     return list_checkpoints(run_dir / "checkpoints")[-1] / "consolidated"
-
-
-def _start_and_end(demo, tmp_path, mode):
-    args = run_args(demo, tmp_path / "unused", mode)
-    torch.manual_seed(args.seed)
-    start = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
-    return args, start
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -91,21 +97,24 @@ def test_a_run_writes_metrics_plots_and_a_checkpoint(finished, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_what_should_train_changes_and_the_rest_stays(finished, demo, tmp_path, mode):
-    args, start = _start_and_end(demo, tmp_path, mode)
-    trained = {}
-    for name in EXPECTED_FILES[mode]:
-        trained |= load_file(_final(finished(mode)) / name)
-    for name, parameter in start.named_parameters():
-        if not parameter.requires_grad:
-            assert name not in trained or mode == "full", name
-            continue
-        assert name in trained, name
-        if "lora_A" in name:
-            continue  # may stand still for a step, as long as lora_B is zero
-        assert not torch.equal(trained[name], parameter.detach()), f"{name} did not change"
-    groups = {classify_ttt_parameter(name) for name in trained}
-    assert groups == {
+def test_one_step_changes_everything_that_should_train(demo, tmp_path, mode):
+    # A step of 1e-30 moves nothing, so that run ends with the values both started from.
+    for name, lr in (("still", 1e-30), ("moved", 1e-3)):
+        run_training(run_args(demo, tmp_path / name, mode, max_steps=2, ckpt_freq=1, optim={"lr": lr}))
+    args = run_args(demo, tmp_path / "unused", mode)
+    model = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    start, end = {}, {}
+    for tensors, name in ((start, "still"), (end, "moved")):
+        after_first_step = list_checkpoints(tmp_path / name / "checkpoints")[0]
+        for file in EXPECTED_FILES[mode]:
+            tensors |= load_file(after_first_step / "consolidated" / file)
+    assert trainable == set(end)
+    for name in trainable:
+        # The first gradient of lora_A is zero, since lora_B starts at zero; it moves from the second step on.
+        if "lora_A" not in name:
+            assert not torch.equal(start[name], end[name]), f"{name} did not change"
+    assert {classify_ttt_parameter(name) for name in trainable} == {
         *({"base"} if mode != "ttt" else set()),
         *({"ttt_weights", "ttt_alpha"} if args.ttt.enable else set()),
     }
@@ -123,36 +132,46 @@ def test_the_loader_rebuilds_the_trained_model(finished, mode):
     assert not model.training
 
 
+def _stock(demo, folder, **files):
+    """The model as stock Moshi's server loads it from our checkpoint."""
+    info = CheckpointInfo.from_hf_repo(
+        "unused",
+        mimi_weights=demo.model_dir / "mimi.safetensors",
+        tokenizer=demo.model_dir / "tokenizer.model",
+        config_path=folder / "config.json",
+        mimi_config_path=demo.model_dir / "mimi_config.json",
+        **files,
+    )
+    return info.get_moshi(device="cpu", dtype=torch.float32, fuse_lora=False)
+
+
+def _same_logits(ours, stock):
+    codes = torch.randint(0, 60, (1, 17, 9))
+    with torch.no_grad():
+        return torch.equal(ours(codes).text_logits, stock(codes).text_logits)
+
+
 def test_stock_moshi_reads_the_adapters_of_a_lora_run(finished, demo):
     folder = _final(finished("lora"))
-    config = json.loads((folder / "config.json").read_text())
-    kwargs = {
-        key: value for key, value in config.items() if not key.endswith("_name") and key != "model_type"
-    }
-    stock = get_moshi_lm(
-        demo.model_dir / "model.safetensors",
-        lm_kwargs=kwargs,
-        dtype=torch.float32,
-        lora_weights=folder / "lora.safetensors",
-        fuse_lora=False,
-    )
-    ours = load_checkpoint_model(folder, dtype=torch.float32)
-    codes = torch.randint(0, 60, (1, 17, 9))
-    with torch.no_grad():
-        assert torch.equal(ours(codes).text_logits, stock(codes).text_logits)
+    base, adapters = demo.model_dir / "model.safetensors", str(folder / "lora.safetensors")
+    stock = _stock(demo, folder, moshi_weights=base, lora_weights=adapters)
+    assert _same_logits(load_checkpoint_model(folder, dtype=torch.float32), stock)
 
 
-def test_stock_moshi_reads_the_weights_of_a_full_run(finished):
+def test_stock_moshi_reads_the_weights_of_a_full_run(finished, demo):
     folder = _final(finished("full"))
-    config = json.loads((folder / "config.json").read_text())
-    kwargs = {
-        key: value for key, value in config.items() if not key.endswith("_name") and key != "model_type"
-    }
-    stock = get_moshi_lm(folder / "consolidated.safetensors", lm_kwargs=kwargs, dtype=torch.float32)
+    stock = _stock(demo, folder, moshi_weights=folder / "consolidated.safetensors")
+    assert _same_logits(load_checkpoint_model(folder, dtype=torch.float32), stock)
+
+
+def test_stock_moshi_reads_the_baseline_without_ttt_layers(demo, tmp_path):
+    ttt = MODES["full_ttt"]["ttt"] | {"layers": "none", "non_ttt_layer_context": 7}
+    run_training(run_args(demo, tmp_path / "run", "full_ttt", ttt=ttt, max_steps=1))
+    folder = _final(tmp_path / "run")
+    stock = _stock(demo, folder, moshi_weights=folder / "consolidated.safetensors")
     ours = load_checkpoint_model(folder, dtype=torch.float32)
-    codes = torch.randint(0, 60, (1, 17, 9))
-    with torch.no_grad():
-        assert torch.equal(ours(codes).text_logits, stock(codes).text_logits)
+    assert [layer.self_attn.context for layer in ours.transformer.layers] == [7] * 4
+    assert ours.state_dict().keys() == stock.state_dict().keys()
 
 
 def test_merged_adapters_are_full_weights_with_the_same_output(finished, demo, tmp_path):
@@ -186,7 +205,9 @@ def test_warm_start_with_other_layers_is_an_error(finished, demo, tmp_path):
             run_args(demo, tmp_path / "a", init_from=str(finished("lora_ttt")), ttt=ttt | {"layers": "2,3"})
         )
     with pytest.raises(CheckpointError, match=r"TTT tensors are missing"):
-        run_training(run_args(demo, tmp_path / "b", init_from=str(finished("lora"))))
+        run_training(
+            run_args(demo, tmp_path / "b", init_from=str(finished("lora_ttt")), ttt=ttt | {"layers": "1,2,3"})
+        )
     with pytest.raises(CheckpointError, match=r"has shape \[4, .*expected \[8"):
         run_training(
             run_args(
@@ -199,15 +220,107 @@ def test_warm_start_with_other_layers_is_an_error(finished, demo, tmp_path):
         )
 
 
-def test_a_checkpoint_without_its_ttt_tensors_is_an_error(finished, tmp_path):
-    source = _final(finished("lora_ttt"))
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [("lora_ttt", "ttt.safetensors"), ("lora_ttt", "lora.safetensors"), ("full", "consolidated.safetensors")],
+)
+def test_a_checkpoint_without_one_of_its_files_is_an_error(finished, demo, tmp_path, mode, name):
     copy = tmp_path / "checkpoint"
-    copy.mkdir()
-    for path in source.iterdir():
-        if path.name != "ttt.safetensors":
-            (copy / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(CheckpointError, match="TTT tensors are missing"):
+    shutil.copytree(_final(finished(mode)), copy)
+    (copy / name).unlink()
+    message = "no checkpoint here" if mode == "full" else f"{name} is missing"
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint_model(copy)
+    with pytest.raises(CheckpointError, match=message):
+        run_training(run_args(demo, tmp_path / "run", mode, init_from=str(copy)))
+
+
+def test_a_checkpoint_that_lost_tensors_is_an_error(finished, tmp_path):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(_final(finished("lora_ttt")), copy)
+    tensors = load_file(copy / "lora.safetensors")
+    save_file(dict(list(tensors.items())[:-2]), copy / "lora.safetensors")
+    with pytest.raises(CheckpointError, match="2 LoRA tensors are missing"):
+        load_checkpoint_model(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["consolidated.safetensors", "ttt.safetensors", "training.json", "config.json"]
+)
+def test_a_damaged_checkpoint_is_one_line(finished, tmp_path, name):
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(_final(finished("full_ttt")), copy)
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint_model(copy)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_ttt_can_be_added_to_a_lora_run(finished, demo, tmp_path, caplog, logs):
+    run_training(
+        run_args(demo, tmp_path / "run", init_from=str(finished("lora")), max_steps=1, optim={"lr": 1e-30})
+    )
+    assert any("The checkpoint has no TTT" in line for line in logs(caplog))
+    before = load_file(_final(finished("lora")) / "lora.safetensors")
+    after = load_file(_final(tmp_path / "run") / "lora.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_adapters_of_moshi_finetune_are_a_start(finished, demo, tmp_path):
+    # moshi-finetune writes lora.safetensors and config.json, nothing else.
+    folder = tmp_path / "checkpoints" / "checkpoint_000100" / "consolidated"
+    shutil.copytree(_final(finished("lora")), folder)
+    (folder / "training.json").unlink()
+    run_training(
+        run_args(demo, tmp_path / "run", "lora", init_from=str(tmp_path), max_steps=1, optim={"lr": 1e-30})
+    )
+    before, after = (load_file(path / "lora.safetensors") for path in (folder, _final(tmp_path / "run")))
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_full_weights_are_a_start_for_adapters(finished, demo, tmp_path):
+    start_from = {"init_from": str(finished("full")), "max_steps": 1, "do_eval": True, "optim": {"lr": 1e-30}}
+    run_training(run_args(demo, tmp_path / "run", **start_from))
+    start, end = read_metrics(finished("full"), "eval")[-1], read_metrics(tmp_path / "run", "eval")[-1]
+    # The new TTT layers enter through a gate of 0.005.
+    assert end["text_loss"] == pytest.approx(start["text_loss"], rel=0.02)
+
+
+def test_warm_start_says_which_settings_differ(finished, demo, tmp_path, caplog, logs):
+    ttt = MODES["lora_ttt"]["ttt"] | {"mini_batch_size": 8}
+    lora = {"enable": True, "rank": 4, "scaling": 8.0}
+    run_training(
+        run_args(demo, tmp_path / "run", init_from=str(finished("lora_ttt")), max_steps=1, ttt=ttt, lora=lora)
+    )
+    lines = [line for line in logs(caplog) if line.startswith("Differs")]
+    assert lines == [
+        "Differs: lora.scaling is 8.0, the checkpoint had 2.0.",
+        "Differs: ttt.mini_batch_size is 8, the checkpoint had 16.",
+    ]
+
+
+def test_stray_names_among_the_checkpoints_do_no_harm(finished, demo, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished("ttt"), run_dir)
+    (run_dir / "checkpoints" / "checkpoint_best").mkdir()
+    (run_dir / "checkpoints" / "checkpoint_000009").mkdir()
+    (run_dir / "checkpoints" / "checkpoint_000010").write_text("")
+    assert find_checkpoint(run_dir).parent.name == "checkpoint_000003"
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_others(demo, tmp_path, monkeypatch):
+    original = checkpointing.save_file
+
+    def disk_full(tensors, path):
+        if "000002" in str(path):
+            raise OSError(28, "No space left on device")
+        original(tensors, path)
+
+    monkeypatch.setattr(checkpointing, "save_file", disk_full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*earlier checkpoints are intact"):
+        run_training(run_args(demo, tmp_path / "run", "ttt", ckpt_freq=1))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint_000001"]
 
 
 def test_accumulation_equals_one_large_batch(demo, tmp_path):
@@ -222,10 +335,12 @@ def test_accumulation_equals_one_large_batch(demo, tmp_path):
 
 
 def test_gradient_checkpointing_trains_the_same(demo, tmp_path):
-    for checkpointing in (False, True):
-        run_training(run_args(demo, tmp_path / str(checkpointing), gradient_checkpointing=checkpointing))
+    for flag in (False, True):
+        run_training(run_args(demo, tmp_path / str(flag), gradient_checkpointing=flag))
     plain, recomputed = (read_metrics(tmp_path / str(flag), "train") for flag in (False, True))
     assert [r["loss"] for r in plain] == [r["loss"] for r in recomputed]
+    weights = [load_file(_final(tmp_path / str(flag)) / "ttt.safetensors") for flag in (False, True)]
+    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
 
 
 def test_loader_workers_do_not_change_the_run(finished, demo, tmp_path):
@@ -243,6 +358,10 @@ def test_bfloat16_computation_trains_float32_masters(demo, tmp_path, mode):
     run_training(run_args(demo, tmp_path / "run", mode, param_dtype="bfloat16"))
     tensors = load_file(_final(tmp_path / "run") / "ttt.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    for name, tensor in tensors.items():
+        if name.endswith("gating_alpha"):
+            assert 1e-4 < (tensor - 0.005).abs().mean() < 0.1
+            assert not torch.equal(tensor, tensor.bfloat16().float()), "the gate moved in steps of bfloat16"
     assert all(record["loss"] > 0 for record in read_metrics(tmp_path / "run", "train"))
 
 
@@ -337,13 +456,29 @@ def test_audio_samples_are_stereo_and_do_not_change_training(finished, demo, tmp
         assert [r["loss"] for r in read_metrics(tmp_path / "run", "train")] == [r["loss"] for r in without]
 
 
-def test_gates_can_be_fixed(demo, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gates_can_be_fixed(demo, tmp_path, dtype):
     ttt = MODES["ttt"]["ttt"] | {"gating_trainable": False, "initial_gating_alpha": 0.3}
-    run_training(run_args(demo, tmp_path / "run", "ttt", ttt=ttt))
+    run_training(run_args(demo, tmp_path / "run", "ttt", ttt=ttt, param_dtype=dtype))
     tensors = load_file(_final(tmp_path / "run") / "ttt.safetensors")
     gates = [tensor for name, tensor in tensors.items() if name.endswith("gating_alpha")]
-    assert len(gates) == 2 and all((gate == 0.3).all() for gate in gates)
+    assert len(gates) == 2 and all((gate == torch.tensor(0.3)).all() for gate in gates)
     assert "lr_ttt_alpha" not in read_metrics(tmp_path / "run", "train")[-1]
+
+
+def test_the_last_record_has_its_own_inner_losses(demo, tmp_path):
+    run_training(run_args(demo, tmp_path / "run", "ttt", log_freq=2))
+    second, third = read_metrics(tmp_path / "run", "train")
+    assert (second["step"], third["step"]) == (2, 3)
+    assert second["inner_loss_before/layer_1"] != third["inner_loss_before/layer_1"]
+
+
+def test_a_text_without_any_target_is_no_loss_of_zero(demo, tmp_path):
+    chunks = {"text_padding_weight": 0.0, "batch_size": 1, "duration_sec": 0.08}
+    run_training(run_args(demo, tmp_path / "run", "ttt", **chunks))
+    records = read_metrics(tmp_path / "run", "train")
+    assert any(record["text_loss"] is None for record in records)
+    assert all(record["loss"] > 0 for record in records)
 
 
 def test_embeddings_train_on_request(demo, tmp_path):

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from ttt_inputs import assert_close
 
 from moshi_ttt import SSMGating, TTTConfig
 from moshi_ttt.rope import apply_rope
 from moshi_ttt.ttt_layer import TTTLayer
+from ttt_inputs import assert_close
 
 
 def make_config(**overrides) -> TTTConfig:

@@ -1,8 +1,8 @@
 """Word timings of a recording, as moshi-finetune's ``annotate.py`` writes them."""
 
 import json
-import math
 import reprlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ def load_alignments(path: Path) -> list[Word]:
         DataError: The file cannot be read or an entry has another form; names the file and the entry.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot read the word timings ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: the word timings are not valid JSON ({error}).") from error
     entries = content.get("alignments") if isinstance(content, dict) else None
     if not isinstance(entries, list):
@@ -62,6 +62,8 @@ def _parse_word(entry: Any, *, where: str) -> Word:
         raise DataError(
             f"{where}: the word must be a string, not {reprlib.repr(text)}; expected {_EXPECTED}."
         )
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise DataError(f"{where}: the word {reprlib.repr(text)} holds characters that no text has.")
     if not isinstance(span, list) or len(span) != 2:
         raise DataError(f"{where}: the times must be [start_sec, end_sec], not {reprlib.repr(span)}.")
     if not isinstance(speaker, str):
@@ -75,6 +77,6 @@ def _parse_word(entry: Any, *, where: str) -> Word:
 def _time(value: Any, *, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{where}: a time must be a number of seconds, not {reprlib.repr(value)}.")
-    if not math.isfinite(value) or value < 0:
-        raise DataError(f"{where}: a time must be finite and not negative, not {value!r}.")
+    if not 0 <= value <= sys.float_info.max:
+        raise DataError(f"{where}: a time must be finite and not negative, not {reprlib.repr(value)}.")
     return float(value)

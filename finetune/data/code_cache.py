@@ -145,8 +145,8 @@ class CodeCache:
             ValueError: The frames are not within the recording.
         """
         codes = self._read(recording, start_frame=start_frame, num_frames=num_frames)[0]
-        if codes.numel() and codes.min() < 0:
-            raise _corrupt(self.path(recording), "negative codes")
+        if codes.is_floating_point() or (codes.numel() and codes.min() < 0):
+            raise _corrupt(self.path(recording), "not codes")
         return codes.flatten(0, 1).long()  # [2, K, T] -> [2 * K, T]
 
     def _read(self, recording: Recording, *, start_frame: int, num_frames: int | None) -> tuple[Tensor, int]:

@@ -238,8 +238,10 @@ class _BatchFetcher(Dataset[Batch]):
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the main one finishes its step and ends the workers.
+    # Ctrl-C reaches every process of the terminal and Slurm's SIGTERM every process of the job; the main one
+    # finishes its step and ends the workers, by a SIGTERM of its own if need be.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _as_is(batch: Batch | DataError) -> Batch | DataError:

@@ -1,8 +1,8 @@
 """Manifests: which recordings a data set holds, one JSON object per line."""
 
 import json
-import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ def _manifest_files(source: str | Path, *, key: str) -> list[Path]:
 def _numbered_lines(manifest: Path, *, key: str) -> Iterator[tuple[str, str]]:
     """Yields (where it is, for messages; text) of each line that is not blank."""
     try:
-        text = manifest.read_text(encoding="utf-8")
+        text = manifest.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{key}: cannot read {manifest} as UTF-8 text ({error}).") from error
     # Not splitlines(): a JSON string may hold U+2028 and the like unescaped.
@@ -102,6 +102,8 @@ def _parse_line(line: str, *, folder: Path, where: str) -> Recording:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno}); {example}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON ({error}); {example}.") from error
     if not isinstance(entry, dict):
         raise DataError(f"{where}: a JSON object is needed, not {type(entry).__name__}; {example}.")
     for field in ("path", "duration"):
@@ -126,6 +128,6 @@ def _parse_line(line: str, *, folder: Path, where: str) -> Recording:
 def _duration(value: Any, *, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f'{where}: "duration" must be a number of seconds, not {value!r}.')
-    if not math.isfinite(value) or value <= 0:
+    if not 0 < value <= sys.float_info.max:
         raise DataError(f'{where}: "duration" must be finite and above 0 seconds, not {value!r}.')
     return float(value)

@@ -2,9 +2,9 @@
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
+from finetune.cli import run_command
 from finetune.demo.assets import DemoAssets, make_demo_assets
 from finetune.errors import UserError
 
@@ -16,21 +16,20 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: of the command line, without the program's name; None takes the process's own.
 
     Returns:
-        The exit status: 0, or 2 after one line on standard error if the user has to mend something.
+        The exit status, 0.
+
+    Raises:
+        UserError: the user has to mend something.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        options = _parse(arguments)
-        assets = make_demo_assets(
-            options.out,
-            num_train=options.num_train,
-            num_eval=options.num_eval,
-            minutes=options.minutes,
-            seed=options.seed,
-        )
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = _parse(arguments)
+    assets = make_demo_assets(
+        options.out,
+        num_train=options.num_train,
+        num_eval=options.num_eval,
+        minutes=options.minutes,
+        seed=options.seed,
+    )
     print(describe(assets))
     return 0
 
@@ -78,4 +77,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -21,6 +21,7 @@ from finetune.demo.tiny_mimi import NUM_BINS, tiny_mimi_config
 from finetune.demo.tiny_moshi import make_tiny_moshi, tiny_moshi_config
 from finetune.demo.tokenizer import VOCAB_SIZE, write_tokenizer
 from finetune.errors import UserError
+from finetune.files import rename_to_backup
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def make_demo_assets(
     """Makes the demo's files, or finds them complete and made with the same arguments.
 
     The files are made in a directory beside `out_dir` that takes its place at the end, so what is there is
-    always complete. Assets of other settings are replaced.
+    always complete. Assets of other settings are renamed, nothing is deleted.
 
     Args:
         out_dir: the directory to make.
@@ -94,8 +95,8 @@ def make_demo_assets(
         report = _build(partial_dir, settings)
         _write_marker(partial_dir, settings, report)
         if out_dir.exists():
-            logger.info("replacing %s, which was made with other settings or is incomplete", out_dir)
-            shutil.rmtree(out_dir)
+            backup = rename_to_backup(out_dir)
+            logger.info("%s has other settings or is incomplete, it is now %s", out_dir, backup)
         partial_dir.rename(out_dir)
     finally:
         shutil.rmtree(partial_dir, ignore_errors=True)
@@ -120,8 +121,8 @@ def _check_settings(num_train: int, num_eval: int, minutes: float, seed: int) ->
             raise UserError(f"{name} is {count}, it must be at least 1.")
     if not 0 < minutes <= _MAX_MINUTES:
         raise UserError(f"minutes is {minutes}, it must be more than 0 and at most {_MAX_MINUTES:g}.")
-    if seed < 0:
-        raise UserError(f"seed is {seed}, it must not be negative.")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}, it must be 0 to {2**32 - 1}.")
     return {
         "format": _FORMAT,
         "num_train": num_train,

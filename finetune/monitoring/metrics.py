@@ -25,9 +25,6 @@ class MetricsWriter:
     Args:
         run_dir: `metrics.jsonl` and the TensorBoard folder `tb` go here.
         args: the configuration of the run, for W&B.
-
-    Raises:
-        ConfigError: W&B is configured but not installed.
     """
 
     def __init__(self, run_dir: Path, args: TrainArgs) -> None:
@@ -90,11 +87,25 @@ def read_metrics(run_dir: Path, split: str) -> list[dict[str, float | None]]:
     return [record for record in map(json.loads, lines) if record["split"] == split]
 
 
-def _start_wandb(run_dir: Path, args: TrainArgs):
+def check_wandb(args: TrainArgs) -> None:
+    """Find out before a run starts whether W&B is there when it is configured.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if args.wandb.project is None:
+        return
     try:
-        import wandb
+        import wandb  # noqa: F401
     except ImportError:
-        raise ConfigError("wandb.project: wandb is not installed: pip install 'moshi-ttt[wandb]'.") from None
+        raise ConfigError(
+            "wandb.project: wandb is not installed: pip install 'moshi-ttt[wandb]', or set it to null."
+        ) from None
+
+
+def _start_wandb(run_dir: Path, args: TrainArgs):
+    import wandb
+
     if args.wandb.key is not None:
         wandb.login(key=args.wandb.key)
     if args.wandb.offline:

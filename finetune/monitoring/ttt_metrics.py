@@ -73,6 +73,11 @@ class InnerLoopRecorder:
             for layer in self._layers.values():
                 layer.recorder = None
 
+    def clear(self) -> None:
+        """Forget what was recorded."""
+        for records in (self._losses, self._norms, self._finite):
+            records.clear()
+
     def metrics(self) -> dict[str, float]:
         """`inner_loss_before`, `inner_loss_after`, `fast_weight_norm`, `fast_weight_change` per layer.
 

@@ -1,0 +1,36 @@
+"""Small file operations that several parts share."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import CheckpointError
+
+
+def rename_to_backup(path: Path) -> Path:
+    """Rename a file or folder to `<name>.bak-<time>`, a name that is free, and return it."""
+    stem = f"{path.name}.bak-{time.strftime('%Y%m%d-%H%M%S')}"
+    backup, number = path.with_name(stem), 1
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{stem}-{number}")
+    path.rename(backup)
+    return backup
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint or model repository.
+
+    Raises:
+        CheckpointError: the file is missing, not JSON or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object.")
+    return value
