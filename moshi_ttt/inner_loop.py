@@ -92,6 +92,7 @@ class InnerLoop:
         inner_grad_clip: float | None,
         state_decay: float | None,
     ) -> None:
+        self.dtype = dtype
         self.weights = [w.to(dtype) for w in weights]
         self.biases = [b.to(dtype) for b in biases]
         self.ln_weight = ln_weight.to(dtype)[:, None]  # [H, 1, D]
@@ -100,6 +101,40 @@ class InnerLoop:
         self.eps = eps
         self.inner_grad_clip = inner_grad_clip
         self.state_decay = state_decay
+
+    def run(
+        self, tokens: tuple[Tensor, Tensor, Tensor, Tensor], state: TTTState | None, *, mini_batch_size: int
+    ) -> tuple[Tensor, TTTState]:
+        """Learn from and answer a sequence of any length, see `moshi_ttt.ops.ttt_mlp_with_states`.
+
+        Args:
+            tokens: xq, xk, xv `[B, H, T, D]` and eta `[B, H, T]`, of any dtype.
+            state: None starts at `W0`.
+
+        Returns:
+            Outputs `[B, H, T, D]` in the dtype of the computation, and the state after the last token.
+        """
+        batch_size, _, num_tokens, _ = tokens[0].shape
+        if state is None:
+            state = initial_state(self.weights, self.biases, batch_size)
+        if state.num_pending and not self.causal:
+            raise ValueError(
+                f"A non-causal sequence cannot continue inside a mini-batch ({state.num_pending} tokens are "
+                "pending): end chunks at multiples of mini_batch_size, or use causal=True."
+            )
+        outputs = []
+        start = 0
+        with torch.autocast(tokens[0].device.type, enabled=False):
+            q, k, v, eta = (x.to(self.dtype) for x in tokens)
+            while start < num_tokens:
+                stop = min(start + mini_batch_size - state.num_pending, num_tokens)
+                part = slice(start, stop)
+                out, state = self.advance(q[:, :, part], k[:, :, part], v[:, :, part], eta[:, :, part], state)
+                if state.num_pending == mini_batch_size:
+                    state = self.commit(state)
+                outputs.append(out)
+                start = stop
+        return torch.cat(outputs, 2), state
 
     def advance(
         self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, state: TTTState

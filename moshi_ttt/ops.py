@@ -4,6 +4,7 @@ Shapes: B batch rows, H heads, T tokens, D head_dim.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,28 +25,15 @@ def ttt_mlp(
     ln_bias: Tensor,
     *,
     mini_batch_size: int,
-    causal: bool = True,
-    eps: float = 1e-8,
-    inner_grad_clip: float | None = None,
-    state_decay: float | None = None,
+    **settings: Any,
 ) -> Tensor:
-    """Outputs of the TTT-MLP over a sequence that starts at `W0`. See `ttt_mlp_with_states`."""
-    out, _ = ttt_mlp_with_states(
-        xq,
-        xk,
-        xv,
-        eta,
-        weights,
-        biases,
-        ln_weight,
-        ln_bias,
-        mini_batch_size=mini_batch_size,
-        causal=causal,
-        eps=eps,
-        inner_grad_clip=inner_grad_clip,
-        state_decay=state_decay,
-    )
-    return out
+    """Outputs of the TTT-MLP over a sequence that starts at `W0`.
+
+    Arguments and settings (`causal`, `eps`, …) are those of `ttt_mlp_with_states`.
+    """
+    tokens = (xq, xk, xv, eta)
+    network = (weights, biases, ln_weight, ln_bias)
+    return ttt_mlp_with_states(*tokens, *network, mini_batch_size=mini_batch_size, **settings)[0]
 
 
 def ttt_mlp_with_states(
@@ -90,40 +78,19 @@ def ttt_mlp_with_states(
     Raises:
         ValueError: the state stands inside a mini-batch and `causal` is False.
     """
-    batch_size, _, num_tokens, _ = xq.shape
-    dtype = compute_dtype(xq)
     inner = InnerLoop(
         weights,
         biases,
         ln_weight,
         ln_bias,
-        dtype=dtype,
+        dtype=compute_dtype(xq),
         causal=causal,
         eps=eps,
         inner_grad_clip=inner_grad_clip,
         state_decay=state_decay,
     )
-    if state is None:
-        state = initial_state(inner.weights, inner.biases, batch_size)
-    if state.num_pending and not causal:
-        raise ValueError(
-            f"A non-causal sequence cannot continue inside a mini-batch ({state.num_pending} tokens are "
-            "pending): end chunks at multiples of mini_batch_size, or use causal=True."
-        )
-    out_dtype = xq.dtype
-    xq, xk, xv, eta = (x.to(dtype) for x in (xq, xk, xv, eta))
-    outputs = []
-    start = 0
-    with torch.autocast(xq.device.type, enabled=False):
-        while start < num_tokens:
-            stop = min(start + mini_batch_size - state.num_pending, num_tokens)
-            part = slice(start, stop)
-            out, state = inner.advance(xq[:, :, part], xk[:, :, part], xv[:, :, part], eta[:, :, part], state)
-            if state.num_pending == mini_batch_size:
-                state = inner.commit(state)
-            outputs.append(out)
-            start = stop
-    return torch.cat(outputs, 2).to(out_dtype), state
+    out, state = inner.run((xq, xk, xv, eta), state, mini_batch_size=mini_batch_size)
+    return out.to(xq.dtype), state
 
 
 def inner_losses(
@@ -147,23 +114,23 @@ def inner_losses(
     Returns:
         Three tensors `[B, H, T]`: at `W0`, before, after.
     """
+    dtype = compute_dtype(xk)
+    inner = InnerLoop(
+        weights,
+        biases,
+        ln_weight,
+        ln_bias,
+        dtype=dtype,
+        causal=True,
+        eps=eps,
+        inner_grad_clip=inner_grad_clip,
+        state_decay=state_decay,
+    )
+    losses: list[list[Tensor]] = [[], [], []]
     with torch.no_grad(), torch.autocast(xk.device.type, enabled=False):
-        dtype = compute_dtype(xk)
-        inner = InnerLoop(
-            weights,
-            biases,
-            ln_weight,
-            ln_bias,
-            dtype=dtype,
-            causal=True,
-            eps=eps,
-            inner_grad_clip=inner_grad_clip,
-            state_decay=state_decay,
-        )
-        xk, xv, eta = (x.to(dtype) for x in (xk, xv, eta))
+        tokens = [x.to(dtype).split(mini_batch_size, 2) for x in (xk, xv, eta)]
         state = first = initial_state(inner.weights, inner.biases, xk.shape[0])
-        losses: list[list[Tensor]] = [[], [], []]
-        for k, v, rate in zip(*(x.split(mini_batch_size, 2) for x in (xk, xv, eta)), strict=True):
+        for k, v, rate in zip(*tokens, strict=True):
             inputs, gradients = inner.token_gradients(k, v, rate, state.start_weights, state.start_biases)
             state = state._replace(pending_inputs=inputs, pending_gradients=gradients)
             readings = (
@@ -174,5 +141,5 @@ def inner_losses(
             for out, z in zip(losses, readings, strict=True):
                 out.append(0.5 * (inner.layer_norm(z) - (v - k)).square().sum(-1))
             state = inner.commit(state)
-        at_w0, before, after = (torch.cat(parts, 2) for parts in losses)
-        return at_w0, before, after
+    at_w0, before, after = (torch.cat(parts, 2) for parts in losses)
+    return at_w0, before, after

@@ -5,7 +5,8 @@ Slow and obviously right. `moshi_ttt.ops` computes the same numbers fast and is 
 Shapes: B batch rows, H heads, T tokens, D head_dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,24 @@ def _head_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
     mean = x.mean(-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(-1, keepdim=True)
     return (x - mean) / torch.sqrt(variance + eps) * weight[:, None] + bias[:, None]
+
+
+def _token_step(
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    params: Sequence[Tensor],
+    layer_norm: Callable[[Tensor], Tensor],
+    clip: float | None,
+) -> list[Tensor]:
+    """`eta` times the gradient of one token's inner loss; k, v `[B, H, 1, D]`, eta `[B, H, 1, 1]`."""
+    num_layers = len(params) // 2
+    z = _inner_mlp(k, params[:num_layers], params[num_layers:])
+    loss = 0.5 * ((layer_norm(z) - (v - k)) ** 2).sum()
+    if clip is not None:
+        (at_output,) = torch.autograd.grad(loss, z, create_graph=True)
+        eta = eta * (clip / at_output.norm(dim=-1, keepdim=True)).clamp(max=1.0)
+    return [eta * g for g in torch.autograd.grad(loss, params, create_graph=True)]
 
 
 def ttt_mlp_reference(
@@ -63,35 +82,27 @@ def ttt_mlp_reference(
     """
     batch_size, _, num_tokens, _ = xq.shape
     initial = [p.expand(batch_size, *p.shape) for p in (*weights, *biases)]
-    num_layers = len(weights)
+    num_layers, clip = len(weights), inner_grad_clip
+    layer_norm = partial(_head_layer_norm, weight=ln_weight, bias=ln_bias, eps=eps)
     params = initial
     outputs: list[Tensor] = []
     for start in range(0, num_tokens, mini_batch_size):
         tokens = range(start, min(start + mini_batch_size, num_tokens))
-        steps = []
         with torch.enable_grad():
-            # Without this, a leaf given without a gradient could not be differentiated inside.
+            # A leaf given without a gradient could not be differentiated inside.
             at_start = [p if p.requires_grad else p.detach().requires_grad_() for p in params]
-            for j in tokens:
-                k, v = xk[:, :, j : j + 1], xv[:, :, j : j + 1]  # [B, H, 1, D]
-                z = _inner_mlp(k, at_start[:num_layers], at_start[num_layers:])
-                loss = 0.5 * ((_head_layer_norm(z, ln_weight, ln_bias, eps) - (v - k)) ** 2).sum()
-                scale = eta[:, :, j, None, None]
-                if inner_grad_clip is not None:
-                    (at_output,) = torch.autograd.grad(loss, z, create_graph=True)
-                    norm = at_output.norm(dim=-1, keepdim=True)
-                    scale = scale * (inner_grad_clip / norm).clamp(max=1.0)
-                gradient = torch.autograd.grad(loss, at_start, create_graph=True)
-                steps.append([scale * g for g in gradient])
-
+            steps = [
+                _token_step(xk[:, :, [j]], xv[:, :, [j]], eta[:, :, [j], None], at_start, layer_norm, clip)
+                for j in tokens
+            ]
         after = params
         if not causal:
             after = [p - sum(s[i] for s in steps) for i, p in enumerate(params)]
         for i, step in zip(tokens, steps, strict=True):
             if causal:
                 after = [p - s for p, s in zip(after, step, strict=True)]
-            z = _inner_mlp(xq[:, :, i : i + 1], after[:num_layers], after[num_layers:])
-            outputs.append(xq[:, :, i : i + 1] + _head_layer_norm(z, ln_weight, ln_bias, eps))
+            z = _inner_mlp(xq[:, :, [i]], after[:num_layers], after[num_layers:])
+            outputs.append(xq[:, :, [i]] + layer_norm(z))
         params = after
         if state_decay is not None and len(tokens) == mini_batch_size:
             params = [p0 + (1 - state_decay) * (p - p0) for p0, p in zip(initial, params, strict=True)]
