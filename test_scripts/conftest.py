@@ -16,6 +16,8 @@ from finetune.demo.tiny_moshi import tiny_moshi_config
 
 torch.set_num_threads(1)
 
+DEMO_SETTINGS = {"num_train": 2, "num_eval": 1, "minutes": 1 / 3, "seed": 0}
+
 
 def make_tiny_lm(*, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides) -> LMModel:
     """A tiny Moshi with fresh weights; `norm="rms_norm"` computes in the dtype of the model."""
@@ -52,4 +54,4 @@ def tiny_lm() -> LMModel:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoAssets:
     """Two training dialogues and an evaluation dialogue of 20 s, with tokenizer, codec and model."""
     folder: Path = tmp_path_factory.mktemp("demo")
-    return make_demo_assets(folder / "assets", num_train=2, num_eval=1, minutes=1 / 3, seed=0)
+    return make_demo_assets(folder / "assets", **DEMO_SETTINGS)

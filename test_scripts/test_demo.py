@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 import wave
 from itertools import pairwise
@@ -16,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import DEMO_SETTINGS
 from finetune.cli import run_command
 from finetune.demo import assets as assets_module
 from finetune.demo.__main__ import main
@@ -29,14 +31,7 @@ from finetune.demo.recording import Job, draw_user_voice, place_turns, render
 from finetune.demo.repository import open_repository, write_random_repository
 from finetune.errors import UserError
 
-SETTINGS = {"num_train": 2, "num_eval": 1, "minutes": 1 / 3, "seed": 0}
 SMALLEST = {"num_train": 1, "num_eval": 1, "minutes": 0.4, "seed": 1}
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoAssets:
-    pytest.importorskip("espeakng_loader")
-    return make_demo_assets(tmp_path_factory.mktemp("demo") / "assets", **SETTINGS)
 
 
 def wavs(demo: DemoAssets) -> list[Path]:
@@ -61,8 +56,27 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_same_settings_give_the_same_files(demo, tmp_path):
-    again = make_demo_assets(tmp_path / "again", **SETTINGS)
+    again = make_demo_assets(tmp_path / "again", **DEMO_SETTINGS)
     assert contents(again.out_dir) == contents(demo.out_dir)
+
+
+def test_every_voice_speaks_the_same_in_another_process():
+    speak_all = (
+        "import hashlib\n"
+        "from finetune.demo.espeak import Espeak, Voice\n"
+        "from finetune.demo.recording import _MAIN_VOICE, _USER_VOICES\n"
+        "espeak = Espeak()\n"
+        "for name in (_MAIN_VOICE.name, *_USER_VOICES):\n"
+        "    voice = Voice(name, words_per_minute=170, pitch=55)\n"
+        "    samples, _ = espeak.say('She saw the sea shells and spoke of fish.', voice)\n"
+        "    print(name, hashlib.sha256(samples.tobytes()).hexdigest())\n"
+    )
+    spoken = [
+        subprocess.run([sys.executable, "-c", speak_all], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert len(spoken[0].splitlines()) == 6
+    assert spoken[0] == spoken[1]
 
 
 def test_no_two_dialogues_are_alike(demo):
@@ -139,7 +153,6 @@ def test_words_are_heard_on_their_speakers_channel_and_nothing_else_is(demo, cha
 
 
 def test_every_written_word_has_one_entry_numbers_contractions_and_spoken_pairs_included(tmp_path):
-    pytest.importorskip("espeakng_loader")
     turns = [
         Turn(USER, "It's 7:30 on the 23rd, isn't it? I live in the house at the back of the lake.", 0.3),
         Turn(MAIN, "Room 1,250 costs forty-two pounds; twenty-first floor (to the left).", 0.4),
@@ -212,14 +225,13 @@ def test_uneven_codes_are_refused():
 
 def test_second_call_writes_nothing(demo):
     before = {path: path.stat().st_mtime_ns for path in demo.out_dir.rglob("*")}
-    again = make_demo_assets(demo.out_dir, **SETTINGS)
+    again = make_demo_assets(demo.out_dir, **DEMO_SETTINGS)
     assert again.reused and not demo.reused
     assert again.report == demo.report
     assert {path: path.stat().st_mtime_ns for path in demo.out_dir.rglob("*")} == before
 
 
 def test_other_settings_and_lost_files_make_everything_anew(tmp_path):
-    pytest.importorskip("espeakng_loader")
     out_dir = tmp_path / "assets"
     first = make_demo_assets(out_dir, **SMALLEST)
     (first.model_dir / "mimi.safetensors").unlink()
@@ -232,7 +244,6 @@ def test_other_settings_and_lost_files_make_everything_anew(tmp_path):
 
 
 def test_interrupted_run_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
-    pytest.importorskip("espeakng_loader")
 
     def interrupt(*_args, **_options):
         raise KeyboardInterrupt

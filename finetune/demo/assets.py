@@ -26,7 +26,7 @@ from finetune.files import rename_to_backup
 logger = logging.getLogger(__name__)
 
 _MARKER_NAME = "demo.json"
-_FORMAT = 1  # raise it when the same settings make other files
+_FORMAT = 2  # raise it when the same settings make other files
 _MAX_MINUTES = 30.0
 
 

@@ -24,7 +24,8 @@ from finetune.demo.speech import SAMPLE_RATE, Speech, Word, speak
 from finetune.errors import UserError
 
 _MAIN_VOICE = Voice("en-us", words_per_minute=170, pitch=42)
-_USER_VOICES = ("en-gb-x-rp+f2", "en-gb-scotland+m3", "en-gb-x-rp+f4", "en-gb-x-gbclan", "en-us+f3")
+# Without breath (as the variants f2 and f3 have it): its noise differs from process to process.
+_USER_VOICES = ("en-gb-x-rp+f1", "en-gb-scotland+m3", "en-gb-x-rp+f4", "en-gb-x-gbclan", "en-us+f4")
 _CHANNELS = (MAIN, USER)  # left, right
 _TAIL_SEC = 0.5
 _MIN_PAUSE_SEC = 0.1  # between two turns of the same speaker
