@@ -27,9 +27,8 @@ def plot_run(run_dir: Path) -> list[Path]:
     written = [_plot_losses(train, evaluation, folder / "losses.png")]
     rates = [name for name in ("lr_base", "lr_ttt_weights", "lr_ttt_alpha") if _has(train, name)]
     written.append(_plot_lines(train, rates, folder / "rates.png", ylabel="learning rate", log=True))
-    gates = sorted({name for record in train for name in record if name.startswith("ttt_alpha/")})
-    if gates:
-        written.append(_plot_lines(train, gates, folder / "gates.png", ylabel="mean tanh(alpha)"))
+    if _has(train, "ttt_alpha"):
+        written.append(_plot_gates(train, folder / "gates.png"))
     return written
 
 
@@ -66,6 +65,18 @@ def _plot_losses(train: Sequence[dict], evaluation: Sequence[dict], path: Path) 
             axes.axhline(baseline, color="grey", linestyle="--", label="unigram")
         axes.set_xlabel("step")
         axes.set_ylabel(f"{name.replace('_', ' ')} (nats)")
+        axes.legend()
+    return _save(figure, path)
+
+
+def _plot_gates(train: Sequence[dict], path: Path) -> Path:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = (("ttt_alpha/", "mean tanh(alpha)"), ("ttt_delta/", "mean |alpha - start|"))
+    for axes, (prefix, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        for name in sorted({name for record in train for name in record if name.startswith(prefix)}):
+            axes.plot(*_series(train, name), label=name.removeprefix(prefix).replace("_", " "))
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
         axes.legend()
     return _save(figure, path)
 
