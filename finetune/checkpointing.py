@@ -5,7 +5,7 @@ run_dir/checkpoints/checkpoint_000100/consolidated/
     consolidated.safetensors   full weights (full fine-tuning, or adapters merged)
     ttt.safetensors            TTT weights and gates, when there are any
     config.json                as in a Moshi repository, with a `ttt` section when there is one
-    training.json              the step, and where the base model came from
+    training.json              the step, the files, the `ttt` section, where the base model came from
 """
 
 import dataclasses
@@ -161,14 +161,14 @@ def _merged(model: LMModel, base: dict[str, Tensor], args: TrainArgs) -> dict[st
     }
     for name, module in model.named_modules():
         if isinstance(module, LoRALinear):
-            merged[f"{name}.weight"] = _to_save(module.merge_weight(), args)
+            merged[f"{name}.weight"] = _to_save(module.merge_weight().detach(), args)
     return merged
 
 
 def _to_save(tensor: Tensor, args: TrainArgs) -> Tensor:
     # Moved one by one: a second copy of a large model would not fit beside the first.
     dtype = getattr(torch, args.param_dtype) if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to(dtype).cpu()
+    return tensor.to(dtype).cpu()
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -12,12 +12,15 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune.args import TrainArgs
-from finetune.config_io import all_keys, load_train_args, type_name, unknown_key
+from finetune.config_io import all_keys, load_train_args, type_name, unknown_key, yaml_text
 from finetune.errors import ConfigError, TrainingDivergedError, UserError
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises a ConfigError where argparse prints its usage and exits."""
+
     def error(self, message: str) -> NoReturn:
+        """Called by argparse with what is wrong."""
         raise ConfigError(f"{message} (see --help).")
 
 
@@ -81,8 +84,8 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     sys.exit(status)
 
 
-def _train_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _train_parser() -> Parser:
+    parser = Parser(
         prog="train.py",
         description="Fine-tune Moshi with Test-Time-Training layers.",
         epilog="Every key of the YAML is an option: --ttt.layers 29,30,31 --optim.lr 1e-4",
@@ -116,8 +119,6 @@ def _join_negative_numbers(argv: Sequence[str]) -> list[str]:
 
 def _default_text(info: FieldInfo) -> str:
     default = info.get_default(call_default_factory=True)
-    if default is None:
-        return "null"
-    if isinstance(default, bool):
-        return str(default).lower()
-    return str(default) or "unset"
+    if isinstance(default, str):
+        return default or "unset"
+    return yaml_text(default)

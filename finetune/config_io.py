@@ -64,11 +64,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def dump_yaml(args: TrainArgs) -> str:
     """The configuration as YAML that `load_train_args` reads back, without secrets."""
-    values = dataclasses.asdict(args)
-    values["wandb"]["key"] = None
     stream = io.StringIO()
-    yaml = YAML()
-    yaml.dump(values, stream)
+    YAML().dump(public_values(args), stream)
     return stream.getvalue()
 
 
@@ -125,6 +122,20 @@ def type_name(annotation: Any) -> str:
     )
 
 
+def yaml_text(value: Any) -> str:
+    """A value as it stands in YAML, where Python writes it differently."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def public_values(args: TrainArgs) -> dict[str, Any]:
+    """The configuration as nested dictionaries, without secrets."""
+    values = dataclasses.asdict(args)
+    values["wandb"]["key"] = None
+    return values
+
+
 def _is_section(cls: type, key: str) -> bool:
     info = field_infos(cls).get(key)
     return info is not None and dataclasses.is_dataclass(info.annotation)
@@ -154,17 +165,4 @@ def _describe(cls: type, error: ValidationError, prefix: str) -> str:
         expected = first["msg"].replace("Input should be", "must be")
     else:
         expected = f"expected {type_name(info.annotation)}"
-    return f"{prefix}{location[0]}: {_shown(first['input'])} is not allowed, {expected}."
-
-
-def _shown(value: Any) -> str:
-    """A value as it stands in YAML, where Python writes it differently."""
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, repr(value))
-        if _is_plain(value)
-        else repr(value)
-    )
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
+    return f"{prefix}{location[0]}: {yaml_text(first['input'])} is not allowed, {expected}."

@@ -1,13 +1,14 @@
 """Evaluation on held-out chunks: text and audio loss apart, and true perplexities."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.data.dataset import ChunkDataset, build_eval_loader
+from finetune.data.dataset import Batch, ChunkDataset, build_eval_loader
 from finetune.distributed import all_reduce_sum, get_rank, get_world_size
 from finetune.loss import LossSums, LossWeights, loss_sums, loss_weights
 from finetune.wrapped_model import autocast
@@ -57,6 +58,11 @@ class LossAverage:
         }
 
 
+def eval_batches(data: ChunkDataset, args: TrainArgs) -> Iterable[Batch]:
+    """This process's share of all chunks, in order."""
+    return build_eval_loader(data, batch_size=args.batch_size, rank=get_rank(), world_size=get_world_size())
+
+
 @torch.no_grad()
 def evaluate(
     model: LMModel, data: ChunkDataset, args: TrainArgs, *, device: torch.device
@@ -64,9 +70,8 @@ def evaluate(
     """Losses of the model over all chunks, see `LossAverage.result`. Leaves the model in training mode."""
     model.eval()
     average = LossAverage()
-    loader = build_eval_loader(data, batch_size=args.batch_size, rank=get_rank(), world_size=get_world_size())
     try:
-        for batch in loader:
+        for batch in eval_batches(data, args):
             codes = batch.codes.to(device, non_blocking=True)
             weights = loss_weights(codes, model, args)
             with autocast(args, device):

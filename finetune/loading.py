@@ -153,7 +153,7 @@ def load_checkpoint_model(
     folder = find_checkpoint(path)
     config, training = read_json_object(folder / CONFIG_FILE), read_json_object(folder / TRAINING_FILE)
     try:
-        missing = [name for name in training["files"] if not (folder / name).is_file()]
+        files = list(training["files"])
         paths = dict(training["moshi_paths"])
         ttt_args = build_args(TTTArgs, training["ttt"], "ttt.")
         lora = None
@@ -164,8 +164,7 @@ def load_checkpoint_model(
         model_paths = build_args(ModelPaths, paths)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} or {TRAINING_FILE} is damaged: {error}.") from None
-    if missing:
-        raise CheckpointError(f"{folder}: {missing[0]} is missing, the checkpoint is not complete.")
+    _require_files(folder, files, source=str(folder))
     model = load_base(find_model_files(model_paths), device=device, dtype=dtype)
     if lora is not None:
         add_lora(model, lora, dtype=dtype)
@@ -193,12 +192,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     config = read_json_object(folder / CONFIG_FILE)
     if (folder / TRAINING_FILE).is_file():
-        for name in read_json_object(folder / TRAINING_FILE).get("files", []):
-            if not (folder / name).is_file():
-                raise CheckpointError(
-                    f"init_from: {folder}: {name} is missing, the checkpoint is not complete."
-                )
+        training = read_json_object(folder / TRAINING_FILE)
+        _require_files(folder, training.get("files", []), source=f"init_from: {folder}")
     return config, _read_files(folder, _WEIGHT_FILES)
+
+
+def _require_files(folder: Path, names: Iterable[str], *, source: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{source}: {name} is missing, the checkpoint is not complete.")
 
 
 def _announced(config: dict[str, Any]) -> list[str]:

@@ -55,10 +55,7 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
     try:
         info = CheckpointInfo.from_hf_repo(repository, **overrides)
     except MOSHI_ERRORS as error:
-        raise CheckpointError(
-            f"moshi_paths.hf_repo_id: {repository!r} is neither a local folder with the files of a Moshi "
-            f"repository nor a repository that can be reached: {one_line(error)}"
-        ) from None
+        raise _unreachable(repository, error) from None
     _reject_ttt_exports(info.raw_config, repository)
     return info
 
@@ -113,10 +110,14 @@ def _download_config(repository: str) -> str:
     try:
         return hf_hub_download(repository, "config.json")
     except MOSHI_ERRORS as error:
-        raise CheckpointError(
-            f"moshi_paths.hf_repo_id: {repository!r} is neither a local folder nor a repository that can be "
-            f"reached: {one_line(error)}"
-        ) from None
+        raise _unreachable(repository, error) from None
+
+
+def _unreachable(repository: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"moshi_paths.hf_repo_id: {repository!r} is neither a local folder with the files of a Moshi "
+        f"repository nor a repository that can be reached: {one_line(error)}"
+    )
 
 
 def _existing_overrides(paths: ModelPaths) -> dict[str, Path | str | None]:

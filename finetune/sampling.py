@@ -1,7 +1,6 @@
 """Audio samples during training: what the model says to a user, as a stereo recording."""
 
 import copy
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,6 @@ from torch import Tensor
 
 from finetune.args import TrainArgs
 from finetune.errors import ConfigError
-
-logger = logging.getLogger(__name__)
 
 
 class Sampler:

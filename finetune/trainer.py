@@ -99,6 +99,7 @@ class Trainer:
         self.inner_loop = InnerLoopRecorder(model)
         self.inner_loop_log = InnerLoopLog(run_dir, args.ttt)
         self.unigram = unigram
+        self.rates = current_rates(self.optimizer)
         self.step = 0
 
     def train(self) -> None:

@@ -7,9 +7,9 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.data.dataset import ChunkDataset, build_eval_loader
+from finetune.data.dataset import ChunkDataset
 from finetune.distributed import all_reduce_sum, get_rank, get_world_size
-from finetune.eval import LossAverage
+from finetune.eval import LossAverage, eval_batches
 from finetune.loss import audio_targets, loss_weights, weighted_sums
 
 logger = logging.getLogger(__name__)
@@ -66,10 +66,7 @@ def unigram_losses(
     """
     unigram = fit_unigram(train_data, model, args)
     average = LossAverage()
-    loader = build_eval_loader(
-        eval_data, batch_size=args.batch_size, rank=get_rank(), world_size=get_world_size()
-    )
-    for batch in loader:
+    for batch in eval_batches(eval_data, args):
         weights = loss_weights(batch.codes, model, args)
         average.add(weighted_sums(*unigram.losses(batch.codes, model), weights), weights)
     losses = average.result(model.dep_q)

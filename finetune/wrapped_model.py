@@ -1,6 +1,5 @@
 """The model that trains: base weights, LoRA, TTT, what is frozen, and which dtype it has."""
 
-import logging
 import math
 
 import torch
@@ -17,8 +16,6 @@ from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
 from moshi_ttt.ssm_gating import SSMGating
 from moshi_ttt.ttt_layer import TTTLayer
-
-logger = logging.getLogger(__name__)
 
 
 def load_base(
@@ -59,7 +56,7 @@ def build_model(args: TrainArgs, info: CheckpointInfo, *, device: torch.device) 
     Raises:
         CheckpointError: see `load_base`.
     """
-    dtype = torch.float32 if args.full_finetuning else getattr(torch, args.param_dtype)
+    dtype = _base_dtype(args)
     model = load_base(info, device=device, dtype=dtype, gradient_checkpointing=args.gradient_checkpointing)
     return prepare_model(model, args)
 
@@ -74,7 +71,7 @@ def build_meta_model(args: TrainArgs, lm_kwargs: dict) -> LMModel:
         CheckpointError: Moshi refuses them.
     """
     overrides = {"gradient_checkpointing": args.gradient_checkpointing, "lora": False}
-    dtype = torch.float32 if args.full_finetuning else getattr(torch, args.param_dtype)
+    dtype = _base_dtype(args)
     try:
         with torch.device("meta"):
             model = get_moshi_lm(None, lm_kwargs, device="meta", dtype=dtype, lm_kwargs_overrides=overrides)
@@ -83,6 +80,10 @@ def build_meta_model(args: TrainArgs, lm_kwargs: dict) -> LMModel:
             f"moshi_paths: the configuration is not one of Moshi: {one_line(error)}"
         ) from None
     return prepare_model(model, args)
+
+
+def _base_dtype(args: TrainArgs) -> torch.dtype:
+    return torch.float32 if args.full_finetuning else getattr(torch, args.param_dtype)
 
 
 def prepare_model(model: LMModel, args: TrainArgs) -> LMModel:

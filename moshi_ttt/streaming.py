@@ -3,6 +3,7 @@
 Shapes: B batch rows, H heads, C mini_batch_size, D head_dim.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,10 +44,7 @@ class TTTStreamingState(State):
         """Forget: rows of `reset_mask` `[B]` go back to `W0` and the start of a mini-batch."""
         super().reset(reset_mask)
         rows = reset_mask.view(-1, 1, 1, 1)
-        for buffers, initial in zip(self.buffers[:2], (self.inner.weights, self.inner.biases), strict=True):
-            for buffer, value in zip(buffers, initial, strict=True):
-                buffer.copy_(torch.where(rows, value, buffer))
-        self._clear_slots(rows)
+        self._start_mini_batch(rows, self.inner.weights, self.inner.biases)
         self.offsets.copy_(torch.where(reset_mask, 0, self.offsets))
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor) -> Tensor:
@@ -75,13 +73,14 @@ class TTTStreamingState(State):
         full = self.exec_mask & (self.offsets == self.mini_batch_size - 1)
         rows = full.view(-1, 1, 1, 1)
         committed = self.inner.commit(self.buffers)
-        for kind in (0, 1):
-            for buffer, value in zip(self.buffers[kind], committed[kind], strict=True):
-                buffer.copy_(torch.where(rows, value, buffer))
-        self._clear_slots(rows)
+        self._start_mini_batch(rows, committed.start_weights, committed.start_biases)
         advanced = torch.where(full, 0, self.offsets + 1)
         self.offsets.copy_(torch.where(self.exec_mask, advanced, self.offsets))
 
-    def _clear_slots(self, rows: Tensor) -> None:
+    def _start_mini_batch(self, rows: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        """Give the rows `[B, 1, 1, 1]` these fast weights and empty slots."""
+        start = (*self.buffers.start_weights, *self.buffers.start_biases)
+        for buffer, value in zip(start, (*weights, *biases), strict=True):
+            buffer.copy_(torch.where(rows, value, buffer))
         for buffer in (*self.buffers.pending_inputs, *self.buffers.pending_gradients):
             buffer.copy_(torch.where(rows, 0, buffer))

@@ -4,9 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from finetune.cli import run_command
+from finetune.cli import Parser, run_command
 from finetune.demo.assets import DemoAssets, make_demo_assets
-from finetune.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,15 +54,8 @@ def describe(assets: DemoAssets) -> str:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as a UserError instead of printing the usage as well."""
-
-    def error(self, message: str) -> None:
-        raise UserError(message)
-
-
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m finetune.demo", description="Makes a small Moshi and dialogues for it.")
+    parser = Parser(prog="python -m finetune.demo", description="Makes a small Moshi and dialogues for it.")
     parser.add_argument(
         "--out", type=Path, default=Path("demo_assets"), help="directory to make (%(default)s)"
     )

@@ -77,11 +77,11 @@ class _Writer:
         self.topics = self.shuffled_topics()
 
     def write(self) -> list[Turn]:
+        """The turns of a whole dialogue."""
         self.open()
         max_facts = max(1, min(len(FACTS), round(self.duration_sec / _SEC_PER_FACT)))
         untold = self.rng.sample(FACTS, max_facts)
         told: list[tuple[Fact, dict[str, str]]] = []
-        waiting: list[tuple[Fact, dict[str, str]]] = []
         while untold and (not told or self.elapsed_sec < _TELLING_SHARE * self.duration_sec):
             told.append(self.tell(untold.pop()))
             if self.rng.random() < 0.3 and self.elapsed_sec < _TELLING_SHARE * self.duration_sec:
@@ -97,21 +97,25 @@ class _Writer:
         return self.turns
 
     def open(self) -> None:
+        """Greetings."""
         slots = self.draw_slots()
         for speaker, line in zip((MAIN, USER, MAIN), self.rng.choice(OPENINGS), strict=True):
             self.say(speaker, line.format_map(slots))
 
     def tell(self, fact: Fact) -> tuple[Fact, dict[str, str]]:
+        """The user tells a fact; returns it with the words that it was told with."""
         slots = self.draw_slots()
         self.say(USER, self.with_lead(LEADS, fact.tell.format_map(slots)))
         self.say(MAIN, fact.ack.format_map(slots))
         return fact, slots
 
     def recall(self, fact: Fact, slots: dict[str, str]) -> None:
+        """The user asks for a fact told before, Moshi answers."""
         self.say(USER, self.with_lead(RECALL_LEADS, fact.ask.format_map(slots)))
         self.say(MAIN, (fact.answer + self.rng.choice(ANSWER_TAILS)).format_map(slots))
 
     def talk(self) -> None:
+        """An exchange about a topic that is not used up yet."""
         if not self.topics:
             self.topics = self.shuffled_topics()
         lines = self.topics.pop()
@@ -121,6 +125,7 @@ class _Writer:
             self.say(speaker, self.with_lead(LEADS, text) if line is lines[0] else text)
 
     def close(self, facts: list[tuple[Fact, dict[str, str]]]) -> None:
+        """Goodbyes, with some of the facts once more."""
         recap = ", and ".join(fact.recap.format_map(slots) for fact, slots in facts)
         for speaker, line in zip((USER, MAIN), self.rng.choice(CLOSINGS), strict=True):
             self.say(speaker, line.format(recap=recap, name=self.name))
@@ -134,19 +139,23 @@ class _Writer:
             self.add(Turn(listener, self.rng.choice(BACKCHANNELS), -1.0))
 
     def add(self, turn: Turn) -> None:
+        """Appends a turn and estimates how long it lasts."""
         self.turns.append(turn)
         self.elapsed_sec += max(0.0, turn.gap_sec + len(turn.text) / _CHARS_PER_SEC)
 
     def with_lead(self, leads: tuple[str, ...], text: str) -> str:
+        """A text behind one of the leads, its first letter to match."""
         lead = self.rng.choice(leads)
         if lead.endswith(", ") and text.split()[0] not in _ALWAYS_CAPITAL:
             text = text[0].lower() + text[1:]
         return lead + text
 
     def draw_slots(self) -> dict[str, str]:
+        """A word for every slot of the templates."""
         return {slot: self.rng.choice(words) for slot, words in SLOTS.items()} | {"name": self.name}
 
     def shuffled_topics(self) -> list[tuple[str, ...]]:
+        """All topics in a new order."""
         return self.rng.sample(TOPICS, len(TOPICS))
 
 

@@ -4,7 +4,6 @@ Shapes: T frames of a chunk.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from finetune.args import TTTArgs
 from finetune.distributed import is_main
+from finetune.monitoring.metrics import finite_or_null
 from finetune.monitoring.plots import INNER_LOSSES_FILE
 
 
@@ -40,7 +40,7 @@ class InnerLoopLog:
         if not self.is_due(step):
             return
         layers = {
-            index: [[value if math.isfinite(value) else None for value in row] for row in losses.tolist()]
+            index: [[finite_or_null(value) for value in row] for row in losses.tolist()]
             for index, losses in trajectories.items()
         }
         with self._path.open("a", encoding="utf-8") as file:

@@ -1,6 +1,5 @@
 """The one place that writes metrics: metrics.jsonl, TensorBoard and Weights & Biases."""
 
-import dataclasses
 import json
 import logging
 import math
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.args import TrainArgs
+from finetune.config_io import public_values
 from finetune.distributed import is_main
 from finetune.errors import ConfigError
 
@@ -60,8 +60,7 @@ class MetricsWriter:
         """
         if not self._active:
             return
-        # NaN is no JSON: a value that does not exist is null, and a reader sees that.
-        record = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        record = {name: finite_or_null(value) for name, value in values.items()}
         self._file.write(json.dumps({"split": split, "step": step, **record}) + "\n")
         self._file.flush()
         for name, value in values.items():
@@ -79,6 +78,11 @@ class MetricsWriter:
 
             sound = wandb.Audio(audio.T.numpy(), sample_rate=sample_rate)
             self._wandb.log({name: sound}, step=step)
+
+
+def finite_or_null(value: float) -> float | None:
+    """A number for JSON, which has no NaN: what does not exist is null, and a reader sees that."""
+    return value if math.isfinite(value) else None
 
 
 def read_metrics(run_dir: Path, split: str) -> list[dict[str, float | None]]:
@@ -110,12 +114,10 @@ def _start_wandb(run_dir: Path, args: TrainArgs):
         wandb.login(key=args.wandb.key)
     if args.wandb.offline:
         logger.info("W&B writes offline; upload with: wandb sync %s", run_dir / "wandb" / "offline-run-*")
-    config = dataclasses.asdict(args)
-    config["wandb"]["key"] = None
     return wandb.init(
         project=args.wandb.project,
         name=args.wandb.run_name or run_dir.name,
         dir=str(run_dir),
         mode="offline" if args.wandb.offline else "online",
-        config=config,
+        config=public_values(args),
     )
