@@ -3,6 +3,7 @@
 Shapes: B batch rows, T frames.
 """
 
+import torch
 from moshi.modules.transformer import StreamingTransformerLayer
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -74,4 +75,13 @@ class HybridStreamingTransformerLayer(StreamingTransformerLayer):
 
     def _ff_block(self, x: Tensor) -> Tensor:
         # The last block of Moshi's forward, so this runs after attention and cross-attention.
-        return super()._ff_block(self.forward_ssm_gating.combine(x, self.ttt(x)))
+        gating = self.forward_ssm_gating
+        if gating.closed:
+            return super()._ff_block(x)
+        update = self.ttt(x)
+        state = self.ttt._streaming_state
+        if state is not None:
+            size = torch.linalg.vector_norm(gating(update), dim=(1, 2), dtype=state.activity.dtype)
+            residual = torch.linalg.vector_norm(x, dim=(1, 2), dtype=state.activity.dtype)
+            state.activity.copy_(torch.where(state.exec_mask, size / (residual + 1e-6), state.activity))
+        return super()._ff_block(gating.combine(x, update))

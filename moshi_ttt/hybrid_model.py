@@ -5,14 +5,20 @@ Shapes: B batch rows, K codebooks (text first), S input frames.
 
 import warnings
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from moshi.models.lm import LMModel
 from moshi.modules.streaming import StreamingModule
 from torch import Tensor
 
+from moshi_ttt.attention import ChunkedAttention
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.hybrid_layer import HybridStreamingTransformerLayer
+from moshi_ttt.streaming import TTTStreamingState
 from moshi_ttt.ttt_layer import TTTLayer
+
+TTTMode = Literal["on", "frozen", "off"]
+TTT_MODES: tuple[TTTMode, ...] = get_args(TTTMode)
 
 
 class TTTLMModel(LMModel):
@@ -68,7 +74,31 @@ def patch_lm_model(lm_model: LMModel, layer_indices: Sequence[int], config: TTTC
         )
     for index in layer_indices:
         HybridStreamingTransformerLayer.from_layer(lm_model.transformer.layers[index], config)
+    for layer in lm_model.transformer.layers:
+        ChunkedAttention.from_attention(layer.self_attn)
     lm_model.__class__ = TTTLMModel
+
+
+def set_ttt_mode(lm_model: LMModel, mode: TTTMode) -> None:
+    """Choose what the memory of a model does, for comparisons.
+
+    Args:
+        lm_model: a patched model.
+        mode: `on`; `frozen`: the fast weights stay at `W0`, without inner steps; `off`: as if the gate
+            were 0, the layers are left out.
+
+    Raises:
+        ValueError: the model has no TTT layers, or there is no such mode.
+    """
+    if mode not in TTT_MODES:
+        raise ValueError(f"There is no TTT mode {mode!r}, choose from {', '.join(TTT_MODES)}.")
+    indices = ttt_layers(lm_model)
+    if not indices:
+        raise ValueError("The model has no TTT layers.")
+    for index in indices:
+        layer = lm_model.transformer.layers[index]
+        layer.ttt.frozen = mode == "frozen"
+        layer.forward_ssm_gating.closed = mode == "off"
 
 
 def ttt_layers(lm_model: LMModel) -> dict[int, TTTLayer]:
@@ -78,3 +108,26 @@ def ttt_layers(lm_model: LMModel) -> dict[int, TTTLayer]:
         for index, layer in enumerate(lm_model.transformer.layers)
         if isinstance(layer, HybridStreamingTransformerLayer)
     }
+
+
+def streaming_states(lm_model: LMModel) -> dict[int, TTTStreamingState]:
+    """The TTT states of a streaming model by the index of their transformer layer.
+
+    Raises:
+        ValueError: the model is not streaming, or has no TTT layers.
+    """
+    layers = ttt_layers(lm_model)
+    if not layers:
+        raise ValueError("The model has no TTT layers.")
+    states = {index: layer._streaming_state for index, layer in layers.items()}
+    if None in states.values():
+        raise ValueError("The model is not streaming; call this inside `with model.streaming(batch_size):`.")
+    return states
+
+
+def non_finite_resets(lm_model: LMModel) -> dict[int, list[int]]:
+    """How often each row's memory was reset because it was no longer finite, by layer.
+
+    Counted since the row's last own reset. Waits for the device.
+    """
+    return {index: state.num_broken.tolist() for index, state in streaming_states(lm_model).items()}

@@ -69,6 +69,12 @@ def initial_state(weights: Sequence[Tensor], biases: Sequence[Tensor], batch_siz
     )
 
 
+def lower_triangle(steps: Tensor, queries: Tensor, *, diagonal: int) -> Tensor:
+    """Query i sees step j where j <= i + diagonal. `[B, H, P, _]`, `[B, H, t, _]` to boolean `[t, P]`."""
+    shape = (queries.shape[2], steps.shape[2])
+    return torch.ones(shape, dtype=torch.bool, device=steps.device).tril(diagonal)
+
+
 class InnerLoop:
     """One TTT-MLP with its `W0` and settings; every method is a pure function of its arguments.
 
@@ -148,7 +154,8 @@ class InnerLoop:
                 torch.cat(pair, 2) for pair in zip(state.pending_gradients, gradients, strict=True)
             )
         state = state._replace(pending_inputs=inputs, pending_gradients=gradients)
-        z = self.read(q, state, diagonal=num_pending if self.causal else None)
+        visible = lower_triangle(gradients[0], q, diagonal=num_pending) if self.causal else None
+        z = self.read(q, state, visible=visible)
         return q + self.layer_norm(z), state
 
     def token_gradients(
@@ -186,17 +193,20 @@ class InnerLoop:
         """The inner LayerNorm, per head, biased variance."""
         return self.ln_weight * F.layer_norm(z, z.shape[-1:], eps=self.eps) + self.ln_bias
 
-    def read(self, x: Tensor, state: TTTState, *, diagonal: int | None) -> Tensor:
+    def read(self, x: Tensor, state: TTTState, *, visible: Tensor | None) -> Tensor:
         """Output of the inner MLP for queries `[B, H, t, D]`.
 
-        Query i reads the pending steps of tokens j <= i + diagonal; of all of them when diagonal is None.
+        Args:
+            x: the queries.
+            state: fast weights and pending steps.
+            visible: which pending steps a query reads, boolean, broadcast to `[B, H, t, P]`; None: all.
         """
         for layer, (weight, bias, inputs, gradients) in enumerate(zip(*state, strict=True)):
             if layer > 0:
                 x = F.gelu(x, approximate="tanh")
             attention = x @ inputs.mT + 1  # [B, H, t, P]
-            if diagonal is not None:
-                attention = attention.tril(diagonal)
+            if visible is not None:
+                attention = torch.where(visible, attention, 0)
             x = x @ weight + bias - attention @ gradients
         return x
 

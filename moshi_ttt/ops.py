@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype, initial_state
+from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype, initial_state, lower_triangle
 
 __all__ = ["TTTState", "inner_losses", "ttt_mlp", "ttt_mlp_with_states"]
 
@@ -134,9 +134,9 @@ def inner_losses(
             inputs, gradients = inner.token_gradients(k, v, rate, state.start_weights, state.start_biases)
             state = state._replace(pending_inputs=inputs, pending_gradients=gradients)
             readings = (
-                inner.read(k, first, diagonal=None),
-                inner.read(k, state, diagonal=-1),
-                inner.read(k, state, diagonal=0),
+                inner.read(k, first, visible=None),
+                inner.read(k, state, visible=lower_triangle(k, k, diagonal=-1)),
+                inner.read(k, state, visible=lower_triangle(k, k, diagonal=0)),
             )
             for out, z in zip(losses, readings, strict=True):
                 out.append(0.5 * (inner.layer_norm(z) - (v - k)).square().sum(-1))

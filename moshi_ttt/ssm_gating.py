@@ -12,6 +12,9 @@ class SSMGating(nn.Module):
     Args:
         config: `model_dim`, `gating` (residual or blend), `gating_alpha_init`, `gating_trainable`.
         device, dtype: of `gating_alpha`, `[dim]`.
+
+    Attributes:
+        closed: as if every gate were 0, whatever the weights: the layer is left out.
     """
 
     def __init__(
@@ -21,6 +24,7 @@ class SSMGating(nn.Module):
         self.alpha_init = config.gating_alpha_init
         self.blend = config.gating == "blend"
         self.trainable = config.gating_trainable
+        self.closed = False
         self.gating_alpha = nn.Parameter(
             torch.empty(config.model_dim, device=device, dtype=dtype), requires_grad=self.trainable
         )

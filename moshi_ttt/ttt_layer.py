@@ -17,7 +17,7 @@ from moshi_ttt.format_utils import merge_heads, split_heads
 from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype
 from moshi_ttt.ops import ttt_mlp_with_states
 from moshi_ttt.rope import apply_rope
-from moshi_ttt.streaming import TTTStreamingState
+from moshi_ttt.streaming import TTTStreamingState, stream_blocks
 
 _PRE_NORM_EPS = 1e-8  # as Moshi's rms_norm_f32
 _POST_NORM_EPS = 1e-6  # as published
@@ -52,6 +52,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
     Attributes:
         token_mask: `[B, T]`, False where a frame of the coming forward pass is padding and teaches nothing;
             None means all True.
+        frozen: the inner rate is 0, so that the fast weights stay at `W0`.
         recorder: called with a `TTTRecord` at the end of each forward pass outside streaming, when set.
     """
 
@@ -78,6 +79,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         self.biases = nn.ParameterList(torch.empty(num_heads, 1, fan_out, **factory) for fan_out in dims[1:])
         self.post_norm = nn.LayerNorm(dim, eps=_POST_NORM_EPS, **factory)
         self.token_mask: Tensor | None = None
+        self.frozen = False
         self.recorder: Callable[[TTTRecord], None] | None = None
         self.reset_parameters()
 
@@ -109,11 +111,12 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         """The update of the residual stream, before the gate. `[B, T, dim]` in the dtype of x.
 
         While streaming, the fast weights of the streaming state go on learning; otherwise every call
-        starts at `W0` and leaves nothing behind.
+        starts at `W0` and leaves nothing behind. Where a streaming row is no longer finite, it starts
+        again at `W0` and the update of the frame is 0.
         """
         state = self._streaming_state
         if state is not None:
-            return self._project_out(self._stream(x, state), x.dtype)
+            return self._stream(x, state)
         positions = torch.arange(x.shape[1], device=x.device)[None] % self.config.mini_batch_size
         inputs = self.inner_inputs(x, positions)
         out, last_state = ttt_mlp_with_states(
@@ -159,13 +162,16 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         return normed * weight.to(normed) + bias.to(normed) + k
 
     def inner_rate(self, x: Tensor) -> Tensor:
-        """`base_lr * sigmoid(x . w_h + c_h) / head_dim / C`, 0 for padding. `[B, T, dim]` to `[B, H, T]`."""
+        """`base_lr * sigmoid(x . w_h + c_h) / head_dim / C`, 0 for padding and when frozen.
+
+        `[B, T, dim]` to `[B, H, T]`.
+        """
         weight, bias = self.learnable_ttt_lr_weight.to(x), self.learnable_ttt_lr_bias.to(x)
         rate = torch.sigmoid(F.linear(x, weight, bias)).transpose(1, 2)
         rate = rate * (self.config.ttt_base_lr / self.config.head_dim / self.config.mini_batch_size)
         if self.token_mask is not None:
             rate = rate * self.token_mask[:, None]
-        return rate
+        return torch.zeros_like(rate) if self.frozen else rate
 
     def _normalise_input(self, x: Tensor) -> Tensor:
         if self.pre_norm is None:
@@ -192,8 +198,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         positions = (state.offsets[:, None] + frames) % self.config.mini_batch_size
         inputs = self.inner_inputs(x, positions)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            outputs = [state.step(*(part[:, :, t : t + 1] for part in inputs)) for t in range(x.shape[1])]
-        return torch.cat(outputs, 2)
+            out, finite = stream_blocks(state, inputs)
+        return torch.where(finite[:, :, None], self._project_out(out, x.dtype), 0)
 
     def _init_streaming_state(self, batch_size: int) -> TTTStreamingState:
         if not self.config.causal:

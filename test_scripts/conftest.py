@@ -20,13 +20,18 @@ DEMO_SETTINGS = {"num_train": 2, "num_eval": 1, "minutes": 1 / 3, "seed": 0}
 
 
 def make_tiny_lm(*, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides) -> LMModel:
-    """A tiny Moshi with fresh weights; `norm="rms_norm"` computes in the dtype of the model."""
+    """A tiny Moshi with fresh weights that computes in the dtype of the model.
+
+    Moshi's own norm and rotary positions round to float32 inside, where a difference of 1e-16 can come out
+    as 6e-8: `norm="rms_norm_f32", positional_embedding="rope"` gives those.
+    """
     settings = {
         "text_card": 48,
         "card": 20,
         "dim": 32,
         "context": 40,
         "norm": "rms_norm",
+        "positional_embedding": "sin",
         "depformer_dim": 16,
         "depformer_dim_feedforward": 66,
         "depformer_num_heads": 2,

@@ -7,6 +7,7 @@ from moshi.models.lm import LMGen
 from conftest import make_codes, make_tiny_lm
 from finetune.args import TTTArgs
 from finetune.ttt_integration import apply_ttt_to_model
+from moshi_ttt.hybrid_model import non_finite_resets, set_ttt_mode
 from ttt_inputs import assert_close
 
 ARGS = TTTArgs(enable=True, layers="1,3", mini_batch_size=4, initial_gating_alpha=0.5, base_lr=5.0)
@@ -99,13 +100,62 @@ def test_a_reset_forgets_nan(lm):
     codes = make_codes(lm, 2, 6)
     with lm.streaming(2):
         reference = stream(lm, codes)
-        state = lm.transformer.layers[1].ttt._streaming_state
-        state.buffers.start_weights[0].fill_(torch.nan)
-        assert stream(lm, codes[:, :, :1]).isnan().any()
+        buffers = lm.transformer.layers[1].ttt._streaming_state.buffers
+        for buffer in (buffers.start_weights[0], buffers.pending_gradients[1]):
+            buffer.fill_(torch.nan)
         lm.reset_streaming()
-        for layer in lm.transformer.layers:  # the attention caches keep NaN values behind their mask
-            layer.self_attn._streaming_state.kv_cache.cache.zero_()
         assert torch.equal(stream(lm, codes), reference)
+
+
+@pytest.mark.parametrize("sizes", [1, 3], ids=["single frames", "chunks"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("buffer", ["start_weights", "start_biases", "pending_gradients"])
+def test_a_row_that_is_not_finite_is_reset_and_counted_and_the_others_go_on(lm, sizes, value, buffer):
+    codes, more = make_codes(lm, 3, 6), make_codes(lm, 3, 12, seed=1)
+    with torch.no_grad():
+        whole, _ = lm.forward_text(torch.cat([codes, more], 2))
+    states = [lm.transformer.layers[index].ttt for index in (1, 3)]
+    with lm.streaming(3):
+        stream(lm, codes)
+        getattr(states[0]._streaming_state.buffers, buffer)[0][1, 0, 0, 1] = value
+        out = stream(lm, more, sizes)
+        assert non_finite_resets(lm) == {1: [0, 1, 0], 3: [0, 0, 0]}
+        # At most the chunk in which it was found is lost; the row learns anew from the next one.
+        assert states[0]._streaming_state.num_tokens.tolist() == [18, 12 - sizes, 18]
+        lm.reset_streaming()
+        assert non_finite_resets(lm) == {1: [0, 0, 0], 3: [0, 0, 0]}
+    assert out.isfinite().all()
+    assert_close(out[::2], whole[::2, 6:], 1e-9)
+    assert not torch.allclose(out[1], whole[1, 6:])
+
+
+def test_frozen_memory_stays_at_w0_and_off_leaves_the_layer_out(lm):
+    codes = make_codes(lm, 2, 12)
+    outputs = {}
+    for mode in ("on", "frozen", "off"):
+        set_ttt_mode(lm, mode)
+        with torch.no_grad():
+            outputs[mode], _ = lm.forward_text(codes)
+        with lm.streaming(2):
+            assert_close(stream(lm, codes), outputs[mode], 1e-9)
+            layer = lm.transformer.layers[1].ttt
+            fast = layer._streaming_state.buffers.start_weights[0]
+            assert torch.equal(fast, layer.weights[0].expand_as(fast)) == (mode != "on")
+    set_ttt_mode(lm, "on")
+    with torch.no_grad():
+        assert torch.equal(lm.forward_text(codes)[0], outputs["on"])
+        for index in (1, 3):
+            lm.transformer.layers[index].forward_ssm_gating.gating_alpha.zero_()
+        assert torch.equal(lm.forward_text(codes)[0], outputs["off"])
+    assert not torch.allclose(outputs["on"], outputs["frozen"])
+    assert not torch.allclose(outputs["frozen"], outputs["off"])
+
+
+def test_modes_are_checked(lm, tiny_lm):
+    with pytest.raises(ValueError, match="no TTT mode 'asleep', choose from on, frozen, off"):
+        set_ttt_mode(lm, "asleep")
+    with pytest.raises(ValueError, match="has no TTT layers"):
+        set_ttt_mode(tiny_lm, "off")
 
 
 def test_the_streaming_state_can_be_taken_out_and_put_back(lm):
