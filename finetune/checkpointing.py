@@ -43,12 +43,20 @@ class Checkpointer:
         run_dir: the run directory.
         args: the configuration of the run.
         base_config: `config.json` of the base model.
+        base_fingerprint: of its weights, so that adapters are not used on others; None: not known.
     """
 
-    def __init__(self, run_dir: Path, args: TrainArgs, base_config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        args: TrainArgs,
+        base_config: dict[str, Any],
+        base_fingerprint: str | None = None,
+    ) -> None:
         self.folder = run_dir / "checkpoints"
         self.args = args
         self.base_config = base_config
+        self.base_fingerprint = base_fingerprint
 
     def save(self, model: LMModel, step: int) -> Path:
         """Write checkpoint_<step>, complete or not at all, then delete the oldest beyond num_ckpt_keep.
@@ -92,7 +100,13 @@ class Checkpointer:
         }
         # The `ttt` section is here too: a baseline (ttt.layers: none) has windows, and no key in config.json.
         ttt = dataclasses.asdict(self.args.ttt)
-        training = {"step": step, "files": sorted(files), "moshi_paths": paths, "ttt": ttt}
+        training = {
+            "step": step,
+            "files": sorted(files),
+            "moshi_paths": paths,
+            "base_fingerprint": self.base_fingerprint,
+            "ttt": ttt,
+        }
         _write_json(content / TRAINING_FILE, training)
 
     def _delete_old(self) -> None:

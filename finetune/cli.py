@@ -14,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 from finetune.args import TrainArgs
 from finetune.config_io import all_keys, load_train_args, type_name, unknown_key, yaml_text
 from finetune.errors import ConfigError, TrainingDivergedError, UserError
+from moshi_ttt.state_file import StateError
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,12 +75,15 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         if str(error) and (is_first or not error.of_all):
             print(f"error: {error}", file=sys.stderr)
         status = 2
+    except StateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
     except TrainingDivergedError as error:
         if is_first:
             print(f"error: {error}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was saved after the last checkpoint.", file=sys.stderr)
+        print("interrupted: what had been saved before is kept.", file=sys.stderr)
         status = 130
     sys.exit(status)
 

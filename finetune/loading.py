@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from moshi.models.lm import LMModel
+from moshi.models.loaders import CheckpointInfo
 from moshi.modules.lora import replace_lora_with_linear
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,8 +26,9 @@ from finetune.checkpointing import (
 from finetune.config_io import build_args
 from finetune.errors import CheckpointError, ConfigError
 from finetune.files import read_json_object
-from finetune.repository import find_model_files
-from finetune.ttt_integration import apply_ttt_to_model
+from finetune.hub import download_checkpoint, is_hub_id
+from finetune.repository import base_fingerprint, find_model_files
+from finetune.ttt_integration import apply_ttt_to_model, keep_ttt_precision
 from finetune.ttt_utils import is_ttt_parameter
 from finetune.wrapped_model import add_lora, load_base
 from moshi_ttt.config import TTTOptions
@@ -38,11 +41,14 @@ _WEIGHT_FILES = (FULL_FILE, LORA_FILE, TTT_FILE)
 def find_checkpoint(path: str | Path) -> Path:
     """The folder with the weights, of a run directory (its newest checkpoint), a checkpoint or itself.
 
-    Checkpoints of moshi-finetune are found as well: a folder with config.json and weights.
+    Checkpoints of moshi-finetune are found as well: a folder with config.json and weights. So is a
+    repository `user/name` of the Hugging Face Hub, which is downloaded.
 
     Raises:
         CheckpointError: there is none.
     """
+    if not Path(path).exists() and is_hub_id(str(path)):
+        path = download_checkpoint(str(path))
     path = Path(path)
     candidates = [path, path / "consolidated"]
     if (path / "checkpoints").is_dir():
@@ -131,24 +137,36 @@ def load_exactly(
     return {"base": len(tensors) - num_ttt, "ttt": num_ttt}
 
 
-def load_checkpoint_model(
-    path: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.bfloat16,
-    fuse_lora: bool = False,
-) -> LMModel:
-    """Rebuild the trained model from a run directory or checkpoint of ours, in evaluation mode.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of ours whose descriptions have been read, its weights not yet.
 
-    The base model comes from where training found it, unless the checkpoint holds full weights.
+    Attributes:
+        folder: with the files.
+        step: of the training run.
+        base: where the base model comes from.
+        lora: shape of the adapters, None without.
+        ttt: the `ttt:` section it was trained with.
+        base_fingerprint: of the base model it was trained on, None where it is not known or not needed.
+    """
+
+    folder: Path
+    step: int
+    base: ModelPaths
+    lora: LoraArgs | None
+    ttt: TTTArgs
+    base_fingerprint: str | None
+
+
+def open_checkpoint(path: str | Path, *, base: str | None = None) -> Checkpoint:
+    """Find a checkpoint and read what it says about itself.
 
     Args:
-        path: run directory (its newest checkpoint) or checkpoint.
-        device, dtype: of the model.
-        fuse_lora: merge the adapters into the base weights.
+        path: run directory (its newest checkpoint), checkpoint, or repository of the Hugging Face Hub.
+        base: base model to use instead of the one it was trained on: a local folder or a repository.
 
     Raises:
-        CheckpointError: files are missing, corrupt or do not fit the base model.
+        CheckpointError: there is none, a file is missing, or its configuration is damaged.
     """
     folder = find_checkpoint(path)
     config, training = read_json_object(folder / CONFIG_FILE), read_json_object(folder / TRAINING_FILE)
@@ -159,19 +177,76 @@ def load_checkpoint_model(
         lora = None
         if config["lora"]:
             lora = LoraArgs(enable=True, rank=config["lora_rank"], scaling=config["lora_scaling"])
+        if base is not None:
+            paths = {"hf_repo_id": base}
+        fingerprint = training.get("base_fingerprint")
         if (folder / FULL_FILE).is_file():
-            paths["moshi_path"] = str(folder / FULL_FILE)
-        model_paths = build_args(ModelPaths, paths)
+            paths["moshi_path"], fingerprint = str(folder / FULL_FILE), None
+        checkpoint = Checkpoint(
+            folder, int(training["step"]), build_args(ModelPaths, paths), lora, ttt_args, fingerprint
+        )
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} or {TRAINING_FILE} is damaged: {error}.") from None
     _require_files(folder, files, source=str(folder))
-    model = load_base(find_model_files(model_paths), device=device, dtype=dtype)
-    if lora is not None:
-        add_lora(model, lora, dtype=dtype)
-    apply_ttt_to_model(model, ttt_args)
-    tensors = _read_files(folder, (LORA_FILE, TTT_FILE))
-    counts = load_exactly(model, tensors, complete=("lora", "ttt"), source=str(folder))
-    logger.info("Loaded %s: %d adapter tensors, %d TTT tensors.", folder, counts["base"], counts["ttt"])
+    return checkpoint
+
+
+def load_checkpoint_model(
+    path: str | Path,
+    *,
+    base: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    fuse_lora: bool = False,
+) -> LMModel:
+    """Rebuild the trained model from a checkpoint of ours, in evaluation mode, see `load_model`.
+
+    Args:
+        path, base: see `open_checkpoint`.
+        device, dtype, fuse_lora: see `load_model`.
+
+    Raises:
+        CheckpointError: files are missing, corrupt or do not fit the base model.
+    """
+    checkpoint = open_checkpoint(path, base=base)
+    info = find_model_files(checkpoint.base)
+    return load_model(checkpoint, info, device=device, dtype=dtype, fuse_lora=fuse_lora)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    info: CheckpointInfo,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    fuse_lora: bool = False,
+) -> LMModel:
+    """The model of a checkpoint, in evaluation mode.
+
+    Args:
+        checkpoint: which one.
+        info: files of the base model; its weights may be the checkpoint's own.
+        device: of the model.
+        dtype: of the model; initial fast weights, norms and gates stay in float32, as they were trained.
+        fuse_lora: merge the adapters into the base weights.
+
+    Raises:
+        CheckpointError: files are missing, corrupt or do not fit the base model.
+    """
+    expected = checkpoint.base_fingerprint
+    if expected is not None and base_fingerprint(info) not in (expected, None):
+        raise CheckpointError(
+            f"{checkpoint.folder}: was trained on another base model than {info.moshi_weights} holds."
+        )
+    model = load_base(info, device=device, dtype=dtype)
+    if checkpoint.lora is not None:
+        add_lora(model, checkpoint.lora, dtype=dtype)
+    apply_ttt_to_model(model, checkpoint.ttt)
+    keep_ttt_precision(model)
+    tensors = _read_files(checkpoint.folder, (LORA_FILE, TTT_FILE))
+    source = str(checkpoint.folder)
+    counts = load_exactly(model, tensors, complete=("lora", "ttt"), source=source)
+    logger.info("Loaded %s: %d adapter tensors, %d TTT tensors.", source, counts["base"], counts["ttt"])
     if fuse_lora:
         replace_lora_with_linear(model)
     return model.eval()

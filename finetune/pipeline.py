@@ -64,6 +64,20 @@ def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
         raise CheckpointError(f"{info.mimi_weights}: cannot be loaded as Mimi: {one_line(error)}") from None
 
 
+def check_codec(mimi: MimiModel, model: LMModel, info: CheckpointInfo) -> None:
+    """Compare frame rate and codebooks of codec and model.
+
+    Raises:
+        CheckpointError: they do not fit each other.
+    """
+    if mimi.frame_rate != FRAME_RATE or 2 * mimi.num_codebooks != model.n_q:
+        raise CheckpointError(
+            f"{info.mimi_weights}: this codec has {mimi.frame_rate:g} frames a second and "
+            f"{mimi.num_codebooks} codebooks; this model needs {FRAME_RATE:g} and {model.n_q // 2}, "
+            "the same for both voices."
+        )
+
+
 def load_tokenizer(info: CheckpointInfo) -> sentencepiece.SentencePieceProcessor:
     """The text tokenizer.
 
@@ -90,12 +104,7 @@ def build_datasets(
         DataError: a recording cannot be used.
         CheckpointError: the codec does not fit the model.
     """
-    if mimi.frame_rate != FRAME_RATE or 2 * mimi.num_codebooks != model.n_q:
-        raise CheckpointError(
-            f"{info.mimi_weights}: this codec has {mimi.frame_rate:g} frames a second and "
-            f"{mimi.num_codebooks} codebooks; this model needs {FRAME_RATE:g} and {model.n_q // 2}, "
-            "the same for both voices."
-        )
+    check_codec(mimi, model, info)
     cache = CodeCache(
         mimi_weights=Path(info.mimi_weights),
         mimi_config=info.mimi_config,

@@ -1,5 +1,6 @@
 """Where the base model's files are: a Hugging Face repository or a local folder of the same layout."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
 from moshi.models import loaders
 from moshi.models.loaders import CheckpointInfo
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from finetune.args import ModelPaths
 from finetune.errors import CheckpointError
@@ -104,6 +105,32 @@ def one_line(error: Exception) -> str:
 def lm_config(info: CheckpointInfo) -> dict[str, Any]:
     """The configuration that belongs beside exported weights: the repository's, or Moshi 7B's."""
     return dict(loaders._lm_kwargs if info.raw_config is None else info.raw_config)
+
+
+def base_fingerprint(info: CheckpointInfo) -> str | None:
+    """A hash of the transformer weights' names, shapes and first values, whatever dtype they load in.
+
+    Returns:
+        None where the weights are not a safetensors file.
+
+    Raises:
+        CheckpointError: the file is corrupt.
+    """
+    digest = hashlib.sha256()
+    for path in (info.moshi_weights, info.lora_weights):
+        if path is None:
+            continue
+        if Path(path).suffix != ".safetensors":
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                for name in sorted(name for name in file.keys() if name.startswith("transformer.")):  # noqa: SIM118
+                    tensor = file.get_slice(name)
+                    first = tensor[:1].flatten()[:16].double().numpy()
+                    digest.update(f"{name} {tensor.get_shape()}".encode() + first.tobytes())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from None
+    return digest.hexdigest()[:16]
 
 
 def _download_config(repository: str) -> str:

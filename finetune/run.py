@@ -23,7 +23,7 @@ from finetune.loading import find_checkpoint, warm_start
 from finetune.monitoring.metrics import MetricsWriter, check_wandb
 from finetune.monitoring.plots import INNER_LOSSES_FILE, plot_inner_losses, plot_run
 from finetune.pipeline import Recordings, build_datasets, load_codec, load_recordings
-from finetune.repository import find_architecture, find_model_files, lm_config
+from finetune.repository import base_fingerprint, find_architecture, find_model_files, lm_config
 from finetune.run_directory import check_run_dir, make_run_dir
 from finetune.sampling import Sampler
 from finetune.summary import model_summary
@@ -103,7 +103,9 @@ def _train(args: TrainArgs, recordings: Recordings, info: CheckpointInfo, device
     unigram = {} if eval_data is None else unigram_losses(train_data, eval_data, model, args)
     with alike():
         run_dir = make_run_dir(args)
-    checkpointer = Checkpointer(run_dir, args, lm_config(info)) if args.do_ckpt else None
+    checkpointer = None
+    if args.do_ckpt:
+        checkpointer = Checkpointer(run_dir, args, lm_config(info), base_fingerprint(info))
     with MetricsWriter(run_dir, args) as writer:
         trainer = Trainer(
             args,

@@ -4,15 +4,17 @@ import copy
 from pathlib import Path
 
 import numpy as np
-import soxr
 import sphn
 import torch
 from moshi.models import MimiModel
-from moshi.models.lm import LMGen, LMModel
+from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.errors import ConfigError
+from finetune.data.audio import read_voice
+from finetune.errors import ConfigError, DataError
+from finetune.inference.conversation import Conversation
+from finetune.ttt_integration import float32_parameters
 
 
 class Sampler:
@@ -42,25 +44,15 @@ class Sampler:
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._args.seed)
-            turns = [self._answer(speaker, torch.from_numpy(prompt).to(device)) for prompt in self._prompts]
+            turns = [self._answer(speaker, torch.from_numpy(prompt)) for prompt in self._prompts]
         return torch.cat(turns, 1)
 
-    @torch.no_grad()
     def _answer(self, model: LMModel, user: Tensor) -> Tensor:
-        mimi = self._mimi
-        generator = LMGen(model)
-        heard = []
-        with mimi.streaming(1), generator.streaming(1):
-            for frame in user.split(mimi.frame_size):
-                if len(frame) < mimi.frame_size:
-                    break
-                tokens = generator.step(mimi.encode(frame[None, None]))
-                if tokens is not None:
-                    heard.append(mimi.decode(tokens[:, 1 : model.dep_q + 1])[0, 0])
-        answer = torch.cat(heard) if heard else user.new_zeros(0)
-        # The model's first words come after its delays; silence before them keeps the channels in time.
-        answer = torch.nn.functional.pad(answer, (len(user) - len(answer), 0))
-        return torch.stack([answer, user]).float().cpu()
+        frames = [frame for frame in user.split(self._mimi.frame_size) if len(frame) == self._mimi.frame_size]
+        with Conversation(model, self._mimi) as conversation:
+            answer = [conversation.listen(frame[None]).audio[0] for frame in frames]
+        heard = user[: len(frames) * self._mimi.frame_size]
+        return torch.stack([torch.cat(answer), heard]) if frames else user.new_zeros(2, 0)
 
 
 def _copy_to_speak(model: LMModel, dtype: torch.dtype) -> LMModel:
@@ -69,7 +61,11 @@ def _copy_to_speak(model: LMModel, dtype: torch.dtype) -> LMModel:
     Frozen weights that have the dtype already are shared, not copied.
     """
     shared = {id(p): p for p in model.parameters() if not p.requires_grad and p.dtype == dtype}
-    speaker = copy.deepcopy(model, shared).to(dtype).eval()
+    speaker = copy.deepcopy(model, shared).eval()
+    kept = {id(parameter) for parameter in float32_parameters(speaker)}
+    for parameter in speaker.parameters():
+        if id(parameter) not in kept:
+            parameter.data = parameter.data.to(dtype)
     speaker.transformer.checkpointing = speaker.depformer.checkpointing = False
     return speaker
 
@@ -81,11 +77,7 @@ def save_sample(audio: Tensor, path: Path, sample_rate: int) -> None:
 
 
 def _read_user(path: str, sample_rate: int) -> np.ndarray:
-    """The last channel of a recording, mono or stereo."""
-    if not Path(path).is_file():
-        raise ConfigError(f"sample_prompts: {path} does not exist.")
     try:
-        samples, file_rate = sphn.read(path)
-    except ValueError as error:
-        raise ConfigError(f"sample_prompts: {path} cannot be read as audio: {error}.") from None
-    return soxr.resample(samples[-1], file_rate, sample_rate).astype(np.float32)
+        return read_voice(Path(path), sample_rate=sample_rate)
+    except DataError as error:
+        raise ConfigError(f"sample_prompts: {error}") from None

@@ -2,10 +2,12 @@
 
 from moshi.models.lm import LMModel
 from pydantic import ValidationError
+from torch import nn
 
 from finetune.args import TTTArgs
 from finetune.errors import ConfigError
 from moshi_ttt.hybrid_model import patch_lm_model, ttt_layers
+from moshi_ttt.inner_loop import compute_dtype
 
 
 def apply_ttt_to_model(lm_model: LMModel, ttt_args: TTTArgs) -> list[int]:
@@ -56,3 +58,23 @@ def apply_ttt_to_model(lm_model: LMModel, ttt_args: TTTArgs) -> list[int]:
 def attention_windows(lm_model: LMModel) -> list[int | None]:
     """The attention window of each transformer layer in frames, read from the attention modules."""
     return [layer.self_attn.context for layer in lm_model.transformer.layers]
+
+
+def float32_parameters(lm_model: LMModel) -> list[nn.Parameter]:
+    """What a half-precision model keeps in float32: all of TTT and its gates but the four projections.
+
+    Training computes with float32 masters of `W0`, norms, inner rates and gates. Rounded, they would be
+    another model, and its memory could not be told from that of another checkpoint.
+    """
+    kept: list[nn.Parameter] = []
+    for index, ttt in ttt_layers(lm_model).items():
+        projections = {id(p) for linear in (ttt.wq, ttt.wk, ttt.wv, ttt.wo) for p in linear.parameters()}
+        kept += [p for p in ttt.parameters() if id(p) not in projections]
+        kept.append(lm_model.transformer.layers[index].forward_ssm_gating.gating_alpha)
+    return kept
+
+
+def keep_ttt_precision(lm_model: LMModel) -> None:
+    """Give `float32_parameters` float32 (float64 stays float64), in place, before weights are loaded."""
+    for parameter in float32_parameters(lm_model):
+        parameter.data = parameter.data.to(compute_dtype(parameter))

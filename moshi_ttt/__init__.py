@@ -6,6 +6,16 @@
 
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.hybrid_layer import HybridStreamingTransformerLayer
+from moshi_ttt.memory import load_ttt_states, save_ttt_states
+from moshi_ttt.session import load_session, save_session
 from moshi_ttt.ssm_gating import SSMGating
 
-__all__ = ["HybridStreamingTransformerLayer", "SSMGating", "TTTConfig"]
+__all__ = [
+    "HybridStreamingTransformerLayer",
+    "SSMGating",
+    "TTTConfig",
+    "load_session",
+    "load_ttt_states",
+    "save_session",
+    "save_ttt_states",
+]

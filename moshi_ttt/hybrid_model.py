@@ -101,6 +101,14 @@ def set_ttt_mode(lm_model: LMModel, mode: TTTMode) -> None:
         layer.forward_ssm_gating.closed = mode == "off"
 
 
+def ttt_mode(lm_model: LMModel) -> TTTMode:
+    """The mode that `set_ttt_mode` chose; `off` without TTT layers."""
+    layers = [lm_model.transformer.layers[index] for index in ttt_layers(lm_model)]
+    if all(layer.forward_ssm_gating.closed for layer in layers):
+        return "off"
+    return "frozen" if any(layer.ttt.frozen for layer in layers) else "on"
+
+
 def ttt_layers(lm_model: LMModel) -> dict[int, TTTLayer]:
     """The TTT layers of a model by the index of their transformer layer."""
     return {

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.demo.assets import DemoAssets, make_demo_assets
+from finetune.demo.repository import write_random_repository
 from finetune.demo.tiny_moshi import tiny_moshi_config
+from run_helpers import write_untrained_run
 
 torch.set_num_threads(1)
 
@@ -60,3 +63,22 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoAssets:
     """Two training dialogues and an evaluation dialogue of 20 s, with tokenizer, codec and model."""
     folder: Path = tmp_path_factory.mktemp("demo")
     return make_demo_assets(folder / "assets", **DEMO_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base model with random weights in a local folder."""
+    return write_random_repository(tmp_path_factory.mktemp("base") / "base-model")
+
+
+@pytest.fixture(scope="session")
+def untrained_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Run directories with one checkpoint per mode, made when first asked for, without training."""
+    made: dict[str, Path] = {}
+
+    def run(mode: str) -> Path:
+        if mode not in made:
+            made[mode] = write_untrained_run(tmp_path_factory.mktemp("runs") / mode, mode, tiny_base)
+        return made[mode]
+
+    return run

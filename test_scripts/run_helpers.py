@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from ruamel.yaml import YAML
 
 import train
 from finetune.args import TrainArgs
+from finetune.checkpointing import Checkpointer
 from finetune.cli import run_command
 from finetune.config_io import build_args
 from finetune.demo.assets import DemoAssets
+from finetune.repository import base_fingerprint, find_model_files, lm_config
+from finetune.wrapped_model import build_model
 
 TTT = {
     "enable": True,
@@ -78,3 +82,27 @@ def read_metrics(run_dir: Path, split: str) -> list[dict]:
     """The records of one split."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [record for record in records if record["split"] == split]
+
+
+def write_untrained_run(run_dir: Path, mode: str, base: Path) -> Path:
+    """A run directory with one checkpoint, of step 7, whose adapters and gates are open, without training."""
+    values = MODES[mode] | {"param_dtype": "float32", "moshi_paths": {"hf_repo_id": str(base)}}
+    if "ttt" in values:
+        # Elsewhere this path would mean nothing, and here it says whose machine it was.
+        plots = {"ttt_layer_context": 25, "inner_loop_plot_dir": str(run_dir / "plots")}
+        values["ttt"] = TTT | {"base_lr": 5.0} | plots
+    args = build_args(TrainArgs, values | {"run_dir": str(run_dir)})
+    info = find_model_files(args.moshi_paths)
+    model = build_model(args, info, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or name.endswith("gating_alpha"):
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    Checkpointer(run_dir, args, lm_config(info), base_fingerprint(info)).save(model, 7)
+    return run_dir
+
+
+def checkpoint_content(run_dir: Path) -> Path:
+    """The folder with the files of such a checkpoint."""
+    return run_dir / "checkpoints" / "checkpoint_000007" / "consolidated"

@@ -64,7 +64,7 @@ def test_a_capture_that_branches_on_a_value_would_be_refused():
     layer = make_layer()
     with layer.streaming(B), torch.no_grad():
         layer.register_forward_hook(lambda module, args, out: out if out.sum() > 0 else -out)
-        with pytest.raises(Exception, match="data-dependent|Could not guard|Dynamic control flow"):
+        with pytest.raises(Exception, match=r"data-dependent|Could not guard|Dynamic control flow"):
             compile_(layer, None)(torch.randn(B, 1, 16, dtype=torch.float64))
 
 

@@ -29,23 +29,39 @@ def read_audio(path: Path, *, sample_rate: int, expected_duration_sec: float | N
         DataError: The file is unreadable, truncated, empty or not stereo, holds NaN or infinite samples, or
             does not last as long as expected.
     """
-    samples, file_rate = _decode(path)
+    samples, file_rate = _decode(path, stereo=True)
     if expected_duration_sec is not None:
         _check_duration(path, samples.shape[1] / file_rate, expected_duration_sec=expected_duration_sec)
-    if not np.isfinite(samples).all():
-        raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.")
-    if file_rate == sample_rate:
-        return samples
     return _resample(samples, file_rate=file_rate, sample_rate=sample_rate)
 
 
-def _decode(path: Path) -> tuple[np.ndarray, int]:
-    """Returns samples [2, n] and the file's own rate, after the checks that need the file's header."""
+def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
+    """Reads the user's voice: the only channel of a mono file, the right one of a stereo file.
+
+    Args:
+        path: Audio file.
+        sample_rate: Samples per second of the result; the file is resampled when it has another rate.
+
+    Returns:
+        float32 samples, ``[num_samples]``.
+
+    Raises:
+        DataError: The file is missing, unreadable, truncated or empty, or holds NaN or infinite samples.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    samples, file_rate = _decode(path)
+    return _resample(samples[-1:], file_rate=file_rate, sample_rate=sample_rate)[0]
+
+
+def _decode(path: Path, *, stereo: bool = False) -> tuple[np.ndarray, int]:
+    """Returns samples [channels, n] and the file's own rate, after checking header and values."""
     try:
         reader = sphn.FileReader(str(path))
         file_rate = reader.sample_rate
         claimed = round(reader.duration_sec * file_rate)
-        _check_channels(path, reader.channels)
+        if stereo:
+            _check_channels(path, reader.channels)
         samples = np.ascontiguousarray(reader.decode_all(), dtype=np.float32)
     except ValueError as error:
         reason = str(error).removeprefix(f'"{path}": ')
@@ -60,6 +76,8 @@ def _decode(path: Path) -> tuple[np.ndarray, int]:
         )
     if samples.shape[1] == 0:
         raise DataError(f"{path}: holds no samples; remove it from the manifest or export it again.")
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.")
     return samples, file_rate
 
 
@@ -83,6 +101,8 @@ def _check_duration(path: Path, duration_sec: float, *, expected_duration_sec: f
 
 
 def _resample(samples: np.ndarray, *, file_rate: int, sample_rate: int) -> np.ndarray:
+    if file_rate == sample_rate:
+        return samples
     num_samples = round(samples.shape[1] * sample_rate / file_rate)
     resampled = soxr.resample(samples.T, file_rate, sample_rate).T[:, :num_samples]
     # soxr rounds its length in its own way and may be one sample off.

@@ -1,0 +1,331 @@
+"""Command line: `python -m finetune.export --checkpoint RUN --out DIR`, a checkpoint to hand to others.
+
+DIR gets the weight files, config.json and training.json of the checkpoint and README.md, a model card.
+Nothing in it names a path of this machine, but for the base model where that is local.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from safetensors import SafetensorError, safe_open
+
+from finetune.args import ModelPaths, TTTArgs
+from finetune.checkpointing import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
+from finetune.cli import Parser, run_command
+from finetune.config_io import build_args
+from finetune.errors import CheckpointError, ConfigError
+from finetune.files import read_json_object
+from finetune.hub import is_hub_id
+from finetune.loading import find_checkpoint
+from finetune.model_card import DEFAULT_LICENSE, CardFacts, model_card
+from finetune.repository import one_line
+
+CARD_FILE = "README.md"
+
+_WEIGHT_FILES = (FULL_FILE, LORA_FILE, TTT_FILE)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceCheckpoint:
+    """A checkpoint whose files have been checked.
+
+    Attributes:
+        folder: where its files are.
+        config: config.json.
+        training: training.json.
+        ttt: the `ttt` section of training.json.
+        base: the `moshi_paths` section of training.json.
+        parameters: number of parameters by weight file.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    training: dict[str, Any]
+    ttt: TTTArgs
+    base: ModelPaths
+    parameters: dict[str, int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exports a checkpoint, pushes it where asked, and prints where it is.
+
+    Args:
+        arguments: of the command line, without the program's name; None takes the process's own.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UserError: the user has to mend something.
+    """
+    options = _parse(arguments)
+    base = export_checkpoint(
+        options.checkpoint,
+        options.out,
+        base_model=options.base_model,
+        title=options.title,
+        license_id=options.license,
+        repo_id=options.push_to_hub,
+    )
+    if local_files(base):
+        print(
+            f"The base model is local ({local_files(base)[0]}): other machines need --base-model USER/REPO."
+        )
+    if options.push_to_hub is None:
+        print(f"Exported to {options.out}")
+    else:
+        url = push_to_hub(options.out, options.push_to_hub, private=options.private)
+        print(f"Exported to {options.out} and pushed to {url}")
+    return 0
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    out: Path,
+    *,
+    base_model: str | None = None,
+    title: str | None = None,
+    license_id: str = DEFAULT_LICENSE,
+    repo_id: str | None = None,
+) -> ModelPaths:
+    """Write the folder, complete or not at all.
+
+    Args:
+        checkpoint: a run directory (its newest checkpoint) or a checkpoint.
+        out: the folder to make.
+        base_model: Hub id or local folder that replaces where training found the base model.
+        title: heading of the model card.
+        license_id: license identifier of the Hub.
+        repo_id: where the folder will be pushed, which a local base model makes pointless.
+
+    Returns:
+        Where the exported model finds its base model.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        CheckpointError: the checkpoint is damaged, or the folder exists or cannot be written.
+    """
+    if os.path.lexists(out):
+        raise CheckpointError(f"{out} exists already; choose another --out, nothing is overwritten.")
+    title, license_id = _checked_title(title), _checked_license(license_id)
+    replacement = None if base_model is None else _checked_base(base_model)
+    if repo_id is not None and not is_hub_id(repo_id):
+        raise ConfigError(f"--push-to-hub: {repo_id!r} is not a repository of the Hub such as USER/REPO.")
+    source = read_checkpoint(find_checkpoint(checkpoint))
+    base = source.base if replacement is None else ModelPaths(hf_repo_id=replacement)
+    local = local_files(base)
+    if repo_id is not None and local:
+        raise ConfigError(
+            f"--push-to-hub: the base model is local ({local[0]}), where nobody else finds it; "
+            "give its repository on the Hub with --base-model."
+        )
+    facts = CardFacts(
+        step=source.training.get("step"),
+        config=source.config,
+        ttt=source.ttt,
+        parameters=source.parameters,
+        base_model=None if local else base.hf_repo_id,
+        repo_id=repo_id,
+    )
+    try:
+        card = model_card(facts, title=title, license_id=license_id)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source.folder}: {error}") from None
+    training = source.training | {"moshi_paths": dataclasses.asdict(base)}
+    _write_folder(
+        out,
+        source,
+        {
+            CONFIG_FILE: _json_text(_without_plot_dir(source.config)),
+            TRAINING_FILE: _json_text(_without_plot_dir(training)),
+            CARD_FILE: card,
+        },
+    )
+    return base
+
+
+def read_checkpoint(folder: Path) -> SourceCheckpoint:
+    """Read a checkpoint's settings and the headers of its weight files.
+
+    Args:
+        folder: what `find_checkpoint` returns.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or not listed in training.json.
+    """
+    config = read_json_object(folder / CONFIG_FILE)
+    if not (folder / TRAINING_FILE).is_file():
+        raise CheckpointError(f"{folder}: {TRAINING_FILE} is missing; only checkpoints of moshi-ttt have it.")
+    training = read_json_object(folder / TRAINING_FILE)
+    try:
+        files = list(training["files"])
+        ttt = build_args(TTTArgs, training["ttt"], "ttt.")
+        base = build_args(ModelPaths, training["moshi_paths"], "moshi_paths.")
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{folder / TRAINING_FILE}: damaged: {error}") from None
+    _check_files(folder, files)
+    parameters = {name: count_parameters(folder / name) for name in _WEIGHT_FILES if name in files}
+    return SourceCheckpoint(folder, config, training, ttt, base, parameters)
+
+
+def count_parameters(path: Path) -> int:
+    """Number of parameters of a safetensors file, from its header, which is checked against its size.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from None
+
+
+def local_files(base: ModelPaths) -> list[str]:
+    """The values of `moshi_paths` that name files of this machine."""
+    folder = [base.hf_repo_id] if base.hf_repo_id and not is_hub_id(base.hf_repo_id) else []
+    files = (base.moshi_path, base.mimi_path, base.tokenizer_path, base.config_path)
+    return folder + [name for name in files if name is not None and not name.startswith("hf://")]
+
+
+def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload a folder as a model repository of the Hub, made where it does not exist.
+
+    Args:
+        folder: what `export_checkpoint` wrote.
+        repo_id: USER/REPO.
+        private: make it private; otherwise the owner's default decides.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        CheckpointError: the Hub cannot be reached or refuses; the folder is untouched.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a moshi-ttt checkpoint")
+    except (OSError, ValueError, RuntimeError) as error:
+        # OSError: network, token, the Hub's answers. ValueError: names it refuses. RuntimeError: transfers.
+        option = "--private " if private else ""
+        again = f"huggingface-cli upload {option}{repo_id} {shlex.quote(str(folder))} ."
+        raise CheckpointError(
+            f"{folder} is complete, but pushing it to {repo_id} failed ({one_line(error)}); log in with "
+            f"`huggingface-cli login` where that is the reason, then try again: {again}"
+        ) from None
+    return str(url)
+
+
+def _check_files(folder: Path, files: list[str]) -> None:
+    for name in files:
+        if name not in _WEIGHT_FILES:
+            raise CheckpointError(f"{folder / TRAINING_FILE}: damaged: {name!r} is no file of a checkpoint.")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: {name} is missing, the checkpoint is not complete.")
+    for name in _WEIGHT_FILES:
+        # Whoever loads the checkpoint reads every weight file that is there.
+        if name not in files and (folder / name).is_file():
+            raise CheckpointError(f"{folder}: {TRAINING_FILE} does not list {name}, which is there.")
+
+
+def _checked_base(value: str) -> str:
+    """A Hub id as it is, a local folder as an absolute path."""
+    folder = Path(value)
+    if folder.is_dir():
+        if not (folder / CONFIG_FILE).is_file():
+            raise ConfigError(f"--base-model: {folder / CONFIG_FILE} does not exist.")
+        return str(folder.resolve())
+    if not is_hub_id(value):
+        raise ConfigError(
+            f"--base-model: {value!r} is neither a folder nor a repository of the Hub such as USER/REPO."
+        )
+    return value
+
+
+def _checked_title(title: str | None) -> str | None:
+    if title is None:
+        return None
+    line = " ".join(title.split())
+    if not line or not line.isprintable():
+        raise ConfigError(f"--title: {title!r} is empty or holds characters that cannot be shown.")
+    return line
+
+
+def _checked_license(license_id: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):
+        raise ConfigError(
+            f"--license: {license_id!r} is not a license identifier of the Hub such as {DEFAULT_LICENSE}."
+        )
+    return license_id
+
+
+def _without_plot_dir(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the default for the plots' folder, the only path in a `ttt` section."""
+    if not isinstance(values.get("ttt"), dict):
+        return values
+    return values | {"ttt": values["ttt"] | {"inner_loop_plot_dir": TTTArgs().inner_loop_plot_dir}}
+
+
+def _json_text(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _write_folder(out: Path, source: SourceCheckpoint, texts: Mapping[str, str]) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside `out`, so that the renaming stays inside one file system.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+            partial = Path(temporary) / "export"
+            partial.mkdir()
+            for name in source.parameters:
+                shutil.copyfile(source.folder / name, partial / name)
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            partial.rename(out)
+    except OSError as error:
+        raise CheckpointError(f"{out}: the export cannot be written ({error}).") from None
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m finetune.export",
+        description="Copies a checkpoint into a new folder with a model card, and pushes it to the Hub.",
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, help="run directory (its newest checkpoint) or a checkpoint"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--base-model",
+        metavar="HF_ID_OR_DIR",
+        help="where the base model is found, instead of where training found it",
+    )
+    parser.add_argument("--title", metavar="TEXT", help="heading of the model card")
+    parser.add_argument(
+        "--license",
+        default=DEFAULT_LICENSE,
+        metavar="ID",
+        help="license identifier of the Hub (%(default)s, that of Moshi's weights)",
+    )
+    parser.add_argument("--push-to-hub", metavar="USER/REPO", help="upload the folder to this repository")
+    parser.add_argument("--private", action="store_true", help="make that repository a private one")
+    options = parser.parse_args(arguments)
+    if options.private and options.push_to_hub is None:
+        raise ConfigError("--private: goes with --push-to-hub.")
+    return options
+
+
+if __name__ == "__main__":
+    run_command(main)

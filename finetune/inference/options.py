@@ -1,0 +1,125 @@
+"""Options that generate.py and serve.py share."""
+
+import argparse
+import math
+
+import torch
+
+from finetune.distributed import choose_device
+from finetune.errors import ConfigError
+from finetune.inference.conversation import Sampling
+from finetune.inference.speech_model import SpeechModel, load_speech_model
+from moshi_ttt.hybrid_model import TTT_MODES, ttt_layers
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose a model, its precision and its way of drawing tokens."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="run directory (its newest checkpoint), checkpoint, or repository user/name of the Hub",
+    )
+    group.add_argument(
+        "--base",
+        metavar="PATH",
+        help="base model instead of the one the checkpoint names: a local folder or a repository",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (%(default)s)")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of the model (bfloat16 on a GPU, float32 on a CPU); the memory is float32",
+    )
+    group.add_argument(
+        "--no-fuse-lora", action="store_true", help="keep LoRA adapters apart from the base weights: slower"
+    )
+    group.add_argument(
+        "--ttt",
+        choices=TTT_MODES,
+        default="on",
+        help="on; frozen: the fast weights stay at W0, without inner steps; off: gate 0 (%(default)s)",
+    )
+    defaults = Sampling()
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--greedy", action="store_true", help="the most likely tokens, nothing is drawn")
+    group.add_argument("--temp", type=_temperature, default=defaults.temp, help="of audio (%(default)s)")
+    group.add_argument(
+        "--temp-text", type=_temperature, default=defaults.temp_text, help="of text (%(default)s)"
+    )
+    group.add_argument(
+        "--top-k", type=positive_integer, default=defaults.top_k, help="of audio (%(default)s)"
+    )
+    group.add_argument(
+        "--top-k-text", type=positive_integer, default=defaults.top_k_text, help="of text (%(default)s)"
+    )
+
+
+def load_from_options(options: argparse.Namespace) -> SpeechModel:
+    """The model that the options name.
+
+    Raises:
+        UserError: it cannot be loaded, or an option does not fit it.
+    """
+    device = choose_device(options.device)
+    dtype = DTYPES.get(options.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    speech = load_speech_model(
+        options.checkpoint,
+        base=options.base,
+        device=device,
+        dtype=dtype,
+        fuse_lora=not options.no_fuse_lora,
+        mode=options.ttt,
+    )
+    check_memory_options(options, has_layers=bool(ttt_layers(speech.lm)))
+    return speech
+
+
+def check_memory_options(options: argparse.Namespace, *, has_layers: bool) -> None:
+    """Refuse memory files where there is no memory.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    for option in ("load_memory", "save_memory"):
+        if getattr(options, option) is None:
+            continue
+        name = f"--{option.replace('_', '-')}"
+        if not has_layers:
+            raise ConfigError(f"{name}: {options.checkpoint} has no TTT layers, so there is no memory.")
+        if options.ttt != "on":
+            raise ConfigError(f"{name}: with --ttt {options.ttt} the memory does not learn; use --ttt on.")
+
+
+def sampling_from_options(options: argparse.Namespace) -> Sampling:
+    """How tokens are drawn."""
+    return Sampling(
+        greedy=options.greedy,
+        temp=options.temp,
+        temp_text=options.temp_text,
+        top_k=options.top_k,
+        top_k_text=options.top_k_text,
+    )
+
+
+def positive_integer(text: str) -> int:
+    """An option's value of at least 1."""
+    if not text.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed, must be at least 1")
+    return value
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed, must be a number between 0 and 100")
+    return value

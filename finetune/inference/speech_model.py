@@ -1,0 +1,87 @@
+"""Everything that a conversation needs: language model, codec and tokenizer of a checkpoint."""
+
+from dataclasses import dataclass
+
+import sentencepiece
+import torch
+from moshi.models import MimiModel
+from moshi.models.lm import LMModel
+
+from finetune.errors import CheckpointError, ConfigError
+from finetune.loading import Checkpoint, load_model, open_checkpoint
+from finetune.pipeline import check_codec, load_codec, load_tokenizer
+from finetune.repository import find_model_files
+from finetune.ttt_integration import attention_windows
+from moshi_ttt.hybrid_model import TTTMode, set_ttt_mode, ttt_layers
+
+
+@dataclass(frozen=True)
+class SpeechModel:
+    """A model that can listen and speak.
+
+    Attributes:
+        lm: in evaluation mode.
+        mimi: the codec, on the same device.
+        tokenizer: of the text stream.
+        source: what it is, in a line, for logs.
+    """
+
+    lm: LMModel
+    mimi: MimiModel
+    tokenizer: sentencepiece.SentencePieceProcessor
+    source: str
+
+    def text_piece(self, token: int) -> str:
+        """What a text token adds to a transcript, nothing for padding."""
+        if token in (self.lm.text_padding_token_id, self.lm.end_of_text_padding_id) or token < 0:
+            return ""
+        return self.tokenizer.id_to_piece(token).replace("▁", " ")
+
+
+def load_speech_model(
+    path: str,
+    *,
+    base: str | None = None,
+    device: torch.device,
+    dtype: torch.dtype,
+    fuse_lora: bool = True,
+    mode: TTTMode = "on",
+) -> SpeechModel:
+    """Load a checkpoint with the codec and tokenizer of its base model.
+
+    Args:
+        path: run directory, checkpoint or repository of the Hugging Face Hub.
+        base: base model to use instead of the one the checkpoint names.
+        device, dtype: of the language model; the codec is float32.
+        fuse_lora: merge the adapters into the base weights, which is faster.
+        mode: what the memory does, see `moshi_ttt.hybrid_model.set_ttt_mode`.
+
+    Raises:
+        CheckpointError: files are missing, corrupt or do not fit each other, or the model cannot speak.
+        ConfigError: a mode other than `on` for a model without TTT.
+    """
+    checkpoint = open_checkpoint(path, base=base)
+    info = find_model_files(checkpoint.base)
+    if checkpoint.ttt.enable and not checkpoint.ttt.causal:
+        raise CheckpointError(
+            f"{checkpoint.folder}: was trained with ttt.causal: false, which sees the future and cannot talk."
+        )
+    mimi = load_codec(info, device)
+    lm = load_model(checkpoint, info, device=device, dtype=dtype, fuse_lora=fuse_lora)
+    if lm.depformer is None:
+        raise CheckpointError(f"{info.moshi_weights}: this model writes text only, it cannot speak.")
+    check_codec(mimi, lm, info)
+    if ttt_layers(lm):
+        set_ttt_mode(lm, mode)
+    elif mode != "on":
+        raise ConfigError(f"--ttt {mode}: {checkpoint.folder} has no TTT layers to compare with.")
+    tokenizer = load_tokenizer(info)
+    return SpeechModel(lm, mimi, tokenizer, _describe(checkpoint, lm, mode))
+
+
+def _describe(checkpoint: Checkpoint, lm: LMModel, mode: TTTMode) -> str:
+    layers = ", ".join(map(str, ttt_layers(lm)))
+    memory = f"TTT {mode} in layers {layers}" if layers else "no TTT layers"
+    windows = sorted({window for window in attention_windows(lm) if window is not None})
+    frames = " and ".join(map(str, windows))
+    return f"{checkpoint.folder} (step {checkpoint.step}), {memory}, attention window {frames} frames"

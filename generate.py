@@ -1,0 +1,13 @@
+"""Talk to a trained model with a recording.
+
+python generate.py --checkpoint runs/quickstart in.wav out.wav
+python generate.py --checkpoint runs/first in.wav out.wav --save-memory ann.safetensors
+"""
+
+import sys
+
+from finetune.cli import run_command
+from finetune.inference.generate import generate
+
+if __name__ == "__main__":
+    run_command(lambda: generate(sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""Streaming states as safetensors files: written whole or not at all, checked before anything is read."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class StateError(ValueError):
+    """A file with a streaming state cannot be written, read or used with this model; one line says why."""
+
+
+def write_state_file(
+    path: str | Path, tensors: Mapping[str, Tensor], *, kind: str, identity: Mapping[str, Any]
+) -> None:
+    """Write tensors and what identifies them, beside the file first and then renamed over it.
+
+    Args:
+        path: of the file; its folder is made.
+        tensors: by name, on any device.
+        kind: what the file is, with a version (`moshi-ttt memory 1`).
+        identity: a JSON object.
+
+    Raises:
+        StateError: it cannot be written; an older file is intact.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    metadata = {"kind": kind, "identity": json.dumps(identity)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata
+        )
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise StateError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+
+
+class StateFile:
+    """A state file whose header has been read; tensors are read on request.
+
+    Args:
+        path: of the file.
+        kind: what it must be.
+
+    Attributes:
+        identity: the JSON object it was written with.
+        shapes: of its tensors, by name.
+
+    Raises:
+        StateError: the file is missing, corrupt or of another kind.
+    """
+
+    def __init__(self, path: str | Path, *, kind: str) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise StateError(f"{self.path}: does not exist.")
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata() or {}
+                self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise StateError(f"{self.path}: cannot be read as safetensors: {error}.") from None
+        if metadata.get("kind") != kind:
+            raise StateError(
+                f"{self.path}: is {metadata.get('kind', 'another safetensors file')}, not {kind}."
+            )
+        try:
+            self.identity = dict(json.loads(metadata["identity"]))
+        except (KeyError, TypeError, ValueError, RecursionError):
+            raise StateError(f"{self.path}: what identifies its model is damaged.") from None
+
+    def check_shapes(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare names and shapes before anything is read.
+
+        Raises:
+            StateError: names the first tensor that is missing, unknown or of another shape.
+        """
+        for name in sorted(expected.keys() | self.shapes.keys()):
+            if name not in self.shapes:
+                raise StateError(f"{self.path}: has no tensor {name}, which this model needs.")
+            if name not in expected:
+                raise StateError(f"{self.path}: {name} has no place in this model.")
+            if self.shapes[name] != tuple(expected[name]):
+                found, wanted = list(self.shapes[name]), list(expected[name])
+                raise StateError(f"{self.path}: {name} has shape {found}, this model needs {wanted}.")
+
+    def read(self) -> dict[str, Tensor]:
+        """All tensors, on the CPU.
+
+        Raises:
+            StateError: the file is corrupt.
+        """
+        try:
+            with safe_open(self.path, "pt") as file:
+                return {name: file.get_tensor(name) for name in self.shapes}
+        except (SafetensorError, OSError) as error:
+            raise StateError(f"{self.path}: cannot be read as safetensors: {error}.") from None
