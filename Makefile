@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart test test-browser lint clean
 
 help:
 	@echo "make quickstart   make demo data and train a tiny Moshi with TTT on it (about 5 minutes on 2 cores)"
 	@echo "make test         run the tests"
+	@echo "make test-browser test the web page in Chromium, which must be installed"
 	@echo "make lint         check style"
 	@echo "make install      only make the environment $(VENV)"
 	@echo "make clean        remove $(VENV) and caches; runs/ and demo_assets/ stay"
@@ -33,6 +34,9 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-browser: $(INSTALLED)
+	$(BIN)/python -m pytest -m browser test_scripts/browser
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -197,7 +197,7 @@ def _rewrite(path, change_tensors=None, change_identity=None):
         (lambda t: t["layers.1.start_biases.0"].fill_(torch.nan), "holds values that are not finite"),
         (lambda t: t["layers.1.offsets"].fill_(4), "layers.1.offsets is out of range"),
         (lambda t: t["layers.1.num_tokens"].fill_(-1), "layers.1.num_tokens is out of range"),
-        (lambda t: t.update({"layers.1.offsets": torch.zeros(2)}), "layers.1.offsets has dtype torch.float32"),
+        (lambda t: t.update({"layers.1.offsets": torch.zeros(2)}), "offsets has dtype torch.float32"),
     ],
     ids=str,
 )  # fmt: skip

@@ -1,0 +1,286 @@
+"""One websocket connection, from its first byte to its close."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import sphn
+from aiohttp import WebSocketError, WSMsgType, web
+from moshi.models.loaders import FRAME_RATE
+
+from finetune.serving.limits import Limits, Throttle
+from finetune.serving.protocol import IGNORED_KINDS, CloseCode, Kind, message, metadata
+from finetune.serving.turns import Turns
+from finetune.serving.voice import Spoken, Voice
+from moshi_ttt.state_file import StateError
+
+logger = logging.getLogger(__name__)
+
+_FRAMES_BETWEEN_METADATA = 3
+_LAG_SEC = 2.0  # audio waiting for the model that is worth a line
+_SEC_BETWEEN_LAG_LINES = 10.0
+
+
+@dataclass
+class Ended(Exception):
+    """The connection ends, for a reason that the log and the client are told."""
+
+    code: CloseCode
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class Inbox:
+    """Audio on its way from the connection to the model.
+
+    Args:
+        sample_rate: of the audio.
+        max_sec: how much may wait.
+    """
+
+    def __init__(self, *, sample_rate: int, max_sec: float) -> None:
+        self._max_samples = int(max_sec * sample_rate)
+        self._sample_rate = sample_rate
+        self._audio = np.zeros(0, np.float32)
+        self._changed = asyncio.Condition()
+        self.open = False  # audio before the conversation has begun is not kept
+
+    @property
+    def waiting_sec(self) -> float:
+        """Audio that waits, in seconds."""
+        return len(self._audio) / self._sample_rate
+
+    async def put(self, audio: np.ndarray) -> None:
+        """Add audio, once there is room."""
+        if not self.open or not len(audio):
+            return
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._audio) < self._max_samples)
+            self._audio = np.concatenate([self._audio, audio])
+            self._changed.notify_all()
+
+    async def take(self, num_samples: int) -> np.ndarray:
+        """The next audio, once there is as much."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._audio) >= num_samples)
+            taken, self._audio = self._audio[:num_samples], self._audio[num_samples:]
+            self._changed.notify_all()
+        return taken
+
+
+class Chat:
+    """A connection that talks to the model, or waits for its turn.
+
+    Args:
+        request: that asked for the websocket, already let in.
+        voice: the model.
+        turns: of all connections.
+        limits: of this one.
+        number: of the connection, for the log.
+    """
+
+    def __init__(
+        self, request: web.Request, voice: Voice, turns: Turns, *, limits: Limits, number: int
+    ) -> None:
+        self.ws = web.WebSocketResponse(
+            max_msg_size=limits.message_bytes, heartbeat=limits.heartbeat_sec, compress=False, timeout=2.0
+        )
+        self._request = request
+        self._voice = voice
+        self._turns = turns
+        self._limits = limits
+        self._name = f"connection {number} ({request.remote})"
+        self._wants_metadata = request.query.get("memory") == "1"
+        self._fresh = request.query.get("fresh") == "1"
+        self._inbox = Inbox(sample_rate=voice.sample_rate, max_sec=limits.buffered_sec)
+        self._last_lag_line = 0.0
+        self._leaving: asyncio.Task[None] | None = None
+
+    async def run(self) -> web.WebSocketResponse:
+        """Serve the connection until it ends; says in the log how it did."""
+        self._limit_send_buffer()
+        await self.ws.prepare(self._request)
+        start = time.monotonic()
+        logger.info("%s: accepted", self._name)
+        # Read from the beginning: to notice who leaves while waiting, and to keep the head of the stream.
+        reader = asyncio.create_task(self._read())
+        work = asyncio.create_task(self._converse())
+        ended: Ended | None = None
+        try:
+            await asyncio.wait({reader, work}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await asyncio.gather(_stop(reader), _stop(work))
+            if self._leaving is not None:
+                await self._leaving
+            # The one that did not end by being cancelled knows why.
+            ended = self._reason(await asyncio.gather(reader, work, return_exceptions=True))
+            seconds = time.monotonic() - start
+            logger.info("%s: ended after %.1f s: %s", self._name, seconds, ended or "client left")
+        await self._close(ended)
+        return self.ws
+
+    def _reason(self, results: Iterable[BaseException | None]) -> Ended | None:
+        error = next((error for error in results if isinstance(error, Exception)), None)
+        if error is None or isinstance(error, Ended):
+            return error
+        logger.error("%s: failed", self._name, exc_info=error)
+        return Ended(CloseCode.INTERNAL_ERROR, "internal error of the server")
+
+    async def _read(self) -> None:
+        """Messages of the client into the inbox, until it closes."""
+        throttle = Throttle(self._limits.messages_per_sec, self._limits.burst_messages)
+        opus = sphn.OpusStreamReader(self._voice.sample_rate)
+        num_wrong = 0
+        async for received in self.ws:
+            if received.type == WSMsgType.ERROR:
+                break
+            await throttle.wait()
+            if received.type == WSMsgType.BINARY and received.data[:1] == bytes([Kind.AUDIO]):
+                await self._inbox.put(_decode(opus, received.data[1:]))
+            elif not (received.type == WSMsgType.BINARY and set(received.data[:1]) & IGNORED_KINDS):
+                num_wrong += 1
+                what = received.type.name if received.type != WSMsgType.BINARY else received.data[:1].hex()
+                logger.warning("%s: message of unknown kind (%s)", self._name, what or "empty")
+                if num_wrong > self._limits.wrong_messages:
+                    raise Ended(CloseCode.POLICY, "too many messages of unknown kinds")
+        if isinstance(self.ws.exception(), WebSocketError):
+            raise Ended(CloseCode.POLICY, f"refused: {self.ws.exception()}")
+
+    async def _converse(self) -> None:
+        """Wait for the turn, talk, give the turn back."""
+        turn = self._turns.ask()
+        if turn is None:
+            raise Ended(CloseCode.BUSY, "the model is in another conversation, try again later")
+        began = False
+        try:
+            await self._wait(turn)
+            await self._voice.begin(fresh=self._fresh)
+            began = True
+            await self._talk()
+        except StateError as error:
+            logger.error("%s: %s", self._name, error)
+            raise Ended(CloseCode.POLICY, "the memory of the server cannot be read") from None
+        finally:
+            # A task of its own: however the conversation ends, the next one begins with the model free.
+            self._leaving = asyncio.create_task(self._leave(turn, began))
+
+    async def _leave(self, turn: "asyncio.Future[None]", began: bool) -> None:
+        try:
+            if began:
+                await self._voice.end()
+        finally:
+            self._turns.give_back(turn)
+
+    async def _wait(self, turn: "asyncio.Future[None]") -> None:
+        told = None
+        while not turn.done():
+            position = self._turns.position(turn)
+            if position != told:
+                told = position
+                logger.info("%s: waits, %d before it", self._name, position)
+                if self._wants_metadata:
+                    await self._send(metadata({"waiting": position}))
+            await asyncio.wait({turn}, timeout=0.5)
+
+    async def _talk(self) -> None:
+        limits, voice = self._limits, self._voice
+        opus = sphn.OpusStreamWriter(voice.sample_rate)
+        self._inbox.open = True
+        await self._send(message(Kind.HANDSHAKE))
+        logger.info("%s: conversation begins", self._name)
+        for number in range(int(limits.conversation_sec * FRAME_RATE)):
+            try:
+                frame = await asyncio.wait_for(self._inbox.take(voice.frame_size), limits.idle_sec)
+            except asyncio.TimeoutError:
+                raise Ended(CloseCode.POLICY, f"no audio for {limits.idle_sec:g} s") from None
+            spoken = await voice.answer(frame)
+            await self._speak(spoken, opus, number)
+            self._report_lag()
+        raise Ended(CloseCode.NORMAL, f"conversations last {limits.conversation_sec / 60:g} minutes at most")
+
+    async def _speak(self, spoken: Spoken, opus: sphn.OpusStreamWriter, number: int) -> None:
+        audio = opus.append_pcm(spoken.audio)
+        if audio:
+            await self._send(message(Kind.AUDIO, audio))
+        if spoken.text:
+            await self._send(message(Kind.TEXT, spoken.text.encode()))
+        if self._wants_metadata and number % _FRAMES_BETWEEN_METADATA == 0:
+            values = {
+                "memory": {"layers": list(spoken.activity), "activity": list(spoken.activity.values())},
+                "frame_ms": round(spoken.frame_ms, 2),
+                "lag_sec": round(self._inbox.waiting_sec, 3),
+            }
+            if spoken.num_resets:
+                values["forgotten"] = spoken.num_resets
+            await self._send(metadata(values))
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await asyncio.wait_for(self.ws.send_bytes(data), self._limits.send_sec)
+        except asyncio.TimeoutError:
+            raise Ended(CloseCode.POLICY, "the client does not take what it is sent") from None
+        except ConnectionError:
+            raise Ended(CloseCode.GOING_AWAY, "client left") from None
+
+    async def _close(self, ended: Ended | None) -> None:
+        transport = self._request.transport
+        gone = ended is not None and ended.code == CloseCode.GOING_AWAY
+        if ended is not None and not gone and not self.ws.closed:
+            reason = str(ended).encode()
+            try:
+                await asyncio.wait_for(self.ws.send_bytes(message(Kind.ERROR, reason)), 1.0)
+                await asyncio.wait_for(self.ws.close(code=ended.code, message=reason[:120]), 3.0)
+            except (asyncio.TimeoutError, ConnectionError):
+                gone = True
+        if gone and transport is not None:
+            transport.abort()
+
+    def _limit_send_buffer(self) -> None:
+        transport = self._request.transport
+        connection = transport.get_extra_info("socket") if transport is not None else None
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._limits.send_buffer_bytes)
+
+    def _report_lag(self) -> None:
+        now = time.monotonic()
+        if self._inbox.waiting_sec > _LAG_SEC and now - self._last_lag_line > _SEC_BETWEEN_LAG_LINES:
+            self._last_lag_line = now
+            logger.warning(
+                "%s: %.1f s of audio wait for the model; it takes %.0f ms for a frame of %.0f ms",
+                self._name,
+                self._inbox.waiting_sec,
+                self._voice.median_frame_ms or 0.0,
+                1000 / FRAME_RATE,
+            )
+
+
+async def _stop(task: "asyncio.Task[None]") -> None:
+    """Cancel a task until it has ended.
+
+    Once is not enough: up to Python 3.11, `asyncio.wait_for` loses a cancellation that arrives together with
+    the result it waits for.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
+
+
+def _decode(opus: sphn.OpusStreamReader, data: bytes) -> np.ndarray:
+    """The samples in the next bytes of the stream.
+
+    Raises:
+        Ended: the bytes are not Ogg-Opus.
+    """
+    try:
+        return opus.append_bytes(data)
+    except BaseException as error:
+        # A panic of the decoder is a BaseException.
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise Ended(CloseCode.INVALID_DATA, f"the audio is not an Ogg-Opus stream: {error}") from None

@@ -1,0 +1,58 @@
+"""What one connection may ask of the server."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a connection; sizes in bytes, times in seconds.
+
+    Attributes:
+        message_bytes: of one message; 64 KiB hold more than 10 s of Opus.
+        messages_per_sec: read on average; whoever sends faster waits.
+        burst_messages: that may come at once.
+        wrong_messages: of unknown kinds before the connection is closed.
+        buffered_sec: audio that waits for the model; whoever sends more waits.
+        idle_sec: without audio before the conversation ends.
+        conversation_sec: length of a conversation.
+        send_sec: in which a client must take a message.
+        send_buffer_bytes: of the socket; together with `send_sec` it notices a client that does not read.
+        heartbeat_sec: between two pings, to notice a client that is gone.
+    """
+
+    message_bytes: int = 64 * 1024
+    messages_per_sec: float = 200.0
+    burst_messages: int = 400
+    wrong_messages: int = 20
+    buffered_sec: float = 10.0
+    idle_sec: float = 60.0
+    conversation_sec: float = 4 * 3600.0
+    send_sec: float = 10.0
+    send_buffer_bytes: int = 64 * 1024
+    heartbeat_sec: float = 20.0
+
+
+class Throttle:
+    """Lets messages through at a limited rate (token bucket); too fast a sender waits.
+
+    Args:
+        per_sec: rate on average.
+        burst: how many may come at once.
+    """
+
+    def __init__(self, per_sec: float, burst: int) -> None:
+        self._per_sec = per_sec
+        self._burst = burst
+        self._tokens = float(burst)
+        self._last = time.monotonic()
+
+    async def wait(self) -> None:
+        """Take a message's share of the rate, waiting for it where there is none."""
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._last) * self._per_sec)
+        self._last = now
+        self._tokens -= 1
+        if self._tokens < 0:
+            await asyncio.sleep(-self._tokens / self._per_sec)

@@ -1,0 +1,52 @@
+"""The page at `/`: the stock client of Moshi, our own, or a folder."""
+
+import logging
+import tarfile
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+
+from finetune.errors import ConfigError
+from finetune.repository import MOSHI_ERRORS, one_line
+from finetune.serving.app import PAGE_DIR
+
+logger = logging.getLogger(__name__)
+
+
+def find_page(choice: str) -> Path | None:
+    """The folder of the page.
+
+    Args:
+        choice: `auto` (stock where its files can be had, else own), `stock`, `own`, `none` or a folder.
+
+    Raises:
+        ConfigError: the stock client cannot be had, or the folder has no index.html.
+    """
+    if choice == "none":
+        return None
+    if choice == "own":
+        return PAGE_DIR
+    if choice in ("auto", "stock"):
+        try:
+            return _stock_client()
+        except (*MOSHI_ERRORS, tarfile.TarError) as error:
+            if choice == "stock":
+                reason = one_line(error)
+                raise ConfigError(f"--static stock: Moshi's web client cannot be had: {reason}") from None
+            logger.info("Moshi's web client cannot be had (%s); serving our own page.", type(error).__name__)
+            return PAGE_DIR
+    folder = Path(choice)
+    if not (folder / "index.html").is_file():
+        raise ConfigError(
+            f"--static: {folder / 'index.html'} does not exist; give auto, own, stock, none or a folder."
+        )
+    return folder
+
+
+def _stock_client() -> Path:
+    archive = Path(hf_hub_download("kyutai/moshi-artifacts", "dist.tgz"))
+    folder = archive.parent / "dist"
+    if not folder.exists():
+        with tarfile.open(archive, "r:gz") as tar:
+            tar.extractall(archive.parent, filter="data")
+    return folder
