@@ -1,6 +1,7 @@
 """Small file operations that several parts share."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ def rename_to_backup(path: Path) -> Path:
         backup = path.with_name(f"{stem}-{number}")
     path.rename(backup)
     return backup
+
+
+def finite_or_null(value: float) -> float | None:
+    """A number for JSON, which has no NaN: what does not exist is null, and a reader sees that."""
+    return value if math.isfinite(value) else None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

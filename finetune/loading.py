@@ -241,7 +241,10 @@ def load_model(
     model = load_base(info, device=device, dtype=dtype)
     if checkpoint.lora is not None:
         add_lora(model, checkpoint.lora, dtype=dtype)
-    apply_ttt_to_model(model, checkpoint.ttt)
+    try:
+        apply_ttt_to_model(model, checkpoint.ttt)
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.folder}: {error}") from None
     keep_ttt_precision(model)
     tensors = _read_files(checkpoint.folder, (LORA_FILE, TTT_FILE))
     source = str(checkpoint.folder)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.args import TTTArgs
 from finetune.distributed import is_main
-from finetune.monitoring.metrics import finite_or_null
+from finetune.files import finite_or_null
 from finetune.monitoring.plots import INNER_LOSSES_FILE
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from pathlib import Path
 from types import TracebackType
 
@@ -13,6 +12,7 @@ from finetune.args import TrainArgs
 from finetune.config_io import public_values
 from finetune.distributed import is_main
 from finetune.errors import ConfigError
+from finetune.files import finite_or_null
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +78,6 @@ class MetricsWriter:
 
             sound = wandb.Audio(audio.T.numpy(), sample_rate=sample_rate)
             self._wandb.log({name: sound}, step=step)
-
-
-def finite_or_null(value: float) -> float | None:
-    """A number for JSON, which has no NaN: what does not exist is null, and a reader sees that."""
-    return value if math.isfinite(value) else None
 
 
 def read_metrics(run_dir: Path, split: str) -> list[dict[str, float | None]]:

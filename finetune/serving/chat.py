@@ -12,6 +12,7 @@ import sphn
 from aiohttp import WebSocketError, WSMsgType, web
 from moshi.models.loaders import FRAME_RATE
 
+from finetune.files import finite_or_null
 from finetune.serving.limits import Limits, Throttle
 from finetune.serving.protocol import IGNORED_KINDS, CloseCode, Kind, message, metadata
 from finetune.serving.turns import Turns
@@ -211,8 +212,9 @@ class Chat:
         if spoken.text:
             await self._send(message(Kind.TEXT, spoken.text.encode()))
         if self._wants_metadata and number % _FRAMES_BETWEEN_METADATA == 0:
+            activity = [finite_or_null(value) for value in spoken.activity.values()]
             values = {
-                "memory": {"layers": list(spoken.activity), "activity": list(spoken.activity.values())},
+                "memory": {"layers": list(spoken.activity), "activity": activity},
                 "frame_ms": round(spoken.frame_ms, 2),
                 "lag_sec": round(self._inbox.waiting_sec, 3),
             }
