@@ -5,7 +5,8 @@
 
 The model hears the recordings over and over, speaks with its own draws, and is never reset. Written to the
 output folder: `curve.csv` (growth of the fast weights, resident memory, latency), `summary.json` and
-`curve.png`. `--state-decay 0.001` shows the same with forgetting.
+`curve.png`. `--state-decay 0.01` shows the same with forgetting. At the end the old conversation and a new
+one take turns, so that their latencies are compared on the same machine in the same minute.
 """
 
 import argparse
@@ -49,9 +50,9 @@ def main() -> int:
         for layer in ttt_layers(speech.lm).values():
             layer.config = dataclasses.replace(layer.config, state_decay=options.state_decay)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows, wall, cpu = _run(speech, options)
+    rows, wall, cpu, ratio = _run(speech, options)
     _write_curve(options.out, rows)
-    summary = _summary(options, rows, wall, cpu)
+    summary = _summary(options, rows, wall, cpu) | {"latency_old_over_new": ratio}
     (options.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     _plot(options.out, rows)
     print(json.dumps(summary, indent=2))
@@ -60,8 +61,8 @@ def main() -> int:
 
 def _run(
     speech: SpeechModel, options: argparse.Namespace
-) -> tuple[list[dict[str, float]], np.ndarray, np.ndarray]:
-    """Returns a record every `--every` steps, and wall and CPU seconds of every step."""
+) -> tuple[list[dict[str, float]], np.ndarray, np.ndarray, float]:
+    """Returns a record every `--every` steps, wall and CPU seconds of every step, and `_old_over_new`."""
     wall, cpu = np.zeros(options.steps), np.zeros(options.steps)
     rows: list[dict[str, float]] = []
     frames = _endless_frames(speech, options.audio)
@@ -79,8 +80,29 @@ def _run(
                 if len(rows) % 50 == 0:
                     print(rows[-1], file=sys.stderr, flush=True)
         resets = conversation.check_memory()
+        ratio = _old_over_new(conversation, frames)
     assert resets == 0, f"{resets} rows were reset"
-    return rows, wall, cpu
+    return rows, wall, cpu, ratio
+
+
+def _old_over_new(old: Conversation, frames: Iterator[Tensor], *, num_frames: int = 500) -> float:
+    """Ratio of the median latencies of a conversation and a new one, which take turns frame by frame."""
+    modules = (old.lm, old.mimi)
+    states = {old: [module.get_streaming_state() for module in modules]}
+    for module in modules:
+        module._stop_streaming()
+    with Conversation(old.lm, old.mimi) as new:
+        states[new] = [module.get_streaming_state() for module in modules]
+        seconds: dict[Conversation, list[float]] = {old: [], new: []}
+        for number in range(num_frames):
+            frame = next(frames)
+            for conversation in (old, new) if number % 2 else (new, old):
+                for module, state in zip(modules, states[conversation], strict=True):
+                    module.set_streaming_state(state)
+                start = time.perf_counter()
+                conversation.listen(frame)
+                seconds[conversation].append(time.perf_counter() - start)
+    return float(np.median(seconds[old]) / np.median(seconds[new]))
 
 
 def _record(conversation: Conversation, step: int, wall: np.ndarray, every: int) -> dict[str, float]:

@@ -107,7 +107,7 @@ def fingerprint(module: nn.Module, *, num_values: int = 16) -> str:
     for name, parameter in module.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         sample = parameter.detach().flatten()[:num_values]
-        digest.update(sample.to("cpu", torch.float64).numpy().tobytes())
+        digest.update(sample.cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
