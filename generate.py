@@ -6,8 +6,10 @@ python generate.py --checkpoint runs/first in.wav out.wav --save-memory ann.safe
 
 import sys
 
-from finetune.cli import run_command
-from finetune.inference.generate import generate
-
 if __name__ == "__main__":
+    try:
+        from finetune.cli import run_command
+        from finetune.inference.generate import generate
+    except KeyboardInterrupt:
+        sys.exit(130)  # while PyTorch is being imported
     run_command(lambda: generate(sys.argv[1:]))

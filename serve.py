@@ -6,8 +6,10 @@ python serve.py --checkpoint runs/first --load-memory ann.safetensors --save-mem
 
 import sys
 
-from finetune.cli import run_command
-from finetune.serving.command import serve
-
 if __name__ == "__main__":
+    try:
+        from finetune.cli import run_command
+        from finetune.serving.command import serve
+    except KeyboardInterrupt:
+        sys.exit(130)  # while PyTorch is being imported
     run_command(lambda: serve(sys.argv[1:]))

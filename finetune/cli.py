@@ -73,19 +73,38 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         status = command() or 0
     except UserError as error:
         if str(error) and (is_first or not error.of_all):
-            print(f"error: {error}", file=sys.stderr)
+            _print_error(error)
         status = 2
     except StateError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
+        status = 2
+    except BrokenPipeError:
+        status = _leave_closed_output()
+    except OSError as error:
+        # What no closer place foresaw: a path too long, a full disk, a file that may not be read.
+        _print_error(f"{error.filename}: {error.strerror}." if error.filename is not None else error)
         status = 2
     except TrainingDivergedError as error:
         if is_first:
-            print(f"error: {error}", file=sys.stderr)
+            _print_error(error)
         status = 1
     except KeyboardInterrupt:
         print("interrupted: what had been saved before is kept.", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def _print_error(error: object) -> None:
+    """One line, whatever stands in the message: paths and files may hold anything."""
+    text = " ".join(str(error).split())
+    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+    print(f"error: {shown}", file=sys.stderr)
+
+
+def _leave_closed_output() -> int:
+    """Nobody reads the output any more: end quietly, as other commands in a pipe do."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at the very end
+    return 141
 
 
 def _train_parser() -> Parser:

@@ -40,15 +40,15 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and index.isdecimal())):
         raise ConfigError(f"device: {name!r} is not a device, expected auto, cpu, cuda, cuda:1 or mps.")
-    device = torch.device(name)
     num_devices = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}[
         kind
     ]
-    if int(index or 0) >= num_devices:
+    if len(index) > 4 or int(index or 0) >= num_devices:
         raise ConfigError(f"device: {name!r} is not available on this machine; use device: cpu.")
+    device = torch.device(name)
     if device.type == "cuda":
         if "LOCAL_RANK" in os.environ or device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -171,12 +171,13 @@ def open_checkpoint(path: str | Path, *, base: str | None = None) -> Checkpoint:
     folder = find_checkpoint(path)
     config, training = read_json_object(folder / CONFIG_FILE), read_json_object(folder / TRAINING_FILE)
     try:
-        files = list(training["files"])
+        files = [_file_name(name) for name in training["files"]]
         paths = dict(training["moshi_paths"])
         ttt_args = build_args(TTTArgs, training["ttt"], "ttt.")
         lora = None
         if config["lora"]:
-            lora = LoraArgs(enable=True, rank=config["lora_rank"], scaling=config["lora_scaling"])
+            shape = {"rank": config["lora_rank"], "scaling": config["lora_scaling"]}
+            lora = build_args(LoraArgs, {"enable": True} | shape, "lora_")
         if base is not None:
             paths = {"hf_repo_id": base}
         fingerprint = training.get("base_fingerprint")
@@ -185,8 +186,8 @@ def open_checkpoint(path: str | Path, *, base: str | None = None) -> Checkpoint:
         checkpoint = Checkpoint(
             folder, int(training["step"]), build_args(ModelPaths, paths), lora, ttt_args, fingerprint
         )
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{folder}: {CONFIG_FILE} or {TRAINING_FILE} is damaged: {error}.") from None
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{folder}: {CONFIG_FILE} or {TRAINING_FILE} is damaged: {error}") from None
     _require_files(folder, files, source=str(folder))
     return checkpoint
 
@@ -279,6 +280,12 @@ def _require_files(folder: Path, names: Iterable[str], *, source: str) -> None:
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{source}: {name} is missing, the checkpoint is not complete.")
+
+
+def _file_name(value: object) -> str:
+    if value not in _WEIGHT_FILES:
+        raise ValueError(f"files: {value!r} is no file of a checkpoint")
+    return str(value)
 
 
 def _announced(config: dict[str, Any]) -> list[str]:

@@ -93,7 +93,7 @@ def model_card(facts: CardFacts, *, title: str | None = None, license_id: str = 
             _limitations(facts),
             _citation(facts),
         ]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{CONFIG_FILE} or {TRAINING_FILE} is damaged: {reason}.") from None
     return "\n\n".join(section for section in sections if section) + "\n"

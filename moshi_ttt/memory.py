@@ -89,9 +89,11 @@ def load_ttt_states(model: LMModel | LMGen, path: str | Path, *, rows: Sequence[
     chosen = _choose_rows(file, rows, num_rows=num_rows, batch_size=next(iter(states.values())).batch_size)
     targets = {name: t for index, state in states.items() for name, t in _tensors(index, state).items()}
     file.check_shapes({name: (num_rows, *target.shape[1:]) for name, target in targets.items()})
-    values = {name: tensor[chosen] for name, tensor in file.read().items()}
-    for name, value in values.items():
-        _check_values(file, name, value, states)
+    values = {}
+    for name, value in file.read().items():
+        _check_dtype(file, name, value)
+        values[name] = value[chosen].to(targets[name].dtype)
+        _check_values(file, name, values[name], mini_batch_size=next(iter(states.values())).mini_batch_size)
     for name, target in targets.items():
         target.copy_(values[name])
 
@@ -121,14 +123,14 @@ def inspect_ttt_states(path: str | Path) -> MemoryInfo:
     file = StateFile(path, kind=KIND)
     identity = file.identity
     try:
-        return MemoryInfo(
-            path=file.path,
-            saved_at=str(identity["saved_at"]),
-            layers=sorted(int(index) for index in identity["layers"]),
-            num_frames=[int(count) for count in identity["num_frames"]],
-            drift={int(index): [float(x) for x in values] for index, values in identity["drift"].items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
+        saved_at = datetime.fromisoformat(identity["saved_at"]).isoformat(timespec="seconds")
+        layers = sorted(int(index) for index in identity["layers"])
+        num_frames = [int(count) for count in identity["num_frames"]]
+        drift = {layer: [float(x) for x in identity["drift"][str(layer)]] for layer in layers}
+        if any(len(values) != len(num_frames) for values in drift.values()) or max(num_frames) >= 2**63:
+            raise ValueError("rows do not fit")
+        return MemoryInfo(file.path, saved_at, layers, num_frames, drift)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise StateError(f"{file.path}: what identifies its model is damaged.") from None
 
 
@@ -217,19 +219,26 @@ def _choose_rows(file: StateFile, rows: Sequence[int] | None, *, num_rows: int, 
     if rows is None:
         rows = [0] * batch_size if num_rows == 1 else list(range(num_rows))
     if len(rows) != batch_size:
-        raise StateError(f"{file.path}: {len(rows)} rows for a batch of {batch_size}; choose with `rows`.")
+        raise StateError(f"{file.path}: {len(rows)} rows for a batch of {batch_size}; use 1 or as many.")
     for row in rows:
         if not 0 <= row < num_rows:
             raise StateError(f"{file.path}: has no row {row}, there are {num_rows}.")
     return list(rows)
 
 
-def _check_values(file: StateFile, name: str, value: Tensor, states: Mapping[int, TTTStreamingState]) -> None:
-    size = next(iter(states.values())).mini_batch_size
-    is_counter = name.endswith((".offsets", ".num_tokens"))
-    if is_counter != (value.dtype == torch.long) or not (is_counter or value.is_floating_point()):
+def _is_counter(name: str) -> bool:
+    return name.endswith((".offsets", ".num_tokens"))
+
+
+def _check_dtype(file: StateFile, name: str, value: Tensor) -> None:
+    allowed = (torch.long,) if _is_counter(name) else (torch.float32, torch.float64)
+    if value.dtype not in allowed:
         raise StateError(f"{file.path}: {name} has dtype {value.dtype}.")
+
+
+def _check_values(file: StateFile, name: str, value: Tensor, *, mini_batch_size: int) -> None:
     if not value.isfinite().all():
         raise StateError(f"{file.path}: {name} holds values that are not finite numbers.")
-    if is_counter and ((value < 0).any() or (name.endswith(".offsets") and (value >= size).any())):
+    highest = mini_batch_size - 1 if name.endswith(".offsets") else 2**48
+    if _is_counter(name) and ((value < 0).any() or (value > highest).any()):
         raise StateError(f"{file.path}: {name} is out of range.")

@@ -158,13 +158,23 @@ def _check_values(file: StateFile, values: dict[str, Tensor], generator: LMGen) 
     """Tokens and offsets are used as indices: out of range they would read somewhere else."""
     model: LMModel = generator.lm_model
     for name, value in values.items():
-        if value.dtype == torch.long and not name.endswith(("cache", "initial")) and (value < 0).any():
-            raise StateError(f"{file.path}: {name} is negative.")
+        if value.dtype != torch.long or name in ("generator.cache", "generator.initial"):
+            continue
+        if (value < 0).any() or (value > 2**48).any():
+            raise StateError(f"{file.path}: {name} is negative or too large.")
+    for name, value in values.items():
+        if name.endswith("exec_mask") and not value.all():
+            raise StateError(f"{file.path}: {name} is not set, a session ends between two frames.")
+    try:
+        torch.Generator().set_state(values["random.cpu"])
+    except RuntimeError:
+        raise StateError(f"{file.path}: random.cpu is not the state of a random generator.") from None
     for name in ("generator.cache", "generator.initial"):
         tokens = values[name]
         highest = torch.full((tokens.shape[1], 1), model.card)
         highest[0] = model.text_card
-        if (tokens < model.ungenerated_token_id).any() or (tokens > highest).any():
+        is_token = (tokens >= 0) & (tokens <= highest)
+        if not (is_token | (tokens == model.ungenerated_token_id)).all():
             raise StateError(f"{file.path}: {name} holds tokens that this model does not have.")
     for name, offsets in values.items():
         if name.endswith("ttt.offsets"):

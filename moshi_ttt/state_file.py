@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +17,80 @@ class StateError(ValueError):
     """A file with a streaming state cannot be written, read or used with this model; one line says why."""
 
 
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file to write that is renamed over `path` at the end, and gone after an error.
+
+    A symbolic link stays one: what it points to is replaced.
+
+    Raises:
+        OSError: it cannot be made or renamed; an older file is intact.
+    """
+    path = Path(os.path.realpath(path))
+    descriptor, name = tempfile.mkstemp(prefix=".moshi-ttt-", suffix=path.suffix[-20:], dir=path.parent)
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)  # what a newly written file would have
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def check_writable(path: str | Path, *, kind: str | None = None) -> None:
+    """See whether a file could be written later, without touching it.
+
+    Args:
+        path: of the file.
+        kind: what an existing file must be in order to be replaced; None: anything.
+
+    Raises:
+        StateError: it could not, or an existing file is something else.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise StateError(f"{path}: is a folder.")
+        exists = path.exists()
+        with tempfile.NamedTemporaryFile(prefix=".moshi-ttt-", dir=Path(os.path.realpath(path)).parent):
+            pass
+    except OSError as error:
+        raise StateError(f"{path}: cannot be written: {error.strerror}.") from None
+    if exists and kind is not None:
+        try:
+            StateFile(path, kind=kind)
+        except StateError:
+            raise StateError(f"{path}: exists and is not {kind}; choose another name.") from None
+
+
 def write_state_file(
     path: str | Path, tensors: Mapping[str, Tensor], *, kind: str, identity: Mapping[str, Any]
 ) -> None:
-    """Write tensors and what identifies them, beside the file first and then renamed over it.
+    """Write tensors and what identifies them, whole or not at all.
 
     Args:
-        path: of the file; its folder is made.
+        path: of the file; an older one of the same kind is replaced.
         tensors: by name, on any device.
         kind: what the file is, with a version (`moshi-ttt memory 1`).
         identity: a JSON object.
 
     Raises:
-        StateError: it cannot be written; an older file is intact.
+        StateError: it cannot be written, or another file is in its place, which stays intact.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    metadata = {"kind": kind, "identity": json.dumps(identity)}
+    check_writable(path, kind=kind)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata
-        )
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(on_cpu, partial, {"kind": kind, "identity": json.dumps(identity)})
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise StateError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}.") from None
 
 
@@ -62,8 +111,10 @@ class StateFile:
 
     def __init__(self, path: str | Path, *, kind: str) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
+        if not os.path.exists(self.path):
             raise StateError(f"{self.path}: does not exist.")
+        if not os.path.isfile(self.path):
+            raise StateError(f"{self.path}: is not a file.")
         try:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}

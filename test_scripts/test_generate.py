@@ -11,6 +11,7 @@ import sphn
 from finetune.cli import run_command
 from finetune.inference.conversation import Conversation
 from finetune.inference.generate import generate
+from run_helpers import checkpoint_content
 
 RATE = 24000
 
@@ -167,7 +168,11 @@ def test_mistakes_are_one_line(fails, tmp_path, user):
     assert "nowhere.wav does not exist" in fails(recording="nowhere.wav")
     assert "noise.wav: cannot be read as audio" in fails(recording=tmp_path / "noise.wav")
     assert "its name must end with .wav" in fails(out=tmp_path / "out.mp3")
-    assert "its folder does not exist" in fails(out=tmp_path / "nowhere" / "out.wav")
+    assert "cannot be written: No such file" in fails(out=tmp_path / "nowhere" / "out.wav")
+    assert "File name too long" in fails(out=tmp_path / f"{'n' * 300}.wav")
+    assert "File name too long" in fails(recording="n" * 300)
+    assert "File name too long" in fails(checkpoint="n" * 300)
+    assert "two lines" in fails(checkpoint="two\nlines")
     assert "no checkpoint here" in fails(checkpoint=tmp_path / "folder")
     assert "device: 'gpu' is not a device" in fails("--device", "gpu")
     assert "invalid choice: 'float8'" in fails("--dtype", "float8")
@@ -176,6 +181,7 @@ def test_mistakes_are_one_line(fails, tmp_path, user):
     assert "--batch-size: 'x' is not a whole number" in fails("--batch-size", "x")
     assert "--temp" in fails("--temp", "-1") and "--temp" in fails("--temp", "nan")
     assert "--seed: -3 is not allowed" in fails("--seed", -3)
+    assert "--seed" in fails("--seed", 2**70)
     assert "unrecognized arguments: --temprature" in fails("--temprature", 1)
     assert "nowhere.safetensors: does not exist" in fails("--load-memory", tmp_path / "nowhere.safetensors")
     assert "cannot be read as safetensors" in fails("--load-session", tmp_path / "noise.wav")
@@ -196,3 +202,36 @@ def test_a_checkpoint_without_ttt_talks_but_has_no_memory(talk, fails, tmp_path)
 def test_half_precision_talks_on_a_cpu(talk):
     report = talk("--dtype", "bfloat16", "--greedy")
     assert (report["dtype"], report["memory_resets"]) == ("bfloat16", 0)
+
+
+def test_nothing_but_older_outputs_is_overwritten(fails, talk, user, tmp_path, untrained_run):
+    m = tmp_path / "m.safetensors"
+    twice = "names another file of this command too"
+    assert twice in fails(out=user)
+    assert twice in fails("--save-memory", user)
+    assert twice in fails("--save-memory", m, "--save-session", m)
+    assert twice in fails("--save-memory", tmp_path / "out.wav")
+    assert twice in fails("--load-memory", m, "--save-session", m)
+    assert "its name must end with .json" in fails("--report", user)
+    (tmp_path / "user-1.wav").symlink_to(user)
+    assert twice in fails("--batch-size", 2, out=tmp_path / "user.wav")
+    precious = checkpoint_content(untrained_run("lora_ttt")) / "ttt.safetensors"
+    assert "exists and is not moshi-ttt memory 1" in fails("--save-memory", precious)
+    assert "exists and is not moshi-ttt session 1" in fails("--save-session", precious)
+    (tmp_path / "b-1.wav").mkdir()
+    assert "b-1.wav: is a folder" in fails("--batch-size", 2, out=tmp_path / "b.wav")
+    assert "cannot be written" in fails("--save-memory", "/proc/memory")
+    talk("--save-memory", m)
+    talk("--load-memory", m, "--save-memory", m)
+
+
+def test_a_reader_that_leaves_does_not_end_the_conversation(talk, monkeypatch, tmp_path):
+    class Broken:
+        def write(self, _):
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Broken())
+        talk("--save-memory", tmp_path / "m.safetensors")
+    assert read(tmp_path / "out.wav").shape == (2, 37 * 1920)
+    assert (tmp_path / "m.safetensors").is_file()

@@ -131,9 +131,7 @@ def test_a_repository_that_cannot_be_reached_is_one_line(hub_cache, checkpoint):
 def test_ttt_tensors_that_are_missing_are_one_line(checkpoint):
     tensors = load_file(checkpoint / "ttt.safetensors")
     save_file({k: v for k, v in tensors.items() if ".1." in k}, checkpoint / "ttt.safetensors")
-    with pytest.raises(
-        CheckpointError, match=r"20 TTT tensors are missing, for .*layers\.3"
-    ):
+    with pytest.raises(CheckpointError, match=r"20 TTT tensors are missing, for .*layers\.3"):
         speak(checkpoint)
 
 

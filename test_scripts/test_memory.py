@@ -1,6 +1,7 @@
 """The memory of a conversation as a file: exact, portable, per row, and refused where it does not belong."""
 
 import json
+import math
 import sys
 
 import pytest
@@ -13,7 +14,7 @@ from finetune import memory as memory_command
 from finetune.args import TTTArgs
 from finetune.cli import run_command
 from finetune.ttt_integration import apply_ttt_to_model
-from moshi_ttt import load_ttt_states, save_ttt_states
+from moshi_ttt import load_ttt_states, save_ttt_states, state_file
 from moshi_ttt.hybrid_model import ttt_layers
 from moshi_ttt.memory import forget_ttt_states, inspect_ttt_states, list_ttt_states
 from moshi_ttt.state_file import StateError
@@ -195,6 +196,7 @@ def _rewrite(path, change_tensors=None, change_identity=None):
             r"layers.1.start_weights.0 has shape \[2, 4, 8, 31\], this model needs \[2, 4, 8, 32\]",
         ),
         (lambda t: t["layers.1.start_biases.0"].fill_(torch.nan), "holds values that are not finite"),
+        (lambda t: t.update({"layers.1.offsets": torch.zeros(2, dtype=torch.uint16)}), "has dtype torch.uin"),
         (lambda t: t["layers.1.offsets"].fill_(4), "layers.1.offsets is out of range"),
         (lambda t: t["layers.1.num_tokens"].fill_(-1), "layers.1.num_tokens is out of range"),
         (lambda t: t.update({"layers.1.offsets": torch.zeros(2)}), "offsets has dtype torch.float32"),
@@ -209,7 +211,8 @@ def test_a_memory_file_with_wrong_tensors_is_refused(lm, saved, change, message)
 
 
 @pytest.mark.parametrize(
-    "identity", [{}, {"layers": 3, "num_frames": [1, 2]}, {"layers": {}}, {"num_frames": 1}]
+    "identity",
+    [{}, {"layers": 3, "num_frames": [1, 2]}, {"layers": {}}, {"num_frames": 1}, {"num_frames": [math.inf]}],
 )
 def test_a_memory_file_with_a_damaged_identity_is_refused(lm, saved, identity):
     def replace(value):
@@ -220,6 +223,15 @@ def test_a_memory_file_with_a_damaged_identity_is_refused(lm, saved, identity):
     for use in (inspect_ttt_states, lambda path: load_ttt_states(lm, path)):
         with lm.streaming(2), pytest.raises(StateError, match="what identifies its model is damaged"):
             use(saved)
+
+
+def test_a_number_that_float32_cannot_hold_is_refused(saved):
+    _rewrite(saved, lambda tensors: tensors["layers.1.start_biases.0"].fill_(1e39))
+    single = make_model(dtype=torch.float32)
+    for target, source in zip(ttt_layers(single).values(), ttt_layers(make_model()).values(), strict=True):
+        target.load_state_dict({k: v.float() for k, v in source.state_dict().items()})
+    with single.streaming(2), pytest.raises(StateError, match="values that are not finite"):
+        load_ttt_states(single, saved)
 
 
 def test_corrupt_foreign_and_missing_files_are_refused(lm, saved, tmp_path):
@@ -241,11 +253,24 @@ def test_an_older_file_survives_a_failed_save(lm, saved, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("moshi_ttt.state_file.save_file", full)
+    monkeypatch.setattr(state_file, "save_file", full)
     with lm.streaming(2), pytest.raises(StateError, match="cannot be written: No space left"):
         save_ttt_states(lm, saved)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_only_memories_are_replaced_and_links_stay_links(lm, saved, tmp_path):
+    (tmp_path / "notes.txt").write_text("kept")
+    (tmp_path / "link.safetensors").symlink_to(saved)
+    before = saved.stat().st_ino
+    with lm.streaming(2):
+        with pytest.raises(StateError, match="exists and is not moshi-ttt memory 1"):
+            save_ttt_states(lm, tmp_path / "notes.txt")
+        save_ttt_states(lm, tmp_path / "link.safetensors")
+    assert (tmp_path / "notes.txt").read_text() == "kept"
+    assert (tmp_path / "link.safetensors").is_symlink() and saved.stat().st_ino != before
+    assert inspect_ttt_states(saved).num_frames == [0, 0]
 
 
 def test_a_model_that_does_not_stream_or_has_no_ttt_is_a_clear_error(lm, tiny_lm, saved):

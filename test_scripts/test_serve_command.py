@@ -72,7 +72,7 @@ def test_a_signal_ends_the_server_in_mid_conversation_and_keeps_the_memory(runni
 def test_the_stock_client_talks_to_it(running, monkeypatch):
     """moshi.client itself, with a sound card that exists in memory only."""
     _, port = running()
-    played, printed = [], []
+    played, printed, problems = [], [], []
 
     class FakeStream:
         def __init__(self, *, blocksize, callback, **_):
@@ -123,13 +123,13 @@ def test_the_stock_client_talks_to_it(running, monkeypatch):
             await asyncio.sleep(0.1)
             if len(played) >= 15:
                 break
+        problems.extend(line for line in printed if line.startswith(("warning", "error")))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(talk())
     assert len(played) >= 15
     assert "info: connected!" in printed
-    problems = [line for line in printed if line.startswith(("warning", "error"))]
     assert problems == ["warning: unknown message kind 0"], "it says so of the stock server's handshake too"
     assert len(printed) > len(problems) + 2, "text comes back"
 
@@ -159,7 +159,11 @@ def test_mistakes_are_one_line(fails, tmp_path, monkeypatch):
     assert "--port: 70000 is not allowed" in fails("--port", 70000)
     assert "--queue: -1 is not allowed" in fails("--queue", -1)
     assert "index.html does not exist" in fails("--static", tmp_path)
-    assert "--save-memory: the folder of" in fails("--save-memory", tmp_path / "nowhere" / "m")
+    assert "cannot be written: No such file" in fails("--save-memory", tmp_path / "nowhere" / "m")
+    (tmp_path / "notes.txt").write_text("kept")
+    assert "exists and is not moshi-ttt memory 1" in fails("--save-memory", tmp_path / "notes.txt")
+    assert "--token: may hold printable ASCII" in fails("--token", "ü" * 20)
+    assert "--idle-sec: 9999999999 is not allowed" in fails("--idle-sec", 9999999999)
     assert "nowhere: does not exist" in fails("--load-memory", tmp_path / "nowhere")
     assert "has no TTT layers, so there is no memory" in fails("--save-memory", tmp_path / "m", mode="lora")
     assert "with --ttt off the memory does not learn" in fails("--ttt", "off", "--load-memory", "m")

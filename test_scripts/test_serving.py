@@ -378,6 +378,18 @@ def test_without_the_token_nobody_comes_in(serving, caplog):
     assert TOKEN not in "\n".join(caplog.messages), "the log must not hold the token"
 
 
+def test_old_and_odd_addresses_are_answered(serving):
+    async def test(running):
+        assert await running.status("/?token=of-yesterday") == 302
+        assert await running.status("/" + "a" * 300) == 404
+        async with running.session.get(
+            URL(f"{running.base}//evil.example/?token=x", encoded=True), allow_redirects=False
+        ) as response:
+            assert response.headers["Location"].startswith("/") and "//" not in response.headers["Location"]
+
+    serving(test)
+
+
 def test_a_browser_gets_a_cookie_for_the_token(serving):
     async def test(running):
         jar = aiohttp.CookieJar(unsafe=True)  # keeps cookies of addresses

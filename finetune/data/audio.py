@@ -60,10 +60,13 @@ def _decode(path: Path, *, stereo: bool = False) -> tuple[np.ndarray, int]:
         reader = sphn.FileReader(str(path))
         file_rate = reader.sample_rate
         claimed = round(reader.duration_sec * file_rate)
-        if stereo:
+        if stereo or reader.channels > 2:
             _check_channels(path, reader.channels)
         samples = np.ascontiguousarray(reader.decode_all(), dtype=np.float32)
-    except ValueError as error:
+    except BaseException as error:
+        # sphn panics at some headers, and its panic is no Exception.
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         reason = str(error).removeprefix(f'"{path}": ')
         raise DataError(
             f"{path}: cannot be read as audio ({reason}); is it complete? Stereo wav and flac files are fine."

@@ -3,8 +3,8 @@
 import argparse
 import json
 import logging
-import sys
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from finetune.inference.options import (
     load_from_options,
     positive_integer,
     sampling_from_options,
+    seed,
 )
+from finetune.inference.outputs import check_outputs, output_paths, writing
 from finetune.inference.speech_model import SpeechModel
+from finetune.inference.terminal import say
 from finetune.inference.timing import FrameTimes
 from finetune.interruption import StopRequest
 from moshi_ttt.memory import load_ttt_states, save_ttt_states
@@ -44,11 +47,15 @@ def generate(arguments: Sequence[str]) -> None:
     set_up_logging()
     speech = load_from_options(options)
     user = torch.from_numpy(read_voice(Path(options.input), sample_rate=int(speech.mimi.sample_rate)))
-    print(f"model: {speech.source}")
+    say(f"model: {speech.source}")
     conversation = Conversation(
         speech.lm, speech.mimi, sampling=sampling_from_options(options), batch_size=options.batch_size
     )
-    with conversation:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(conversation)
+        except (RuntimeError, MemoryError):
+            raise ConfigError(f"--batch-size: {options.batch_size} rows do not fit into memory.") from None
         _begin(conversation, options)
         times, replies = _talk(speech, conversation, user)
         report = _report(speech, conversation, options, times, replies)
@@ -61,10 +68,10 @@ def _begin(conversation: Conversation, options: argparse.Namespace) -> None:
     conversation.start(seed=options.seed)
     if options.load_session is not None:
         load_session(conversation.generator, conversation.mimi, options.load_session)
-        print(f"session: goes on from {options.load_session}")
+        say(f"session: goes on from {options.load_session}")
     if options.load_memory is not None:
         load_ttt_states(conversation.lm, options.load_memory)
-        print(f"memory: starts from {options.load_memory}")
+        say(f"memory: starts from {options.load_memory}")
 
 
 def _talk(speech: SpeechModel, conversation: Conversation, user: Tensor) -> tuple[FrameTimes, list[Reply]]:
@@ -77,12 +84,11 @@ def _talk(speech: SpeechModel, conversation: Conversation, user: Tensor) -> tupl
             with times.frame():
                 replies.append(conversation.listen(frame[None]))
             if replies[-1].tokens is not None:
-                sys.stdout.write(speech.text_piece(int(replies[-1].tokens[0, 0])))
-                sys.stdout.flush()
+                say(speech.text_piece(int(replies[-1].tokens[0, 0])), end="")
             if stop.requested:
-                print(f"\ninterrupted after {len(replies)} of {len(frames)} frames; they are written", end="")
+                say(f"\ninterrupted after {len(replies)} of {len(frames)} frames; they are written", end="")
                 break
-    print()
+    say()
     return times, replies
 
 
@@ -118,52 +124,39 @@ def _write(
 ) -> None:
     if options.save_memory is not None:
         save_ttt_states(conversation.lm, options.save_memory)
-        print(f"memory: saved as {options.save_memory}")
+        say(f"memory: saved as {options.save_memory}")
     if options.save_session is not None:
         save_session(conversation.generator, conversation.mimi, options.save_session)
-        print(f"session: saved as {options.save_session}")
+        say(f"session: saved as {options.save_session}")
     answers = torch.cat([reply.audio for reply in replies], 1)  # [B, num_samples]
     user = torch.nn.functional.pad(user, (0, max(0, answers.shape[1] - len(user))))[: answers.shape[1]]
     rate = int(conversation.mimi.sample_rate)
-    for row, path in enumerate(_output_paths(Path(options.output), options.batch_size)):
+    for row, path in enumerate(output_paths(Path(options.output), options.batch_size)):
         _write_wav(path, torch.stack([answers[row], user]).numpy(), rate)
-        print(f"wrote {path}: left the model, right the user, {answers.shape[1] / rate:.2f} s")
+        say(f"wrote {path}: left the model, right the user, {answers.shape[1] / rate:.2f} s")
     if options.report is not None:
-        Path(options.report).write_text(
-            json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-
-
-def _output_paths(path: Path, batch_size: int) -> list[Path]:
-    """One file, or `out-0.wav`, `out-1.wav`, … as Moshi names them."""
-    if batch_size == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{row}{path.suffix}") for row in range(batch_size)]
+        with writing(options.report) as partial:
+            partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_wav(path: Path, audio: np.ndarray, sample_rate: int) -> None:
-    partial = path.with_name(f".{path.stem}.partial.wav")
-    try:
+    with writing(path) as partial:
         sphn.write_wav(str(partial), audio.clip(-1, 1), sample_rate)
-        partial.replace(path)
-    except (OSError, ValueError) as error:
-        partial.unlink(missing_ok=True)
-        raise ConfigError(f"{path}: cannot be written: {error}.") from None
 
 
 def _print_summary(report: dict[str, Any]) -> None:
     factor = report["real_time_factor"]
-    print(
+    say(
         f"{report['num_frames']} frames, {report['audio_sec']:.1f} s of audio in "
         f"{report['compute_sec']:.1f} s: real-time factor {factor:.2f} ({1 / factor:.1f}x real time)"
     )
-    print(
+    say(
         f"latency per frame: median {report['latency_median_ms']:.1f} ms, p99 "
         f"{report['latency_p99_ms']:.1f} ms, of {report['frame_ms']:.0f} ms; "
         f"{report['share_within_frame']:.1%} of the frames within"
     )
     if report["memory_resets"]:
-        print(f"memory: {report['memory_resets']} resets of fast weights that were no longer finite")
+        say(f"memory: {report['memory_resets']} resets of fast weights that were no longer finite")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -181,7 +174,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         default=1,
         help="answers side by side, written as out-0.wav, out-1.wav, … (%(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the draws (%(default)s)")
     group = parser.add_argument_group("memory")
     group.add_argument("--load-memory", metavar="FILE", help="fast weights to begin with")
     group.add_argument("--save-memory", metavar="FILE", help="write the fast weights at the end")
@@ -193,13 +186,5 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.load_session is not None and options.load_memory is not None:
         raise ConfigError("--load-memory: a session holds its memory already; give one of the two.")
-    if not 0 <= options.seed < 2**63:
-        raise ConfigError(f"--seed: {options.seed} is not allowed, must be between 0 and 2**63 - 1.")
-    if Path(options.output).suffix.lower() != ".wav":
-        raise ConfigError(f"{options.output}: the output is a wav file, its name must end with .wav.")
-    for path in (options.output, options.save_memory, options.save_session, options.report):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise ConfigError(f"{path}: its folder does not exist.")
-        if path is not None and Path(path).is_dir():
-            raise ConfigError(f"{path}: is a folder.")
+    check_outputs(options)
     return options

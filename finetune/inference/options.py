@@ -107,12 +107,22 @@ def sampling_from_options(options: argparse.Namespace) -> Sampling:
 
 def positive_integer(text: str) -> int:
     """An option's value of at least 1."""
-    if not text.removeprefix("-").isdecimal():
+    return _whole_number(text, lowest=1, highest=10**6)
+
+
+def seed(text: str) -> int:
+    """An option's value that random generators take."""
+    return _whole_number(text, lowest=0, highest=2**63 - 1)
+
+
+def _whole_number(text: str, *, lowest: int, highest: int) -> int:
+    if not (text.removeprefix("-").isascii() and text.removeprefix("-").isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not allowed, must be at least 1")
-    return value
+    if len(text) > 20 or not lowest <= int(text) <= highest:
+        raise argparse.ArgumentTypeError(
+            f"{text[:30]} is not allowed, must be between {lowest} and {highest}"
+        )
+    return int(text)
 
 
 def _temperature(text: str) -> float:

@@ -55,7 +55,9 @@ class Access:
             raise _refused(request, web.HTTPForbidden, f"foreign host {request.host!r}")
 
     def remember(self, response: web.StreamResponse) -> None:
-        """Give a browser that showed the token a cookie that stands for it."""
+        """Give a browser that showed the token a cookie that stands for it, where there is a token."""
+        if self.token is None:
+            return
         options = {"httponly": True, "samesite": "Lax", "secure": self.secure, "path": "/"}
         response.set_cookie(COOKIE, self._cookie(), **options)
 

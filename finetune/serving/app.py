@@ -74,11 +74,15 @@ class Server:
             return await handler(request)
         self.access.check(request)
         if "token" in request.query and not request.path.endswith("/api/chat"):
-            # The token leaves the address bar and the history, a cookie takes its place.
-            response: web.StreamResponse = web.HTTPFound(request.rel_url.with_query({}))
+            # The token leaves the address bar and the history, a cookie takes its place. One slash only:
+            # two would be another server.
+            response: web.StreamResponse = web.HTTPFound("/" + request.path.lstrip("/"))
             self.access.remember(response)
             return response
-        return await handler(request)
+        try:
+            return await handler(request)
+        except OSError:
+            raise web.HTTPNotFound from None  # a name that the file system does not take
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         self.num_connections += 1

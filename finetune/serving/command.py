@@ -19,12 +19,15 @@ from finetune.inference.options import (
     load_from_options,
     positive_integer,
     sampling_from_options,
+    seed,
 )
 from finetune.serving.access import MIN_TOKEN_LENGTH, Access, is_loopback
 from finetune.serving.app import OWN_PAGE, Server
 from finetune.serving.limits import Limits
 from finetune.serving.static import find_page
 from finetune.serving.voice import MemoryFiles, Voice
+from moshi_ttt.memory import KIND as MEMORY_KIND
+from moshi_ttt.state_file import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -53,33 +56,39 @@ def serve(arguments: Sequence[str]) -> None:
 
 
 async def _run(app: web.Application, access: Access, port: int, context: ssl.SSLContext | None) -> None:
+    stop = _stop_event()
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
     try:
         await runner.setup()
         site = web.TCPSite(runner, access.host, port, ssl_context=context)
         try:
             await site.start()
-        except OSError as error:
-            reason = error.strerror or error
-            raise ConfigError(f"--port: cannot listen on {access.host}:{port}: {reason}.") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"--host, --port: cannot listen on {access.host}:{port}: {reason}.") from None
         address = f"{'https' if access.secure else 'http'}://{access.host}:{runner.addresses[0][1]}"
         secret = "" if access.token is None else "?token=..."
         logger.info("listening on %s/%s", address, secret)
         logger.info("page with memory plot: %s%s%s", address, OWN_PAGE, secret)
-        await _signalled()
+        await stop.wait()
         logger.info("shutting down")
     finally:
         await runner.cleanup()
 
 
-async def _signalled() -> None:
-    """Return at the first SIGINT or SIGTERM; a second one acts as usual."""
+def _stop_event() -> asyncio.Event:
+    """Set at the first SIGINT or SIGTERM, also while the model is opened; a second one acts as usual."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.remove_signal_handler(number)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def handle() -> None:
+        stop.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+    for number in numbers:
+        loop.add_signal_handler(number, handle)
+    return stop
 
 
 def _ssl_context(folder: Path | None) -> ssl.SSLContext | None:
@@ -100,7 +109,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add_model_options(parser)
-    parser.add_argument("--seed", type=positive_integer, default=42424242, help="of the draws (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=42424242, help="of the draws (%(default)s)")
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="localhost", help="address to listen on (%(default)s)")
     group.add_argument("--port", type=int, default=8998, help="0 takes a free one (%(default)s)")
@@ -158,5 +167,7 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.token is not None and len(options.token) < MIN_TOKEN_LENGTH:
         raise ConfigError(f"--token: needs at least {MIN_TOKEN_LENGTH} characters.")
-    if options.save_memory is not None and not options.save_memory.absolute().parent.is_dir():
-        raise ConfigError(f"--save-memory: the folder of {options.save_memory} does not exist.")
+    if options.token is not None and not (options.token.isascii() and options.token.isprintable()):
+        raise ConfigError("--token: may hold printable ASCII characters only.")
+    if options.save_memory is not None:
+        check_writable(options.save_memory, kind=MEMORY_KIND)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -130,7 +131,10 @@ class Voice:
     def _begin(self, fresh: bool) -> None:
         self._conversation.start()
         load, save = self._files.load, self._files.save
-        if load is None or fresh or (load == save and not load.exists()):
+        if load is None or fresh:
+            return
+        is_same = save is not None and os.path.realpath(load) == os.path.realpath(save)
+        if is_same and not load.exists():
             return
         load_ttt_states(self._conversation.lm, load)
 

@@ -1,0 +1,64 @@
+"""Files that generate.py writes: checked before a long conversation, written whole or not at all."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetune.errors import ConfigError
+from moshi_ttt.memory import KIND as MEMORY_KIND
+from moshi_ttt.session import KIND as SESSION_KIND
+from moshi_ttt.state_file import check_writable, replacing
+
+
+def output_paths(path: Path, batch_size: int) -> list[Path]:
+    """One recording, or `out-0.wav`, `out-1.wav`, … as Moshi names them."""
+    if batch_size == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{row}{path.suffix}") for row in range(batch_size)]
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """See that everything can be written, and that nothing but older outputs is overwritten.
+
+    Raises:
+        ConfigError: a name has the wrong ending, is given twice, or is that of a file to read.
+        StateError: a file cannot be written, or exists and is something else.
+    """
+    if Path(options.output).suffix.lower() != ".wav":
+        raise ConfigError(f"{options.output}: the output is a wav file, its name must end with .wav.")
+    if options.report is not None and Path(options.report).suffix.lower() != ".json":
+        raise ConfigError(f"--report: {options.report} is written as JSON, its name must end with .json.")
+    outputs = [(path, None, None) for path in output_paths(Path(options.output), options.batch_size)]
+    outputs += [
+        (options.report, None, None),
+        (options.save_memory, MEMORY_KIND, options.load_memory),
+        (options.save_session, SESSION_KIND, options.load_session),
+    ]
+    taken = {
+        os.path.realpath(path) for path in _given(options.input, options.load_memory, options.load_session)
+    }
+    for path, kind, predecessor in outputs:
+        if path is None:
+            continue
+        real = os.path.realpath(path)
+        if real in taken and not (predecessor is not None and real == os.path.realpath(predecessor)):
+            raise ConfigError(f"{path}: names another file of this command too; give each its own name.")
+        taken.add(real)
+        check_writable(path, kind=kind)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """As `replacing`.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    try:
+        with replacing(path) as partial:
+            yield partial
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be written: {reason}.") from None
