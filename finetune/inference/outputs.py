@@ -36,9 +36,8 @@ def check_outputs(options: argparse.Namespace) -> None:
         (options.save_memory, MEMORY_KIND, options.load_memory),
         (options.save_session, SESSION_KIND, options.load_session),
     ]
-    taken = {
-        os.path.realpath(path) for path in _given(options.input, options.load_memory, options.load_session)
-    }
+    read = (options.input, options.load_memory, options.load_session)
+    taken = {os.path.realpath(path) for path in read if path is not None}
     for path, kind, predecessor in outputs:
         if path is None:
             continue
