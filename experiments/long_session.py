@@ -178,7 +178,7 @@ def _plot(out: Path, rows: list[dict[str, float]]) -> None:
     for axis, (title, key) in zip(axes, panels, strict=True):
         if key is not None:
             axis.plot(steps, [row[key] for row in rows])
-        axis.set(title=title, xlabel="frames", ylim=(0, None))
+        axis.set(title=title, xlabel="frames", ylim=(0, 1.15 * axis.get_ylim()[1]))
     figure.savefig(out / "curve.png", dpi=110)
     plt.close(figure)
 
