@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import types
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from test_serving import Client, converse
 
 from finetune.cli import run_command
+from finetune.serving import static
 from finetune.serving.command import serve
 
 ROOT = Path(__file__).parent.parent
@@ -176,5 +178,26 @@ def test_mistakes_are_one_line(fails, tmp_path, monkeypatch):
     assert "--static stock: Moshi's web client cannot be had" in fails("--static", "stock")
 
 
-def _unreachable(*_):
+def _unreachable(*_, **__):
     raise OSError("offline")
+
+
+def test_the_stock_page_is_served_where_it_was_downloaded_before(monkeypatch, tmp_path):
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "index.html").write_text("stock")
+    asked = []
+
+    def download(*name, local_files_only):
+        asked.append(local_files_only)
+        if local_files_only and not (tmp_path / "dist.tgz").exists():
+            raise FileNotFoundError
+        with tarfile.open(tmp_path / "dist.tgz", "w:gz") as tar:
+            tar.add(tmp_path / "dist", "dist")
+        return str(tmp_path / "dist.tgz")
+
+    monkeypatch.setattr(static, "hf_hub_download", download)
+    assert static.find_page("auto") == static.PAGE_DIR
+    assert static.find_page("stock") == tmp_path / "dist"
+    assert static.find_page("auto") == tmp_path / "dist"
+    assert asked == [True, False, True], "no network unless it is asked for"
+    assert static.find_page("none") is None

@@ -132,7 +132,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     group.add_argument(
         "--static",
         default="auto",
-        help="page at /: auto (Moshi's client where it can be had, else ours), own, stock, none or a folder",
+        help="page at /: auto (Moshi's client where downloaded before, else ours), stock (downloads it), "
+        "own, none or a folder",
     )
     group.add_argument(
         "--max-minutes", type=positive_integer, default=240, help="of a conversation (%(default)s)"

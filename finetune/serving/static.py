@@ -17,7 +17,7 @@ def find_page(choice: str) -> Path | None:
     """The folder of the page.
 
     Args:
-        choice: `auto` (stock where its files can be had, else own), `stock`, `own`, `none` or a folder.
+        choice: `auto` (stock where it was downloaded before, else own), `stock`, `own`, `none`, a folder.
 
     Raises:
         ConfigError: the stock client cannot be had, or the folder has no index.html.
@@ -26,15 +26,18 @@ def find_page(choice: str) -> Path | None:
         return None
     if choice == "own":
         return PAGE_DIR
-    if choice in ("auto", "stock"):
+    if choice == "auto":
         try:
-            return _stock_client()
-        except (*MOSHI_ERRORS, tarfile.TarError) as error:
-            if choice == "stock":
-                reason = one_line(error)
-                raise ConfigError(f"--static stock: Moshi's web client cannot be had: {reason}") from None
-            logger.info("Moshi's web client cannot be had (%s); serving our own page.", type(error).__name__)
+            return _stock_client(local_files_only=True)
+        except (*MOSHI_ERRORS, tarfile.TarError):
+            logger.info("Moshi's web client is not here (--static stock downloads it); serving our own page.")
             return PAGE_DIR
+    if choice == "stock":
+        try:
+            return _stock_client(local_files_only=False)
+        except (*MOSHI_ERRORS, tarfile.TarError) as error:
+            reason = one_line(error)
+            raise ConfigError(f"--static stock: Moshi's web client cannot be had: {reason}") from None
     folder = Path(choice)
     if not (folder / "index.html").is_file():
         raise ConfigError(
@@ -43,8 +46,9 @@ def find_page(choice: str) -> Path | None:
     return folder
 
 
-def _stock_client() -> Path:
-    archive = Path(hf_hub_download("kyutai/moshi-artifacts", "dist.tgz"))
+def _stock_client(*, local_files_only: bool) -> Path:
+    name = ("kyutai/moshi-artifacts", "dist.tgz")
+    archive = Path(hf_hub_download(*name, local_files_only=local_files_only))
     folder = archive.parent / "dist"
     if not folder.exists():
         with tarfile.open(archive, "r:gz") as tar:
