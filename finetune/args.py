@@ -80,6 +80,29 @@ class WandbArgs:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ParallelArgs:
+    """`parallel:` — how the model is spread over the processes of torchrun."""
+
+    strategy: Literal["auto", "none", "ddp", "fsdp"] = Field(
+        default="auto",
+        description="fsdp: weights, gradients and optimiser in shards; ddp: a whole model per process; "
+        "none: one process; auto: fsdp with several processes, otherwise none.",
+    )
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=65536,
+        description="Hybrid sharding: copies of the model, each sharded over processes / replicas.",
+    )
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> "ParallelArgs":
+        if self.replicas > 1 and self.strategy in ("none", "ddp"):
+            raise ValueError(f"replicas: {self.replicas} belongs to strategy fsdp, not {self.strategy}")
+        return self
+
+
+@dataclass(frozen=True, config=STRICT)
 class TTTArgs(TTTOptions):
     """`ttt:` — the Test-Time-Training layers."""
 
@@ -195,6 +218,12 @@ class TrainArgs:
     overwrite_run_dir: bool = Field(
         default=False, description="Rename an existing run_dir to run_dir.bak-<time>; nothing is deleted."
     )
+    resume: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Go on exactly where a run stopped: auto (run_dir, when it has a checkpoint), a run "
+        "directory or one of its checkpoints.",
+    )
     init_from: str | None = Field(
         default=None,
         min_length=1,
@@ -228,6 +257,13 @@ class TrainArgs:
         description="Dtype of frozen weights and of the computation; trained weights are float32.",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps, …")
+    parallel: ParallelArgs = Field(default_factory=ParallelArgs)
+    peak_tflops: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        description="Peak bfloat16 TFLOP/s of one device, for the utilisation (null: known GPUs only).",
+    )
     seed: int = Field(
         default=0, ge=0, lt=2**32, description="Of the initial weights and of the order of the data."
     )
@@ -237,7 +273,16 @@ class TrainArgs:
     eval_freq: int = Field(default=0, ge=0, description="Steps between evaluations (0: at the end only).")
     do_ckpt: bool = Field(default=True, description="Save checkpoints.")
     ckpt_freq: int = Field(default=0, ge=0, description="Steps between checkpoints (0: at the end only).")
-    num_ckpt_keep: int | None = Field(default=3, ge=1, description="Checkpoints kept (null: all).")
+    num_ckpt_keep: int | None = Field(default=3, ge=1, description="Newest checkpoints kept (null: all).")
+    ckpt_keep_best: bool = Field(
+        default=True, description="Keep the checkpoint with the lowest evaluation loss as well."
+    )
+    ckpt_async: bool = Field(
+        default=False, description="Write checkpoints in the background, from a copy in host memory."
+    )
+    ckpt_on_error: Literal["stop", "continue"] = Field(
+        default="stop", description="What a checkpoint that cannot be written does to the training."
+    )
     save_adapters: bool = Field(
         default=True, description="Save LoRA as adapters; false merges them into full weights."
     )
