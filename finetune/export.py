@@ -21,7 +21,7 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 
 from finetune.args import ModelPaths, TTTArgs
-from finetune.checkpointing import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
+from finetune.checkpoint_files import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
 from finetune.cli import Parser, run_command
 from finetune.config_io import build_args
 from finetune.errors import CheckpointError, ConfigError

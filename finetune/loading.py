@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune.args import LoraArgs, ModelPaths, TrainArgs, TTTArgs
-from finetune.checkpointing import (
+from finetune.checkpoint_files import (
     CONFIG_FILE,
     FULL_FILE,
     LORA_FILE,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.checkpointing import list_checkpoints
+from finetune.checkpoint_files import list_checkpoints
 from finetune.run import run_training
 from run_helpers import read_metrics, run_args, run_values, write_yaml
 

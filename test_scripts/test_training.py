@@ -12,9 +12,9 @@ import torch
 from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import load_file, save_file
 
-from finetune import checkpointing
+from finetune import consolidated
 from finetune import run as run_module
-from finetune.checkpointing import list_checkpoints
+from finetune.checkpoint_files import list_checkpoints
 from finetune.config_io import load_train_args
 from finetune.errors import CheckpointError, TrainingDivergedError
 from finetune.loading import find_checkpoint, load_checkpoint_model
@@ -310,17 +310,17 @@ def test_stray_names_among_the_checkpoints_do_no_harm(finished, demo, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_others(demo, tmp_path, monkeypatch):
-    original = checkpointing.save_file
+    original = consolidated.save_file
 
     def disk_full(tensors, path):
         if "000002" in str(path):
             raise OSError(28, "No space left on device")
         original(tensors, path)
 
-    monkeypatch.setattr(checkpointing, "save_file", disk_full)
+    monkeypatch.setattr(consolidated, "save_file", disk_full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*earlier checkpoints are intact"):
         run_training(run_args(demo, tmp_path / "run", "ttt", ckpt_freq=1))
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint_000001"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint_000001"]
 
 
 def test_accumulation_equals_one_large_batch(demo, tmp_path):
