@@ -11,6 +11,7 @@ from finetune.args import TrainArgs
 from finetune.data.dataset import Batch, ChunkDataset, build_eval_loader
 from finetune.distributed import all_reduce_sum, get_rank, get_world_size
 from finetune.loss import LossSums, LossWeights, loss_sums, loss_weights
+from finetune.sharding import put_back_into_shards
 from finetune.wrapped_model import autocast
 
 
@@ -85,6 +86,7 @@ def evaluate(
                 output = model(codes)
             average.add(loss_sums(output, codes, weights, model), weights)
     finally:
+        put_back_into_shards(model)
         model.train()
     return average.result(model.dep_q)
 

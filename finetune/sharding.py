@@ -47,6 +47,17 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def put_back_into_shards(model: nn.Module) -> None:
+    """Free the whole parameters after passes without backward; nothing to do for a model that is not sharded.
+
+    The outermost module keeps its parameters whole from a forward to its backward. Without a backward they
+    would stay registered, and what looks at the model's parameters then would miss those that are trained.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that may be in shards; every process of the mesh must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
