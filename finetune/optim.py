@@ -68,7 +68,7 @@ def build_scheduler(optimizer: Optimizer, args: TrainArgs, *, step: int = 0) -> 
     """OneCycle over `max_steps`, each group with its own peak; AdamW's momenta stay as they are.
 
     Args:
-        optimizer: of `build_optimizer`, new.
+        optimizer: of `build_optimizer`.
         args: the configuration.
         step: optimiser steps done, for a run that resumes.
     """
@@ -76,10 +76,11 @@ def build_scheduler(optimizer: Optimizer, args: TrainArgs, *, step: int = 0) -> 
     if abs(pct_start * args.max_steps - 1) < 1e-6:
         # A warm-up of exactly one step divides by zero inside OneCycleLR.
         pct_start *= 1 - 1e-4
+    peaks = outer_learning_rates(args)
     schedule = partial(
         OneCycleLR,
         optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
+        max_lr=[peaks[group["name"]] for group in optimizer.param_groups],
         total_steps=args.max_steps,
         pct_start=pct_start,
         cycle_momentum=False,

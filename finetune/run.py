@@ -139,7 +139,8 @@ def _train(
     if point is not None:
         for line in check_configuration(point, args, **facts):
             logger.info("%s", line)
-        set_aside_newer(point)
+        if point.run_dir == Path(args.run_dir).resolve():
+            set_aside_newer(point)
     unigram = {} if eval_data is None else unigram_losses(train_data, eval_data, model, args)
     with alike():
         run_dir = make_run_dir(args, point)
