@@ -64,7 +64,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device, *, alone: bool = False) -> Iterator[None]:
-    """Join the processes that torchrun started.
+    """Join the processes that torchrun started, unless they have joined already.
 
     Args:
         device: of this process.
@@ -73,6 +73,9 @@ def process_group(device: torch.device, *, alone: bool = False) -> Iterator[None
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # Long enough for one process to encode a large data set while the others wait.
     timeout = timedelta(hours=12)
+    if dist.is_initialized():
+        yield
+        return
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     elif alone:

@@ -429,7 +429,8 @@ def test_inner_loop_losses_are_written_and_plotted(demo, tmp_path):
     assert set(records[0]["layers"]) == {"1", "3"}
     at_w0, before, after = (torch.tensor(row) for row in records[0]["layers"]["3"])
     assert at_w0.shape == (48,)
-    assert at_w0[0] == before[0] and (after < before).double().mean() > 0.9
+    assert (after < before).double().mean() > 0.9
+    assert before[0] < at_w0[0]  # the second chunk of a recording goes on with the memory of the first
     plots = tmp_path / "run" / "evaluation_plots" / "inner_loop"
     assert {p.name for p in plots.iterdir()} == {"inner_loss_layer_1.png", "inner_loss_layer_3.png"}
 
