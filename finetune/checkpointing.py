@@ -4,7 +4,9 @@ A checkpoint is written beside the others under a hidden name. Once every proces
 main one lists all files with their hashes, makes sure that they are on disk, and renames the folder.
 """
 
+import errno
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,6 +41,7 @@ from finetune.training_state import STATE_ERRORS, copy_to_host, save_state
 
 logger = logging.getLogger(__name__)
 
+_FULL_DISK = 1 << 20  # bytes that are left
 _WRITE_ERRORS = (SafetensorError, *STATE_ERRORS)
 
 
@@ -191,7 +194,7 @@ class Checkpointer:
         try:
             yield
         except _WRITE_ERRORS as error:
-            problem = _describe(error)
+            problem = _describe(error, self.folder)
         problems = [text for text in gather_objects(problem, self._group) if text is not None]
         if problems:
             raise CheckpointError(problems[0])
@@ -218,12 +221,15 @@ def _best(checkpoints: list[Path]) -> Path | None:
     return min(losses, key=losses.__getitem__) if losses else None
 
 
-def _describe(error: BaseException) -> str:
+def _describe(error: BaseException, folder: Path) -> str:
     failures = getattr(error, "failures", None)
     if failures:  # torch.distributed.checkpoint's: the errors of all processes, with tracebacks
         error = next(iter(failures.values()))[0]
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:300]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # PyTorch's writers say of a full disk that a position is unexpected.
+    full = folder.exists() and shutil.disk_usage(folder).free < _FULL_DISK
+    return os.strerror(errno.ENOSPC) if full else " ".join(str(error).split())[:300]
 
 
 def _replace_text(path: Path, text: str) -> None:

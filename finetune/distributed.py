@@ -94,6 +94,8 @@ def set_up_logging() -> None:
     level = logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.ERROR
     for name in ("finetune", "moshi_ttt"):
         logging.getLogger(name).setLevel(level)
+    # It repeats the tracebacks of errors that are reported in one line.
+    logging.getLogger("c10d-NullHandler-dcp_logger").propagate = False
 
 
 def barrier() -> None:

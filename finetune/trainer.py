@@ -145,15 +145,13 @@ class Trainer:
             )
             while self.step < self.args.max_steps:
                 if any_process(stop.requested):
-                    self._save_checkpoint()
-                    self._finish_checkpoint()
-                    self._log_stop()
+                    self._stop()
                     break
                 result = self._train_step(batches)
                 self._after_step(result)
                 bar.update()
             bar.close()
-            self._finish_checkpoint()
+            self._finish_checkpoint(last=True)
 
     def resume(self, point: ResumePoint) -> None:
         """Go on where a checkpoint stopped; every process must call it, before `train`.
@@ -174,12 +172,13 @@ class Trainer:
         )
         self.scheduler = build_scheduler(self.optimizer, self.args, step=point.step)
 
-    def _log_stop(self) -> None:
+    def _stop(self) -> None:
+        if self.step > 0:
+            self._save_checkpoint(last=True)
+            self._finish_checkpoint(last=True)
         go_on = f"Go on with --resume {self.run_dir}"
-        if self.checkpointer is None:
-            go_on = "Nothing was saved (do_ckpt: false)."
-        elif self.saved_step != self.step:
-            go_on += ", from an earlier step: nothing could be saved now." if self.saved_step else ""
+        if self.checkpointer is None or self.step == 0:
+            go_on = "Nothing was saved " + ("(do_ckpt: false)." if self.step else "yet.")
         logger.info("Stopped at step %d of %d as asked. %s", self.step, self.args.max_steps, go_on)
 
     def _train_step(self, batches: Iterator[Batch]) -> StepResult:
@@ -263,7 +262,7 @@ class Trainer:
         if self.sampler is not None and (self._is_due(args.sample_freq) or last):
             self._sample(self.sampler)
         if self._is_due(args.ckpt_freq) or last:
-            self._save_checkpoint()
+            self._save_checkpoint(last=last)
 
     def _is_due(self, frequency: int) -> bool:
         return frequency > 0 and self.step % frequency == 0
@@ -353,26 +352,31 @@ class Trainer:
             logger.info("Audio sample: %s", path)
         barrier()
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, *, last: bool) -> None:
+        """Save, unless this step is saved already.
+
+        Args:
+            last: nothing comes after it, so that it must succeed.
+        """
         if self.checkpointer is None or self.saved_step == self.step:
             return
-        self._finish_checkpoint()
-        with self._errors_allowed():
+        self._finish_checkpoint(last=False)
+        with self._errors_allowed(not last):
             self.checkpointer.save(self.model, self.step, self._resume_state())
             self.saved_step = self.step
 
-    def _finish_checkpoint(self) -> None:
+    def _finish_checkpoint(self, *, last: bool) -> None:
         if self.checkpointer is not None:
-            with self._errors_allowed():
+            with self._errors_allowed(not last):
                 self.checkpointer.finish()
 
     @contextmanager
-    def _errors_allowed(self) -> Iterator[None]:
+    def _errors_allowed(self, allowed: bool) -> Iterator[None]:
         """Let training go on after a checkpoint that could not be written, where it may."""
         try:
             yield
         except CheckpointError as error:
-            if self.args.ckpt_on_error == "stop" or self.step == self.args.max_steps:
+            if not allowed or self.args.ckpt_on_error == "stop":
                 raise
             if is_main():
                 logger.error("%s Training goes on (ckpt_on_error: continue).", error)

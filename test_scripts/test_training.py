@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import signal
 
 import pytest
 import sphn
@@ -24,7 +22,7 @@ from finetune.trainer import Trainer
 from finetune.ttt_utils import classify_ttt_parameter
 from finetune.wrapped_model import build_model
 from moshi_ttt.hybrid_model import ttt_layers
-from run_helpers import MODES, command_line, read_metrics, run_args, run_values, write_yaml
+from run_helpers import MODES, read_metrics, run_args, run_values
 
 EXPECTED_FILES = {
     "full": {"consolidated.safetensors"},
@@ -381,22 +379,6 @@ def test_an_old_run_directory_is_renamed_and_never_deleted(demo, tmp_path):
     (backup,) = tmp_path.glob("run.bak-*")
     assert (backup / "precious.txt").read_text() == "kept"
     assert not (old / "precious.txt").exists()
-
-
-def test_ctrl_c_finishes_the_step_and_saves(demo, tmp_path, monkeypatch, capfd):
-    original = Trainer._train_step
-
-    def interrupt_in_second_step(self, batches):
-        if self.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, batches)
-
-    monkeypatch.setattr(Trainer, "_train_step", interrupt_in_second_step)
-    path = write_yaml(tmp_path / "config.yaml", run_values(demo, tmp_path / "run", max_steps=50))
-    assert command_line(monkeypatch, path) == 0
-    assert "Stopped at step 2 of 50" in capfd.readouterr().err
-    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint_000002"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_layer_and_keeps_the_checkpoint(demo, tmp_path, monkeypatch):
