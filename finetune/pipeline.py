@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from finetune.args import TrainArgs
 from finetune.data.alignments import load_alignments
 from finetune.data.chunks import build_index
 from finetune.data.code_cache import CodeCache
-from finetune.data.dataset import ChunkDataset
+from finetune.data.contiguous_sampler import ContiguousBatchSampler
+from finetune.data.dataset import Batch, ChunkDataset, build_train_loader
 from finetune.data.manifest import Recording, load_manifest
+from finetune.data.sampler import GlobalBatchSampler
 from finetune.distributed import alike, barrier, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError, ConfigError
 from finetune.repository import MOSHI_ERRORS, one_line
@@ -141,3 +144,33 @@ def build_datasets(
 
     train = dataset(recordings.train, "Training data")
     return train, dataset(recordings.eval, "Evaluation data") if args.do_eval else None
+
+
+def build_train_batches(
+    args: TrainArgs, data: ChunkDataset, *, step: int, num_samples: int, pin_memory: bool
+) -> Iterable[Batch]:
+    """This process's training batches without end, from where a run stands.
+
+    Rows follow recordings where memory is carried (`ttt.persistent_states`); otherwise chunks come in any
+    order.
+
+    Args:
+        args: the configuration.
+        data: the training chunks.
+        step: optimiser steps done.
+        num_samples: chunks seen, by all processes.
+        pin_memory: for copies to a GPU.
+    """
+    split = {
+        "batch_size": args.batch_size,
+        "rank": get_rank(),
+        "world_size": get_world_size(),
+        "seed": args.seed,
+        "shuffle": args.data.shuffle,
+    }
+    if args.ttt.enable and args.ttt.persistent_states:
+        microbatches = args.num_microbatches
+        sampler = ContiguousBatchSampler(data.chunks, num_microbatches=microbatches, start_step=step, **split)
+    else:
+        sampler = GlobalBatchSampler(len(data), start_sample=num_samples, **split)
+    return build_train_loader(data, sampler, num_workers=args.data.num_workers, pin_memory=pin_memory)

@@ -38,6 +38,7 @@ from finetune.repository import base_fingerprint, find_architecture, find_model_
 from finetune.resume import ResumePoint, check_configuration, find_resume_point, set_aside_newer
 from finetune.run_directory import check_run_dir, make_run_dir, run_dir_of
 from finetune.sampling import Sampler
+from finetune.saving import Saver
 from finetune.summary import model_summary
 from finetune.trainer import Trainer
 from finetune.unigram import unigram_losses
@@ -156,9 +157,8 @@ def _train(
             unigram=unigram,
             run_dir=run_dir,
             writer=writer,
-            checkpointer=checkpointer,
+            saver=Saver(args, checkpointer, facts),
             sampler=sampler,
-            facts=facts,
         )
         if point is not None:
             trainer.resume(point)

@@ -5,12 +5,11 @@ import math
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from moshi.models.lm import LMModel
@@ -19,21 +18,17 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from finetune.args import TrainArgs
-from finetune.checkpointing import Checkpointer, ResumeState
-from finetune.config_io import public_values
-from finetune.data.contiguous_sampler import ContiguousBatchSampler, lane_rows
-from finetune.data.dataset import Batch, ChunkDataset, build_train_loader
-from finetune.data.sampler import GlobalBatchSampler
+from finetune.data.contiguous_sampler import lane_rows
+from finetune.data.dataset import Batch, ChunkDataset
 from finetune.distributed import (
     all_reduce_sum,
     any_process,
     barrier,
-    gather_objects,
     get_rank,
     get_world_size,
     is_main,
 )
-from finetune.errors import CheckpointError, TrainingDivergedError
+from finetune.errors import TrainingDivergedError
 from finetune.eval import evaluate
 from finetune.interruption import StopRequest
 from finetune.loss import loss_sums, loss_weights, total_loss
@@ -43,12 +38,14 @@ from finetune.monitoring.metrics import MetricsWriter
 from finetune.monitoring.ttt_metrics import GateMonitor, InnerLoopRecorder
 from finetune.optim import build_optimizer, build_scheduler, current_rates
 from finetune.parallel import TrainingPass
+from finetune.pipeline import build_train_batches
 from finetune.resume import ResumePoint, global_batch
 from finetune.sampling import Sampler, save_sample
+from finetune.saving import Saver
 from finetune.sharding import full_tensor
 from finetune.step_timer import StepTimer
+from finetune.train_state import TrainState
 from finetune.training_memory import TrainingMemory
-from finetune.training_state import collect_state, load_state
 from finetune.ttt_utils import get_parameter_groups
 from finetune.wrapped_model import autocast
 
@@ -78,10 +75,8 @@ class Trainer:
         unigram: losses of token frequencies, logged beside the model's.
         run_dir: exists.
         writer: of the metrics.
-        checkpointer: None when `do_ckpt` is false.
+        saver: of the checkpoints.
         sampler: None when `sample_freq` is 0.
-        facts: about data and base model, for the checkpoints.
-        flops_per_frame: of forward and backward, for the utilisation.
     """
 
     def __init__(
@@ -94,9 +89,8 @@ class Trainer:
         unigram: dict[str, float],
         run_dir: Path,
         writer: MetricsWriter,
-        checkpointer: Checkpointer | None,
+        saver: Saver,
         sampler: Sampler | None,
-        facts: dict[str, Any],
     ) -> None:
         self.args = args
         self.model = model
@@ -104,27 +98,29 @@ class Trainer:
         self.train_data, self.eval_data = train_data, eval_data
         self.run_dir = run_dir
         self.writer = writer
-        self.checkpointer = checkpointer
+        self.saver = saver
         self.sampler = sampler
-        self.facts = facts
         self.groups = {name: group for name, group in get_parameter_groups(model, args).items() if group}
         self.trainable = [parameter for group in self.groups.values() for parameter in group]
         self.training_pass = TrainingPass(model, args)
-        self.optimizer = build_optimizer(model, args)
-        self.scheduler = build_scheduler(self.optimizer, args)
         carries = args.ttt.enable and args.ttt.persistent_states
-        self.memory = TrainingMemory(model, self.device) if carries else None
-        self.gates = GateMonitor(model)
+        self.state = TrainState(
+            model,
+            build_optimizer(model, args),
+            memory=TrainingMemory(model, self.device) if carries else None,
+            gates=GateMonitor(model),
+        )
+        self.scheduler = build_scheduler(self.state.optimizer, args)
         self.inner_loop = InnerLoopRecorder(model)
         self.inner_loop_log = InnerLoopLog(run_dir, args.ttt)
         self.timer = StepTimer(self.device)
         self.unigram = unigram
-        self.rates = current_rates(self.optimizer)
-        self.step = 0
-        self.num_samples = 0  # chunks seen, by all processes
-        self.eval_loss: float | None = None  # of this step
-        self.best_eval: dict[str, float] | None = None
-        self.saved_step: int | None = None
+        self.rates = current_rates(self.state.optimizer)
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.state.step
 
     def train(self, stop: StopRequest) -> None:
         """Run all steps that are left, or as many as there are until a stop is asked for.
@@ -135,7 +131,7 @@ class Trainer:
         Raises:
             TrainingDivergedError: a loss or gradient is not finite; saved checkpoints stay.
         """
-        batches = iter(self._train_loader())
+        batches = self._train_batches()
         with stop.on(signal.SIGINT, signal.SIGTERM), logging_redirect_tqdm():
             bar = tqdm(
                 total=self.args.max_steps,
@@ -151,7 +147,7 @@ class Trainer:
                 self._after_step(result)
                 bar.update()
             bar.close()
-            self._finish_checkpoint(last=True)
+            self.saver.finish(last=True)
 
     def resume(self, point: ResumePoint) -> None:
         """Go on where a checkpoint stopped; every process must call it, before `train`.
@@ -159,32 +155,22 @@ class Trainer:
         Raises:
             CheckpointError: its training state does not fit.
         """
-        facts = point.facts
-        self.step = self.saved_step = point.step
-        self.num_samples = int(facts["num_samples"])
-        self.best_eval = facts["best_eval"]
-        if self.memory is not None:
-            places = {int(lane): tuple(place) for lane, place in facts["memory"].items()}
-            mine = set(chain.from_iterable(self._lanes()))
-            self.memory.restore({lane: place for lane, place in places.items() if lane in mine})
-        load_state(
-            point.state_dir, self.model, self.optimizer, self._other_tensors(), source=str(point.folder)
-        )
-        self.scheduler = build_scheduler(self.optimizer, self.args, step=point.step)
+        self.state.restore(point, set(chain.from_iterable(self._lanes())))
+        self.scheduler = build_scheduler(self.state.optimizer, self.args, step=point.step)
 
     def _stop(self) -> None:
         if self.step > 0:
-            self._save_checkpoint(last=True)
-            self._finish_checkpoint(last=True)
+            self._save(last=True)
+            self.saver.finish(last=True)
         go_on = f"Go on with --resume {self.run_dir}"
-        if self.checkpointer is None or self.step == 0:
+        if not self.saver.active or self.step == 0:
             go_on = "Nothing was saved " + ("(do_ckpt: false)." if self.step else "yet.")
         logger.info("Stopped at step %d of %d as asked. %s", self.step, self.args.max_steps, go_on)
 
     def _train_step(self, batches: Iterator[Batch]) -> StepResult:
         self.timer.start()
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.zero_grad(set_to_none=True)
         with self.timer.phase("data"):
             micro_batches = [next(batches) for _ in range(self.args.num_microbatches)]
             all_codes = [batch.codes.to(self.device, non_blocking=True) for batch in micro_batches]
@@ -225,7 +211,7 @@ class Trainer:
             grad_norms=self._grad_norms(),
             num_tokens=num_chunks * codes[0].numel(),
             num_frames=num_chunks * codes.shape[2],
-            memory={} if self.memory is None else memory,
+            memory={} if self.state.memory is None else memory,
         )
 
     def _update(self, grad_norm: float) -> None:
@@ -235,19 +221,15 @@ class Trainer:
             for parameter in self.trainable:
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
-        self.optimizer.step()
-        self.rates = current_rates(self.optimizer)  # the rates of this step, not of the next
+        self.state.optimizer.step()
+        self.rates = current_rates(self.state.optimizer)  # the rates of this step, not of the next
         self.scheduler.step()
-        if self.memory is not None:
-            self.memory.commit()
-        self.step += 1
-        self.num_samples += global_batch(self.args)
-        self.eval_loss = None
+        self.state.advance(global_batch(self.args))
 
     def _carried(self, micro_batch: int, batch: Batch) -> AbstractContextManager[None]:
-        if self.memory is None:
+        if self.state.memory is None:
             return nullcontext()
-        return self.memory.carried(self._lanes()[micro_batch], batch)
+        return self.state.memory.carried(self._lanes()[micro_batch], batch)
 
     def _lanes(self) -> list[list[int]]:
         return lane_rows(self.args.batch_size, self.args.num_microbatches, get_rank(), get_world_size())
@@ -262,7 +244,7 @@ class Trainer:
         if self.sampler is not None and (self._is_due(args.sample_freq) or last):
             self._sample(self.sampler)
         if self._is_due(args.ckpt_freq) or last:
-            self._save_checkpoint(last=last)
+            self._save(last=last)
 
     def _is_due(self, frequency: int) -> bool:
         return frequency > 0 and self.step % frequency == 0
@@ -310,7 +292,7 @@ class Trainer:
         )
 
     def _log(self, result: StepResult) -> None:
-        gates = self.gates.metrics()  # of all processes, since gates may be in shards
+        gates = self.state.gates.metrics()  # of all processes, since gates may be in shards
         if not is_main():
             return
         seconds = self.timer.seconds()
@@ -335,10 +317,8 @@ class Trainer:
     def _evaluate(self) -> None:
         assert self.eval_data is not None
         values = evaluate(self.model, self.eval_data, self.args, device=self.device)
-        self.eval_loss = values["loss"]
-        if self.best_eval is None or self.eval_loss < self.best_eval["loss"]:
-            self.best_eval = {"step": self.step, "loss": self.eval_loss}
-        values |= self.unigram | {"best_loss": self.best_eval["loss"]}
+        self.state.record_evaluation(values["loss"])
+        values |= self.unigram
         self.writer.write("eval", self.step, values)
         logger.info("%s", eval_line(self.step, values))
 
@@ -352,79 +332,18 @@ class Trainer:
             logger.info("Audio sample: %s", path)
         barrier()
 
-    def _save_checkpoint(self, *, last: bool) -> None:
-        """Save, unless this step is saved already.
+    def _save(self, *, last: bool) -> None:
+        self.saver.save(self.state, last=last, wandb_run_id=self.writer.wandb_run_id)
 
-        Args:
-            last: nothing comes after it, so that it must succeed.
-        """
-        if self.checkpointer is None or self.saved_step == self.step:
-            return
-        self._finish_checkpoint(last=False)
-        with self._errors_allowed(not last):
-            self.checkpointer.save(self.model, self.step, self._resume_state())
-            self.saved_step = self.step
-
-    def _finish_checkpoint(self, *, last: bool) -> None:
-        if self.checkpointer is not None:
-            with self._errors_allowed(not last):
-                self.checkpointer.finish()
-
-    @contextmanager
-    def _errors_allowed(self, allowed: bool) -> Iterator[None]:
-        """Let training go on after a checkpoint that could not be written, where it may."""
-        try:
-            yield
-        except CheckpointError as error:
-            if not allowed or self.args.ckpt_on_error == "stop":
-                raise
-            if is_main():
-                logger.error("%s Training goes on (ckpt_on_error: continue).", error)
-
-    def _resume_state(self) -> ResumeState:
-        places = self.memory.places() if self.memory is not None else {}
-        facts = {
-            "step": self.step,
-            "num_samples": self.num_samples,
-            "global_batch": global_batch(self.args),
-            "num_processes": get_world_size(),
-            "args": public_values(self.args),
-            **self.facts,
-            "eval_loss": self.eval_loss,
-            "best_eval": self.best_eval,
-            "wandb_run_id": self.writer.wandb_run_id,
-            "memory": {lane: place for part in gather_objects(places) for lane, place in part.items()},
-        }
-        return ResumeState(collect_state(self.model, self.optimizer, self._other_tensors()), facts)
-
-    def _other_tensors(self) -> dict[str, Tensor]:
-        tensors = {f"gate.{index}": gate for index, gate in self.gates.start.items()}
-        if self.memory is not None:
-            tensors |= {f"memory.{name}": tensor for name, tensor in self.memory.tensors().items()}
-        return tensors
-
-    def _train_loader(self) -> Iterable[Batch]:
-        split = {
-            "batch_size": self.args.batch_size,
-            "rank": get_rank(),
-            "world_size": get_world_size(),
-            "seed": self.args.seed,
-            "shuffle": self.args.data.shuffle,
-        }
-        if self.memory is None:
-            sampler = GlobalBatchSampler(len(self.train_data), start_sample=self.num_samples, **split)
-        else:
-            sampler = ContiguousBatchSampler(
-                self.train_data.chunks,
-                num_microbatches=self.args.num_microbatches,
-                start_step=self.step,
-                **split,
+    def _train_batches(self) -> Iterator[Batch]:
+        return iter(
+            build_train_batches(
+                self.args,
+                self.train_data,
+                step=self.state.step,
+                num_samples=self.state.num_samples,
+                pin_memory=self.device.type == "cuda",
             )
-        return build_train_loader(
-            self.train_data,
-            sampler,
-            num_workers=self.args.data.num_workers,
-            pin_memory=self.device.type == "cuda",
         )
 
 
