@@ -146,4 +146,6 @@ def set_trainable(model: LMModel, args: TrainArgs) -> None:
 
 def autocast(args: TrainArgs, device: torch.device) -> torch.autocast:
     """The context in which the model computes: bfloat16 around float32 masters, or nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.param_dtype == "bfloat16")
+    enabled = args.param_dtype == "bfloat16"
+    # The cache would keep a bfloat16 copy of every trained weight until the end of the forward pass.
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
