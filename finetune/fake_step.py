@@ -153,7 +153,11 @@ def _marking(model: LMModel, mark: Mark) -> Iterator[Callable[[], None]]:
     main, depformer = model.transformer.layers, model.depformer.layers
     handles = [
         *(handle for index, layer in enumerate(main) for handle in marker.watch(layer, Part("layer", index))),
-        *(handle for index, layer in enumerate(depformer) for handle in marker.watch(layer, Part("depformer", index))),
+        *(
+            handle
+            for index, layer in enumerate(depformer)
+            for handle in marker.watch(layer, Part("depformer", index))
+        ),
         *marker.watch_ends(main, "embedding", "between"),
         *marker.watch_ends(depformer, "between", "loss"),
         *marker.watch_reruns(ttt_layers(model)),

@@ -171,7 +171,9 @@ def trace_step(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -
     return _cut(tracker.history, starts, created)
 
 
-def _cut(history: list[tuple[str, int]], starts: list[tuple[Part, int]], created: list[tuple[int, int]]) -> Curves:
+def _cut(
+    history: list[tuple[str, int]], starts: list[tuple[Part, int]], created: list[tuple[int, int]]
+) -> Curves:
     """Cut the history of a step into the curves of its parts."""
     new_gradients = [0] * (len(history) + 1)
     for position, num_bytes in created:
@@ -236,7 +238,9 @@ def _middle_of_loop(short: Curve, longer: Curve) -> int:
 def _num_alike(first: Curve, second: Curve) -> int:
     """How many operations two curves begin with that are the same."""
     pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a.operation != b.operation), min(len(first), len(second)))
+    return next(
+        (i for i, (a, b) in enumerate(pairs) if a.operation != b.operation), min(len(first), len(second))
+    )
 
 
 def _lagrange(points: Sequence[int], at: int) -> list[float]:

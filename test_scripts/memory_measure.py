@@ -1,0 +1,55 @@
+"""The peak of real training steps, as the allocator reports it to torch's profiler."""
+
+import torch
+from moshi.models.loaders import get_moshi_lm
+from torch.profiler import ProfilerActivity, profile
+
+from finetune.args import TrainArgs
+from finetune.demo.tiny_moshi import tiny_moshi_config
+from finetune.loss import loss_sums, loss_weights, total_loss
+from finetune.optim import build_optimizer
+from finetune.wrapped_model import autocast, prepare_model
+
+
+def real_model(args: TrainArgs, lm_kwargs: dict) -> torch.nn.Module:
+    """A model with random weights, as `build_model` prepares it."""
+    dtype = torch.float32 if args.full_finetuning else getattr(torch, args.param_dtype)
+    overrides = {"gradient_checkpointing": args.gradient_checkpointing, "lora": False}
+    model = get_moshi_lm(None, lm_kwargs, device="cpu", dtype=dtype, lm_kwargs_overrides=overrides)
+    return prepare_model(model, args)
+
+
+def train_step(model, args: TrainArgs, optimizer: torch.optim.Optimizer) -> None:
+    """One optimiser step on random codes, the trainer's arithmetic without its logs."""
+    optimizer.zero_grad(set_to_none=True)
+    for _ in range(args.num_microbatches):
+        codes = torch.randint(model.card, (args.batch_size, model.num_codebooks, args.chunk_frames))
+        weights = loss_weights(codes, model, args)
+        with autocast(args, torch.device("cpu")):
+            output = model(codes)
+        parts = loss_sums(output, codes, weights, model)
+        del output
+        total_loss(parts, weights.totals()).backward()
+        del parts
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+    optimizer.step()
+
+
+def measured_peak(args: TrainArgs, lm_kwargs: dict, *, num_steps: int = 2) -> int:
+    """Bytes of weights and of the most that was allocated on top of them during some steps."""
+    model = real_model(args, lm_kwargs)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    optimizer = build_optimizer(model, args)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for _ in range(num_steps):
+            train_step(model, args, optimizer)
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert events
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return weights + peak
+
+
+TINY = tiny_moshi_config(text_card=512, card=64)
