@@ -48,9 +48,9 @@ def memory_lines(
     ]
     lines += _table(estimates, args.gradient_checkpointing)
     lines += [
-        "  An estimate: counted on tensors without memory, never measured on a GPU. Not all items are there",
-        "  at once, the peak is what counts. Not in it: CUDA context and libraries (about 1 GB), NCCL buffers,",
-        "  fragmentation, and the Mimi codec and copies of weights for samples (sample_freq).",
+        "  An estimate: counted on tensors without memory, never measured on a GPU. Not all items are",
+        "  there at once, the peak is what counts. Not in it: CUDA context and libraries (about 1 GB), NCCL",
+        "  buffers, fragmentation, and the Mimi codec and copies of weights for samples (sample_freq).",
     ]
     if gpu_memory_gb is None:
         return lines, True
