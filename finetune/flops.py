@@ -51,7 +51,7 @@ def training_flops_per_frame(args: TrainArgs, lm_kwargs: dict[str, Any]) -> floa
 
 
 def counted_flops(args: TrainArgs, lm_kwargs: dict[str, Any]) -> float:
-    """The share of all but attention, counted over one and two mini-batches; later ones are like the second."""
+    """All but attention, counted over one and two mini-batches; later ones are like the second."""
     num_frames, size = args.chunk_frames, args.ttt.mini_batch_size
     short = min(num_frames, size)
     flops = _count(args, lm_kwargs, num_frames=short)
