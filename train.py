@@ -7,16 +7,16 @@ torchrun --nproc-per-node 8 -m train example/moshi_7B_ttt.yaml --optim.lr 1e-6
 import sys
 
 from finetune.cli import parse_train_command, run_command
-from finetune.run import dry_run, run_training
+from finetune.dry_run import dry_run
+from finetune.run import run_training
 
 
 def main() -> int:
     """Parse the command line and do what it says."""
-    args, is_dry_run = parse_train_command(sys.argv[1:])
-    if is_dry_run:
-        dry_run(args)
-    else:
-        run_training(args)
+    command = parse_train_command(sys.argv[1:])
+    if command.dry_run:
+        return dry_run(command.args, num_gpus=command.num_gpus, gpu_memory_gb=command.gpu_memory_gb)
+    run_training(command.args)
     return 0
 
 

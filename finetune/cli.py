@@ -5,7 +5,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
 
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
@@ -16,6 +17,8 @@ from finetune.config_io import all_keys, load_train_args, type_name, unknown_key
 from finetune.errors import ConfigError, TrainingDivergedError, UserError
 from moshi_ttt.state_file import StateError
 
+_Number = TypeVar("_Number", int, float)
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises a ConfigError where argparse prints its usage and exits."""
@@ -25,11 +28,18 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} (see --help).")
 
 
-def parse_train_command(argv: Sequence[str]) -> tuple[TrainArgs, bool]:
-    """Parse the arguments of train.py.
+@dataclass(frozen=True)
+class TrainCommand:
+    """What the arguments of train.py ask for; the GPUs are those that a dry run assumes."""
 
-    Returns:
-        The configuration, and whether it is a dry run.
+    args: TrainArgs
+    dry_run: bool
+    num_gpus: int
+    gpu_memory_gb: float | None
+
+
+def parse_train_command(argv: Sequence[str]) -> TrainCommand:
+    """Parse the arguments of train.py.
 
     Raises:
         ConfigError: an option, key or value is wrong; one line.
@@ -51,7 +61,8 @@ def parse_train_command(argv: Sequence[str]) -> tuple[TrainArgs, bool]:
         for key, text in vars(known).items()
         if key in fields and text is not None
     }
-    return load_train_args(path, overrides), known.dry_run
+    args = load_train_args(path, overrides)
+    return TrainCommand(args, known.dry_run, *_assumed_gpus(known))
 
 
 def parse_value(info: FieldInfo, text: str, key: str) -> Any:
@@ -107,6 +118,28 @@ def _leave_closed_output() -> int:
     return 141
 
 
+def _assumed_gpus(known: argparse.Namespace) -> tuple[int, float | None]:
+    """The GPUs that a dry run assumes: their number, and the memory of one in GB where it is given."""
+    for option, text in (("--gpus", known.gpus), ("--gpu-memory-gb", known.gpu_memory_gb)):
+        if text is not None and not known.dry_run:
+            raise ConfigError(f"{option}: {text} belongs to a dry run; add --dry-run or leave it out.")
+    num_gpus = _number("--gpus", known.gpus or "1", int, 1, 65536)
+    if known.gpu_memory_gb is None:
+        return num_gpus, None
+    return num_gpus, _number("--gpu-memory-gb", known.gpu_memory_gb, float, 0.001, 100_000)
+
+
+def _number(option: str, text: str, kind: type[_Number], lowest: _Number, highest: _Number) -> _Number:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not lowest <= value <= highest:
+        word = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{option}: {text!r} is not {word} from {lowest:g} to {highest:g}.")
+    return value
+
+
 def _train_parser() -> Parser:
     parser = Parser(
         prog="train.py",
@@ -118,6 +151,12 @@ def _train_parser() -> Parser:
     parser.add_argument("--config", metavar="CONFIG", help="the YAML file, as an option")
     parser.add_argument(
         "--dry-run", action="store_true", help="build everything, print the summary of the model and stop"
+    )
+    parser.add_argument("--gpus", metavar="N", help="with --dry-run: GPUs of the memory estimate [default 1]")
+    parser.add_argument(
+        "--gpu-memory-gb",
+        metavar="X",
+        help="with --dry-run: memory of one GPU; exit status 1 if it is too small",
     )
     groups: dict[str, Any] = {}
     for key, info in all_keys():

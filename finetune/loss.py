@@ -59,7 +59,7 @@ def loss_weights(codes: Tensor, model: LMModel, args: TrainArgs) -> LossWeights:
             row[:, -delay:] = False
     text_weights, audio_weights = text_valid.float(), audio_valid.float()
     for token in (model.text_padding_token_id, model.end_of_text_padding_id):
-        text_weights[text == token] *= args.text_padding_weight
+        text_weights = torch.where(text == token, text_weights * args.text_padding_weight, text_weights)
     audio_weights[:, 0] *= args.first_codebook_weight_multiplier
     return LossWeights(text_weights, audio_weights, text_valid, audio_valid)
 

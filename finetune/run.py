@@ -1,4 +1,4 @@
-"""A training run from its configuration to its plots, and the dry run that only builds."""
+"""A training run from its configuration to its plots."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ from finetune.monitoring.metrics import MetricsWriter, check_wandb
 from finetune.monitoring.plots import INNER_LOSSES_FILE, plot_inner_losses, plot_run
 from finetune.parallel import build_parallel_model, choose_strategy
 from finetune.pipeline import Recordings, build_datasets, load_codec, load_recordings
-from finetune.repository import base_fingerprint, find_architecture, find_model_files, lm_config
+from finetune.repository import base_fingerprint, find_model_files, lm_config
 from finetune.resume import ResumePoint, check_configuration, find_resume_point, set_aside_newer
 from finetune.run_directory import check_run_dir, make_run_dir, run_dir_of
 from finetune.sampling import Sampler
@@ -42,11 +42,8 @@ from finetune.saving import Saver
 from finetune.summary import model_summary
 from finetune.trainer import Trainer
 from finetune.unigram import unigram_losses
-from finetune.wrapped_model import build_meta_model, build_model
 
 logger = logging.getLogger(__name__)
-
-_SMALL_MODEL = 500_000_000  # parameters that any machine can load
 
 
 def run_training(args: TrainArgs) -> None:
@@ -76,39 +73,6 @@ def run_training(args: TrainArgs) -> None:
             args = _with_base_of(args, find_checkpoint(args.init_from))
         info = find_model_files(args.moshi_paths)
         _train(args, recordings, info, device, point=point, stop=stop)
-
-
-def dry_run(args: TrainArgs) -> None:
-    """Build the model, print its summary, and name what is still missing to train.
-
-    A large model, or one whose files are not here, is built without weights on the meta device.
-    """
-    set_up_logging()
-    lm_kwargs, source = find_architecture(args.moshi_paths)
-    model = build_meta_model(args, lm_kwargs)
-    print(f"Architecture: {source}, built without weights")
-    if Path(args.moshi_paths.hf_repo_id or "").is_dir() and _num_parameters(model) < _SMALL_MODEL:
-        model = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
-        print("The model is small: its weights were loaded as well")
-        if args.init_from is not None and Path(args.init_from).exists():
-            print(*warm_start(model, args.init_from, args), sep="\n")
-    for line in model_summary(model, args):
-        print(line)
-    for key, value in (
-        ("run_dir", args.run_dir),
-        ("data.train_data", args.data.train_data),
-        ("data.eval_data", args.data.eval_data if args.do_eval else "not needed"),
-    ):
-        if not value:
-            print(f"Still to fill in before training: {key}")
-    for key, value in (
-        ("data.train_data", args.data.train_data),
-        ("data.eval_data", args.data.eval_data),
-        ("init_from", args.init_from),
-    ):
-        if value and not Path(value).exists():
-            print(f"Does not exist yet: {key}: {value}")
-    print("Dry run: nothing was trained or written.")
 
 
 def _with_base_of(args: TrainArgs, folder: Path) -> TrainArgs:
@@ -197,7 +161,3 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def _num_parameters(model: LMModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -128,12 +128,14 @@ def test_yaml_numbers_overrides_and_both_ways_to_name_the_file(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("optim:\n  lr: 2e-6\nlora: {enable: true}\nrun_dir: old\nttt:\n")
     for argv in ([str(path)], ["--config", str(path)]):
-        args, dry_run = parse_train_command([*argv, "--ttt.layers", "1,3", "--optim.weight_decay", "1e-4"])
+        command = parse_train_command([*argv, "--ttt.layers", "1,3", "--optim.weight_decay", "1e-4"])
+        args = command.args
         assert args.optim.lr == 2e-6 and args.optim.weight_decay == 1e-4
-        assert args.ttt.layers == "1,3" and args.lora.enable and not dry_run
+        assert args.ttt.layers == "1,3" and args.lora.enable and not command.dry_run
     overrides = ["--run_dir=2024", "--num_ckpt_keep", "null", "--ttt.layers", "[1, 3]", "--lora.enable=false"]
-    args, dry_run = parse_train_command([str(path), *overrides, "--ttt.enable", "true", "--dry-run"])
-    assert args.run_dir == "2024" and args.num_ckpt_keep is None and dry_run
+    command = parse_train_command([str(path), *overrides, "--ttt.enable", "true", "--dry-run"])
+    args = command.args
+    assert args.run_dir == "2024" and args.num_ckpt_keep is None and command.dry_run
     assert args.ttt.layer_indices(4) == [1, 3] and not args.lora.enable
 
 
