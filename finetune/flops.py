@@ -7,7 +7,7 @@ Shapes: T frames of a chunk, C mini_batch_size.
 """
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.args import TrainArgs
 from finetune.fake_step import Part, fake_model, layer_kinds, reduced, run_step, walk
+from finetune.repository import find_architecture
 from finetune.ttt_integration import attention_windows
 from finetune.wrapped_model import build_meta_model
 
@@ -39,6 +40,33 @@ _ATTENTION = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward,
 )
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """How much of what the devices can do goes into the model.
+
+    Attributes:
+        flops_per_frame: of `training_flops_per_frame`.
+        peak_flops: of one device, FLOP/s.
+    """
+
+    flops_per_frame: float
+    peak_flops: float
+
+    def metrics(self, frames_per_sec: float) -> dict[str, float]:
+        """`model_tflops` and `mfu` of one device, for the frames per second of one device."""
+        flops = self.flops_per_frame * frames_per_sec
+        return {"model_tflops": flops / 1e12, "mfu": flops / self.peak_flops}
+
+
+def utilisation(args: TrainArgs, device: torch.device) -> Utilisation | None:
+    """For a run as configured; None where the device's peak is not known."""
+    peak = peak_flops(device, args.peak_tflops)
+    if peak is None:
+        return None
+    lm_kwargs, _ = find_architecture(args.moshi_paths)
+    return Utilisation(training_flops_per_frame(args, lm_kwargs), peak)
 
 
 def training_flops_per_frame(args: TrainArgs, lm_kwargs: dict[str, Any]) -> float:

@@ -10,9 +10,9 @@ from moshi.models.lm import LMModel
 from torch import nn
 
 from finetune.args import TrainArgs
-from finetune.errors import ConfigError
 from finetune.memory_trace import StepPeak, step_peak
 from finetune.optim import build_optimizer
+from finetune.parallel import choose_strategy, gradients_wait
 from finetune.wrapped_model import build_meta_model
 from moshi_ttt.hybrid_model import ttt_layers
 
@@ -65,6 +65,8 @@ def estimate_memory(
     optimizer = 2 * gradients
     workspace = _share(_optimizer_workspace(model, args, device_type), num_shards)
     gathered = _working_set(model) if sharded else 0
+    if sharded and gradients_wait(args):
+        gathered += _FLOAT32 * trainable - gradients  # those of earlier micro-batches, not in shards yet
     memory = _carried_memory(model, args)
     kept = weights + optimizer + memory
     backward = kept + gathered + _gradients_and_activations(args, step, gradients, sharded)
@@ -91,14 +93,8 @@ def num_shards_of(args: TrainArgs, num_gpus: int) -> int | None:
     Raises:
         ConfigError: `parallel` does not fit this number of GPUs.
     """
-    strategy, replicas = args.parallel.strategy, args.parallel.replicas
-    if strategy == "auto":
-        strategy = "fsdp" if num_gpus > 1 else "none"
-    if strategy == "none" and num_gpus > 1:
-        raise ConfigError(f"parallel.strategy: none is for one process, not for --gpus {num_gpus}; use auto.")
-    if replicas > 1 and (strategy != "fsdp" or num_gpus % replicas):
-        raise ConfigError(f"parallel.replicas: {replicas} does not divide --gpus {num_gpus}.")
-    return num_gpus // replicas if strategy == "fsdp" else None
+    sharded = choose_strategy(args, num_gpus) == "fsdp"
+    return num_gpus // args.parallel.replicas if sharded else None
 
 
 def _gradients_and_activations(args: TrainArgs, step: StepPeak, gradients: int, sharded: bool) -> int:
@@ -124,7 +120,7 @@ def _working_set(model: LMModel) -> int:
 
 
 def _carried_memory(model: LMModel, args: TrainArgs) -> int:
-    """Fast weights of the recordings of a step, with those read and those about to be stored.
+    """Fast weights of the recordings of a step, before and after it, with those being read and written.
 
     A row keeps a set of fast weights and the keys, values and inner rates of a mini-batch, in float32.
     """
@@ -136,7 +132,7 @@ def _carried_memory(model: LMModel, args: TrainArgs) -> int:
         fast = sum(p.numel() for p in (*layer.weights, *layer.biases))
         pending = config.mini_batch_size * (2 * config.model_dim + config.num_heads)
         per_row += _FLOAT32 * (fast + pending)
-    return per_row * args.batch_size * (args.num_microbatches + 2)
+    return per_row * args.batch_size * (2 * args.num_microbatches + 2)
 
 
 def _optimizer_workspace(model: LMModel, args: TrainArgs, device_type: str) -> int:

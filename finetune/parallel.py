@@ -81,6 +81,14 @@ def build_parallel_model(
     return model
 
 
+def gradients_wait(args: TrainArgs) -> bool:
+    """Whether sharded gradients wait for the last micro-batch of a step, whole in every process until then.
+
+    With few trainable parameters that saves communication, with all of them it would undo the sharding.
+    """
+    return args.num_microbatches > 1 and not args.full_finetuning
+
+
 class TrainingPass:
     """Calls a model so that its gradients are averaged over the processes in the last micro-batch of a step.
 
@@ -93,9 +101,7 @@ class TrainingPass:
         self._model = model
         self._num_processes = get_world_size()
         self._strategy = choose_strategy(args, self._num_processes)
-        # Gradients that wait for the last micro-batch are whole in every process. With few trainable
-        # parameters that saves communication, with all of them it would undo the sharding.
-        self._waits = not (self._strategy == "fsdp" and args.full_finetuning)
+        self._waits = self._strategy == "ddp" or gradients_wait(args)
         self._ddp = None
         if self._strategy == "ddp" and self._num_processes > 1:
             self._ddp = DistributedDataParallel(

@@ -28,6 +28,7 @@ from finetune.distributed import (
     process_group,
     set_up_logging,
 )
+from finetune.flops import utilisation
 from finetune.interruption import StopRequest
 from finetune.loading import find_checkpoint, warm_start
 from finetune.monitoring.metrics import MetricsWriter, check_wandb
@@ -123,6 +124,7 @@ def _train(
             writer=writer,
             saver=Saver(args, checkpointer, facts),
             sampler=sampler,
+            utilisation=utilisation(args, device),
         )
         if point is not None:
             trainer.resume(point)

@@ -30,6 +30,7 @@ from finetune.distributed import (
 )
 from finetune.errors import TrainingDivergedError
 from finetune.eval import evaluate
+from finetune.flops import Utilisation
 from finetune.interruption import StopRequest
 from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.monitoring.console import eval_line, train_line
@@ -77,6 +78,7 @@ class Trainer:
         writer: of the metrics.
         saver: of the checkpoints.
         sampler: None when `sample_freq` is 0.
+        utilisation: None where the peak of the device is not known.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Trainer:
         writer: MetricsWriter,
         saver: Saver,
         sampler: Sampler | None,
+        utilisation: Utilisation | None,
     ) -> None:
         self.args = args
         self.model = model
@@ -100,6 +103,7 @@ class Trainer:
         self.writer = writer
         self.saver = saver
         self.sampler = sampler
+        self.utilisation = utilisation
         self.groups = {name: group for name, group in get_parameter_groups(model, args).items() if group}
         self.trainable = [parameter for group in self.groups.values() for parameter in group]
         self.training_pass = TrainingPass(model, args)
@@ -309,10 +313,14 @@ class Trainer:
             "step_time_sec": total,
             **{f"{phase}_time_sec": time for phase, time in seconds.items()},
             "tokens_per_sec": result.num_tokens / total,
+            **self._utilisation(result.num_frames / total / get_world_size()),
             "peak_memory_gb": _peak_memory_gb(self.device),
         }
         self.writer.write("train", self.step, values)
         logger.info("%s", train_line(self.step, values))
+
+    def _utilisation(self, frames_per_sec: float) -> dict[str, float]:
+        return {} if self.utilisation is None else self.utilisation.metrics(frames_per_sec)
 
     def _evaluate(self) -> None:
         assert self.eval_data is not None

@@ -14,6 +14,7 @@ _TRAIN_FIELDS = (
     ("ttt_raw", ".6f"),
     ("ttt_delta", ".2e"),
     ("tokens_per_sec", ",.0f"),
+    ("mfu", ".1%"),
     ("peak_memory_gb", ".2f"),
 )
 _EVAL_FIELDS = (
