@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,7 @@ def load_model(
         CheckpointError: files are missing, corrupt or do not fit the base model.
     """
     check_base(checkpoint, info)
+    info = own_weights(checkpoint, info)
     model = load_base(info, device=device, dtype=dtype)
     if (checkpoint.folder / FULL_FILE).is_file():
         check_finite(model.state_dict(), source=str(info.moshi_weights))
@@ -254,6 +255,12 @@ def check_base(checkpoint: Checkpoint, info: CheckpointInfo) -> None:
         raise CheckpointError(
             f"{checkpoint.folder}: was trained on another base model than {info.moshi_weights} holds."
         )
+
+
+def own_weights(checkpoint: Checkpoint, info: CheckpointInfo) -> CheckpointInfo:
+    """The files to load: adapters of the base repository are part of full weights already."""
+    full = (checkpoint.folder / FULL_FILE).is_file()
+    return replace(info, lora_weights=None) if full else info
 
 
 def _read_descriptions(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Weight files: headers, which are compared with a model before any tensor is read, and tensors."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,15 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             }
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from None
+
+
+def count_parameters(path: Path) -> int:
+    """Number of parameters of a safetensors file, from its header.
+
+    Raises:
+        CheckpointError: the file is corrupt.
+    """
+    return sum(math.prod(header.shape) for header in read_header(path).values())
 
 
 def header_of(tensor: Tensor, *, file: str) -> TensorHeader:
