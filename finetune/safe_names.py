@@ -14,7 +14,15 @@ WEIGHT_SUFFIX = ".safetensors"
 
 _WEIGHT_KEYS = ("moshi_name", "mimi_name", "lora_name")
 _OTHER_FILE_KEYS = ("tokenizer_name", "mimi_config_name")
-_COUNTS = ("num_layers", "depformer_num_layers", "n_q", "dep_q", "num_heads", "depformer_num_heads")
+_COUNTS = (
+    "num_layers",
+    "depformer_num_layers",
+    "n_q",
+    "dep_q",
+    "num_heads",
+    "depformer_num_heads",
+    "n_residual_layers",
+)
 _MAX_COUNT = 4096
 
 
@@ -54,9 +62,19 @@ def check_config_values(config: Mapping[str, Any], *, source: str) -> None:
             raise CheckpointError(f"{source}: {key}: {value!r} is not the name of a file in the same folder.")
         if key in _WEIGHT_KEYS:
             check_weight_file(value, key=f"{source}: {key}")
-    for key in _COUNTS:
-        value = config.get(key)
-        if isinstance(value, (int, float)) and value > _MAX_COUNT:
+    check_counts(config, source=source)
+
+
+def check_counts(config: Mapping[str, Any], *, source: str) -> None:
+    """Look at numbers that Moshi counts up to while it builds a model, in inner sections too.
+
+    Raises:
+        CheckpointError: a number of layers, codebooks or heads is beyond all reason.
+    """
+    for key, value in config.items():
+        if isinstance(value, dict):
+            check_counts(value, source=source)
+        elif key in _COUNTS and isinstance(value, (int, float)) and value > _MAX_COUNT:
             raise CheckpointError(f"{source}: {key}: {value} is not allowed, at most {_MAX_COUNT}.")
 
 

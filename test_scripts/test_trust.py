@@ -15,8 +15,11 @@ from finetune.args import ModelPaths, TrainArgs
 from finetune.config_io import build_args, load_train_args
 from finetune.errors import CheckpointError, ConfigError
 from finetune.loading import load_checkpoint_model, open_checkpoint, warm_start
+from finetune.pipeline import load_codec
 from finetune.repository import find_architecture, find_model_files
 from finetune.weight_files import read_header
+from moshi_ttt.memory import inspect_ttt_states
+from moshi_ttt.state_file import StateError
 from run_helpers import MODES, checkpoint_content
 
 ROOT = Path(__file__).parents[1]
@@ -265,6 +268,22 @@ def test_conditions_of_any_size_are_refused_before_they_are_built(repository, mo
     monkeypatch.setattr(type(info), "get_moshi", None)
     with pytest.raises(CheckpointError, match="speaker conditions cannot train"):
         wrapped_model.load_base(info, device="cpu", dtype=torch.float32)
+
+
+def test_a_codec_of_any_announced_size_costs_nothing(repository):
+    config = json.loads((repository / "mimi_config.json").read_text())
+    wide = config | {"quantizer": config["quantizer"] | {"bins": 10**9}}
+    deep = config | {"transformer": config["transformer"] | {"num_layers": 10**9}}
+    for changed, message in ((wide, "its configuration announces "), (deep, "num_layers: 1000000000 is not")):
+        (repository / "mimi_config.json").write_text(json.dumps(changed))
+        info = find_model_files(ModelPaths(hf_repo_id=str(repository)))
+        line = refusal(load_codec, info, torch.device("cpu"))
+        assert "mimi.safetensors" in line and message in line
+
+
+def test_a_memory_with_an_enormous_header_is_refused(tmp_path):
+    with pytest.raises(StateError, match="its header has 17,825,793 bytes"):
+        inspect_ttt_states(_raw(tmp_path / "x.safetensors", b"{" + b" " * (17 * 2**20)))
 
 
 def test_a_repository_of_the_hub_is_looked_at_before_its_weights_are_downloaded(monkeypatch, tmp_path):
