@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from finetune.args import LoraArgs, TTTArgs
-from finetune.checkpointing import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
+from finetune.checkpoint_files import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
 from finetune.config_io import build_args, yaml_text
 from finetune.errors import CheckpointError, ConfigError
 from finetune.repository import lm_arguments

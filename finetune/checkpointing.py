@@ -1,43 +1,65 @@
-"""Checkpoints that stock Moshi can read, with the TTT tensors in a file of their own beside them.
+"""Writing the checkpoints of a run: complete or not at all, verifiable, the last good one never first to go.
 
-run_dir/checkpoints/checkpoint_000100/consolidated/
-    lora.safetensors           LoRA adapters (and trained embeddings), or
-    consolidated.safetensors   full weights (full fine-tuning, or adapters merged)
-    ttt.safetensors            TTT weights and gates, when there are any
-    config.json                as in a Moshi repository, with a `ttt` section when there is one
-    training.json              the step, the files, the `ttt` section, where the base model came from
+A checkpoint is written beside the others under a hidden name. Once every process has written its part, the
+main one lists all files with their hashes, makes sure that they are on disk, and renames the folder.
 """
 
-import dataclasses
-import json
+import errno
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from moshi.models.lm import LMModel
-from moshi.modules.lora import LoRALinear
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.args import TrainArgs
+from finetune.checkpoint_files import (
+    CONSOLIDATED_DIR,
+    DONE_FILE,
+    LATEST_FILE,
+    OLD_PREFIX,
+    PARTIAL_PREFIX,
+    PREFIX,
+    RESUME_FILE,
+    STATE_DIR,
+    list_checkpoints,
+)
+from finetune.checkpoint_integrity import content_files, describe_file
+from finetune.consolidated import WeightFiles, gather_weights, write_consolidated
+from finetune.distributed import gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError
-from finetune.ttt_utils import is_ttt_parameter
+from finetune.files import read_json_object, sync_to_disk, write_json
+from finetune.training_state import STATE_ERRORS, copy_to_host, save_state
 
 logger = logging.getLogger(__name__)
 
-LORA_FILE = "lora.safetensors"
-FULL_FILE = "consolidated.safetensors"
-TTT_FILE = "ttt.safetensors"
-CONFIG_FILE = "config.json"
-TRAINING_FILE = "training.json"
+_FULL_DISK = 1 << 20  # bytes that are left
+_WRITE_ERRORS = (SafetensorError, *STATE_ERRORS)
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """What a checkpoint needs for resuming.
+
+    Attributes:
+        tensors: of this process, see `finetune.training_state`.
+        facts: for `resume.json`, the same in every process.
+    """
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Checkpointer:
-    """Writes checkpoints of one run; call from the main process only.
+    """Writes checkpoints of one run; every process has one and calls its methods together with the others.
 
     Args:
         run_dir: the run directory.
@@ -57,9 +79,21 @@ class Checkpointer:
         self.args = args
         self.base_config = base_config
         self.base_fingerprint = base_fingerprint
+        # A group of its own: background writing must not mix with the collectives of training.
+        self._group = dist.new_group(backend="gloo") if get_world_size() > 1 else None
+        self._writer = ThreadPoolExecutor(1) if args.ckpt_async else None
+        self._pending: Future[Path] | None = None
 
-    def save(self, model: LMModel, step: int) -> Path:
-        """Write checkpoint_<step>, complete or not at all, then delete the oldest beyond num_ckpt_keep.
+    def save(self, model: LMModel, step: int, state: ResumeState | None = None) -> Path:
+        """Write checkpoint_<step>, complete or not at all, then delete old ones beyond those to keep.
+
+        With `ckpt_async` this returns when everything is copied; an error comes with the next `save` or
+        with `finish`.
+
+        Args:
+            model: whose weights are saved for use.
+            step: optimiser steps done.
+            state: for resuming; without it the checkpoint can only be used or started from.
 
         Returns:
             Its directory.
@@ -67,133 +101,139 @@ class Checkpointer:
         Raises:
             CheckpointError: it cannot be written, for example because the disk is full.
         """
-        final = self.folder / f"checkpoint_{step:06d}"
-        if final.exists():
-            return final
-        partial = self.folder / f".tmp-checkpoint_{step:06d}"
-        content = partial / "consolidated"
+        self.finish()
+        weights = gather_weights(model, self.args)
+        if self._writer is None:
+            return self._write(step, weights, state)
+        if state is not None:
+            state = ResumeState(copy_to_host(state.tensors), state.facts)
+        self._pending = self._writer.submit(self._write, step, weights, state)
+        return self.folder / f"{PREFIX}{step:06d}"
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is written in the background, if there is one.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, step: int, weights: WeightFiles, state: ResumeState | None) -> Path:
+        final = self.folder / f"{PREFIX}{step:06d}"
+        partial = self.folder / f"{PARTIAL_PREFIX}{PREFIX}{step:06d}"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            content.mkdir(parents=True)
-            self._write(model, step, content)
-            _sync(content)
-            partial.rename(final)
-            _sync(self.folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            with self._together():
+                self._make_folders(partial)
+            with self._together():
+                if is_main():
+                    self._write_main(partial, step, weights, state)
+                if state is not None:
+                    save_state(state.tensors, partial / STATE_DIR, self._group)
+            with self._together():
+                self._seal(partial, final)
+        except CheckpointError as error:
+            if is_main():
+                shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
                 f"{final}: the checkpoint cannot be written ({error}); earlier checkpoints are intact."
             ) from None
         logger.info("Saved %s", final)
-        self._delete_old()
+        if is_main():
+            self._delete_old(final)
         return final
 
-    def _write(self, model: LMModel, step: int, content: Path) -> None:
-        files = split_weights(model, self.args)
-        for name, tensors in files.items():
-            save_file(tensors, content / name)
-            _sync(content / name)
-        _write_json(content / CONFIG_FILE, export_config(self.base_config, self.args, files))
-        paths = {
-            key: str(Path(value).resolve()) if value and Path(value).exists() else value
-            for key, value in dataclasses.asdict(self.args.moshi_paths).items()
-        }
-        # The `ttt` section is here too: a baseline (ttt.layers: none) has windows, and no key in config.json.
-        ttt = dataclasses.asdict(self.args.ttt)
-        training = {
-            "step": step,
-            "files": sorted(files),
-            "moshi_paths": paths,
-            "base_fingerprint": self.base_fingerprint,
-            "ttt": ttt,
-        }
-        _write_json(content / TRAINING_FILE, training)
+    def _make_folders(self, partial: Path) -> None:
+        if is_main():
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / CONSOLIDATED_DIR).mkdir(parents=True)
 
-    def _delete_old(self) -> None:
+    def _write_main(self, partial: Path, step: int, weights: WeightFiles, state: ResumeState | None) -> None:
+        write_consolidated(
+            partial / CONSOLIDATED_DIR,
+            weights,
+            self.args,
+            step=step,
+            base_config=self.base_config,
+            base_fingerprint=self.base_fingerprint,
+        )
+        if state is not None:
+            write_json(partial / RESUME_FILE, state.facts)
+
+    def _seal(self, partial: Path, final: Path) -> None:
+        """List every file with its hash, each process those that it wrote, and give the folder its name."""
+        mine = {name: describe_file(partial / name) for name in content_files(partial) if _is_mine(name)}
+        parts = gather_objects(mine, self._group)
+        if is_main():
+            write_json(partial / DONE_FILE, {"files": {k: v for part in parts for k, v in part.items()}})
+            sync_to_disk(partial)
+            partial.rename(final)
+            sync_to_disk(self.folder)
+            _replace_text(self.folder / LATEST_FILE, final.name)
+
+    def _delete_old(self, newest: Path) -> None:
         keep = self.args.num_ckpt_keep
-        if keep is not None:
-            for old in list_checkpoints(self.folder)[:-keep]:
-                shutil.rmtree(old)
+        if keep is None:
+            return
+        checkpoints = list_checkpoints(self.folder)
+        kept = {*checkpoints[-keep:], newest}
+        if self.args.ckpt_keep_best:
+            kept.add(_best(checkpoints) or newest)
+        for old in checkpoints:
+            if old not in kept:
+                # Renamed first: half a checkpoint must not look like a damaged one.
+                doomed = old.with_name(OLD_PREFIX + old.name)
+                old.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """A block after which all processes go on, or none: an error of one becomes one of all."""
+        problem: str | None = None
+        try:
+            yield
+        except _WRITE_ERRORS as error:
+            problem = _describe(error, self.folder)
+        problems = [text for text in gather_objects(problem, self._group) if text is not None]
+        if problems:
+            raise CheckpointError(problems[0])
 
 
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a `checkpoints` folder, oldest first; other names and files are passed over."""
-    found = [path for path in folder.glob("checkpoint_*") if path.is_dir() and _step_of(path) is not None]
-    return sorted(found, key=_step_of)
+def _is_mine(name: str) -> bool:
+    """Whether this process wrote a file: the main one all but the others' shards, `__<rank>_<n>.distcp`."""
+    stem = name.rpartition("/")[2]
+    if not (name.startswith(f"{STATE_DIR}/__") and stem.endswith(".distcp")):
+        return is_main()
+    return stem.split("_")[2] == str(get_rank())
 
 
-def _step_of(path: Path) -> int | None:
-    digits = path.name.removeprefix("checkpoint_")
-    return int(digits) if digits.isascii() and digits.isdigit() else None
+def _best(checkpoints: list[Path]) -> Path | None:
+    """The checkpoint with the lowest evaluation loss, None when none was evaluated."""
+    losses = {}
+    for path in checkpoints:
+        try:
+            loss = read_json_object(path / RESUME_FILE).get("eval_loss")
+        except CheckpointError:
+            continue
+        if isinstance(loss, float):
+            losses[path] = loss
+    return min(losses, key=losses.__getitem__) if losses else None
 
 
-def split_weights(model: LMModel, args: TrainArgs) -> dict[str, dict[str, Tensor]]:
-    """The tensors to save, by file name.
-
-    Adapters, TTT weights and gates keep their float32 masters; full weights take `args.param_dtype`.
-    """
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    files = {TTT_FILE: {name: tensor for name, tensor in state.items() if is_ttt_parameter(name)}}
-    base = {name: tensor for name, tensor in state.items() if not is_ttt_parameter(name)}
-    if args.full_finetuning:
-        files[FULL_FILE] = {name: _to_save(tensor, args) for name, tensor in base.items()}
-    elif args.lora.enable and args.save_adapters:
-        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        files[LORA_FILE] = {name: tensor for name, tensor in base.items() if name in trained}
-    elif args.lora.enable:
-        files[FULL_FILE] = _merged(model, base, args)
-    return {
-        file: {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        for file, tensors in files.items()
-        if tensors
-    }
+def _describe(error: BaseException, folder: Path) -> str:
+    failures = getattr(error, "failures", None)
+    if failures:  # torch.distributed.checkpoint's: the errors of all processes, with tracebacks
+        error = next(iter(failures.values()))[0]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # PyTorch's writers say of a full disk that a position is unexpected.
+    full = folder.exists() and shutil.disk_usage(folder).free < _FULL_DISK
+    return os.strerror(errno.ENOSPC) if full else " ".join(str(error).split())[:300]
 
 
-def export_config(
-    base_config: dict[str, Any], args: TrainArgs, files: dict[str, dict[str, Tensor]]
-) -> dict[str, Any]:
-    """`config.json`: the base model's, the adapters' shape, and the `ttt` section when there is TTT.
-
-    Stock Moshi raises on keys it does not know, so without TTT there is no such key.
-    """
-    config = {key: value for key, value in base_config.items() if key != "lora_name"}
-    config["lora"] = LORA_FILE in files
-    if LORA_FILE in files:
-        config |= {"lora_rank": args.lora.rank, "lora_scaling": args.lora.scaling}
-    if FULL_FILE in files:
-        config["moshi_name"] = FULL_FILE
-    if TTT_FILE in files:
-        config["ttt"] = dataclasses.asdict(args.ttt)
-    return config
-
-
-def _merged(model: LMModel, base: dict[str, Tensor], args: TrainArgs) -> dict[str, Tensor]:
-    merged = {
-        name: _to_save(tensor, args)
-        for name, tensor in base.items()
-        if not any(part in ("lora_A", "lora_B", "frozen_W") for part in name.split("."))
-    }
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALinear):
-            merged[f"{name}.weight"] = _to_save(module.merge_weight().detach(), args)
-    return merged
-
-
-def _to_save(tensor: Tensor, args: TrainArgs) -> Tensor:
-    # Moved one by one: a second copy of a large model would not fit beside the first.
-    dtype = getattr(torch, args.param_dtype) if tensor.is_floating_point() else tensor.dtype
-    return tensor.to(dtype).cpu()
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    """Make sure a file or directory is on disk before what refers to it is."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    sync_to_disk(temporary)
+    temporary.replace(path)

@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.errors import ConfigError, UserError
 
@@ -21,6 +22,11 @@ def get_rank() -> int:
 def get_world_size() -> int:
     """Number of processes, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def num_started() -> int:
+    """Number of processes that torchrun has started, before they have joined."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_main() -> bool:
@@ -57,14 +63,26 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that torchrun started; nothing to do without torchrun."""
-    if "WORLD_SIZE" not in os.environ:
-        yield
-        return
+def process_group(device: torch.device, *, alone: bool = False) -> Iterator[None]:
+    """Join the processes that torchrun started, unless they have joined already.
+
+    Args:
+        device: of this process.
+        alone: form a group without torchrun as well, of this process; otherwise there is nothing to do then.
+    """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     # Long enough for one process to encode a large data set while the others wait.
-    dist.init_process_group(backend, timeout=timedelta(hours=12))
+    timeout = timedelta(hours=12)
+    if dist.is_initialized():
+        yield
+        return
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    elif alone:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        yield
+        return
     yield
     # Not after an error: other processes may wait in a collective, and destroying would wait for them.
     dist.destroy_process_group()
@@ -76,6 +94,8 @@ def set_up_logging() -> None:
     level = logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.ERROR
     for name in ("finetune", "moshi_ttt"):
         logging.getLogger(name).setLevel(level)
+    # It repeats the tracebacks of errors that are reported in one line.
+    logging.getLogger("c10d-NullHandler-dcp_logger").propagate = False
 
 
 def barrier() -> None:
@@ -119,25 +139,10 @@ def alike() -> Iterator[None]:
         raise UserError("")
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its sum over all processes."""
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """A small picklable value of every process, by rank."""
     if get_world_size() == 1:
-        return
-    pending = []
-    for parameter in parameters:
-        unused = parameter.grad is None
-        if unused:
-            parameter.grad = torch.zeros_like(parameter)
-        pending.append((parameter, unused, dist.all_reduce(parameter.grad, async_op=True)))
-    for parameter, unused, work in pending:
-        work.wait()
-        if unused and not parameter.grad.any():
-            parameter.grad = None  # unused everywhere: no step, no decay, as in a single process
-
-
-def broadcast_parameters(parameters: Iterable[nn.Parameter]) -> None:
-    """Give every process the main process's values."""
-    if get_world_size() == 1:
-        return
-    for parameter in parameters:
-        dist.broadcast(parameter.data, src=0)
+        return [value]
+    values: list[Any] = [None] * get_world_size()
+    dist.all_gather_object(values, value, group=group)
+    return values

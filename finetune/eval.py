@@ -11,6 +11,7 @@ from finetune.args import TrainArgs
 from finetune.data.dataset import Batch, ChunkDataset, build_eval_loader
 from finetune.distributed import all_reduce_sum, get_rank, get_world_size
 from finetune.loss import LossSums, LossWeights, loss_sums, loss_weights
+from finetune.sharding import put_back_into_shards
 from finetune.wrapped_model import autocast
 
 
@@ -67,17 +68,25 @@ def eval_batches(data: ChunkDataset, args: TrainArgs) -> Iterable[Batch]:
 def evaluate(
     model: LMModel, data: ChunkDataset, args: TrainArgs, *, device: torch.device
 ) -> dict[str, float]:
-    """Losses of the model over all chunks, see `LossAverage.result`. Leaves the model in training mode."""
+    """Losses of the model over all chunks, see `LossAverage.result`. Leaves the model in training mode.
+
+    Every process makes the same number of passes, since a sharded model needs all of them for each.
+    """
     model.eval()
     average = LossAverage()
+    batches = iter(eval_batches(data, args))
+    nothing = torch.full((1, model.num_codebooks, data.chunk_frames), model.zero_token_id)
     try:
-        for batch in eval_batches(data, args):
-            codes = batch.codes.to(device, non_blocking=True)
+        for _ in range(math.ceil(len(data) / (get_world_size() * args.batch_size))):
+            batch = next(batches, None)
+            codes = nothing if batch is None else batch.codes
+            codes = codes.to(device, non_blocking=True)
             weights = loss_weights(codes, model, args)
             with autocast(args, device):
                 output = model(codes)
             average.add(loss_sums(output, codes, weights, model), weights)
     finally:
+        put_back_into_shards(model)
         model.train()
     return average.result(model.dep_q)
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from finetune.announced import WEIGHT_FILES
 from finetune.args import ModelPaths, TTTArgs
-from finetune.checkpointing import CONFIG_FILE, FULL_FILE, TRAINING_FILE, TTT_FILE
+from finetune.checkpoint_files import CONFIG_FILE, FULL_FILE, TRAINING_FILE, TTT_FILE
 from finetune.cli import Parser, run_command
 from finetune.config_io import build_args
 from finetune.errors import CheckpointError, ConfigError

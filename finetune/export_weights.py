@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.args import ModelPaths
-from finetune.checkpointing import FULL_FILE, LORA_FILE, TTT_FILE
+from finetune.checkpoint_files import FULL_FILE, LORA_FILE, TTT_FILE
 from finetune.errors import CheckpointError
 from finetune.loading import Checkpoint, check_base, own_weights
 from finetune.repository import find_model_files
@@ -63,7 +63,7 @@ def plan_merge(
     check_base(checkpoint, info)
     if dtype == "auto":
         recorded = training.get("param_dtype")
-        dtype = recorded if recorded in DTYPES else _DEFAULT_DTYPE
+        dtype = recorded if recorded in list(DTYPES) else _DEFAULT_DTYPE
     parameters = {FULL_FILE: count_parameters(Path(info.moshi_weights))}
     return MergePlan(checkpoint, info, dtype, _merged_training(training, dtype=dtype), parameters)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,18 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object.")
     return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object, on disk when this returns."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    sync_to_disk(path)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Make sure a file or directory is on disk before what refers to it is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,28 +1,30 @@
-"""Ctrl-C and termination: finish the step, save, leave."""
+"""Ctrl-C, termination and preemption: finish the step, save, leave."""
 
 import signal
-from types import FrameType, TracebackType
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class StopRequest:
-    """Context in which SIGINT and SIGTERM ask to stop instead of stopping; a second one stops at once."""
+    """Turns signals into a wish to stop; a second one of them stops at once.
+
+    Attributes:
+        requested: whether a signal has come.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> "StopRequest":
-        for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+    @contextmanager
+    def on(self, *numbers: signal.Signals) -> Iterator[None]:
+        """Context in which these signals ask to stop instead of what they do otherwise."""
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetune.announced import WEIGHT_FILES, check_announced, check_sections
 from finetune.args import LoraArgs, ModelPaths, TrainArgs, TTTArgs
-from finetune.checkpointing import (
+from finetune.checkpoint_files import (
     CONFIG_FILE,
     FULL_FILE,
     LORA_FILE,

@@ -9,7 +9,7 @@ from moshi.models.loaders import FRAME_RATE
 from ruamel.yaml import YAML
 
 from finetune.args import TTTArgs
-from finetune.checkpointing import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
+from finetune.checkpoint_files import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
 from finetune.errors import CheckpointError
 
 DEFAULT_LICENSE = "cc-by-4.0"  # of Moshi's own weights, from which a fine-tuned model derives

@@ -1,5 +1,7 @@
 """One AdamW with three outer learning rates, each on its own OneCycle schedule."""
 
+from functools import partial
+
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
@@ -62,19 +64,30 @@ def build_optimizer(model: nn.Module, args: TrainArgs) -> AdamW:
     return AdamW(groups, lr=args.optim.lr, betas=(0.9, 0.95), eps=1e-8)
 
 
-def build_scheduler(optimizer: Optimizer, args: TrainArgs) -> OneCycleLR:
-    """OneCycle over `max_steps`, each group with its own peak; AdamW's momenta stay as they are."""
+def build_scheduler(optimizer: Optimizer, args: TrainArgs, *, step: int = 0) -> OneCycleLR:
+    """OneCycle over `max_steps`, each group with its own peak; AdamW's momenta stay as they are.
+
+    Args:
+        optimizer: of `build_optimizer`.
+        args: the configuration.
+        step: optimiser steps done, for a run that resumes.
+    """
     pct_start = args.optim.pct_start
     if abs(pct_start * args.max_steps - 1) < 1e-6:
         # A warm-up of exactly one step divides by zero inside OneCycleLR.
         pct_start *= 1 - 1e-4
-    return OneCycleLR(
+    peaks = outer_learning_rates(args)
+    schedule = partial(
+        OneCycleLR,
         optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
+        max_lr=[peaks[group["name"]] for group in optimizer.param_groups],
         total_steps=args.max_steps,
         pct_start=pct_start,
         cycle_momentum=False,
     )
+    scheduler = schedule()
+    # The rates depend on nothing but the step; the first schedule has put the peaks into the groups.
+    return scheduler if step == 0 else schedule(last_epoch=step - 1)
 
 
 def current_rates(optimizer: Optimizer) -> dict[str, float]:

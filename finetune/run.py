@@ -1,8 +1,14 @@
 """A training run from its configuration to its plots, and the dry run that only builds."""
 
+import hashlib
+import json
 import logging
 import random
+import signal
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,21 +16,27 @@ from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 
 from finetune.args import TrainArgs
+from finetune.checkpoint_files import FULL_FILE
 from finetune.checkpointing import Checkpointer
+from finetune.data.dataset import ChunkDataset
 from finetune.distributed import (
     alike,
     choose_device,
     get_world_size,
     is_main,
+    num_started,
     process_group,
     set_up_logging,
 )
+from finetune.interruption import StopRequest
 from finetune.loading import find_checkpoint, warm_start
 from finetune.monitoring.metrics import MetricsWriter, check_wandb
 from finetune.monitoring.plots import INNER_LOSSES_FILE, plot_inner_losses, plot_run
+from finetune.parallel import build_parallel_model, choose_strategy
 from finetune.pipeline import Recordings, build_datasets, load_codec, load_recordings
 from finetune.repository import base_fingerprint, find_architecture, find_model_files, lm_config
-from finetune.run_directory import check_run_dir, make_run_dir
+from finetune.resume import ResumePoint, check_configuration, find_resume_point, set_aside_newer
+from finetune.run_directory import check_run_dir, make_run_dir, run_dir_of
 from finetune.sampling import Sampler
 from finetune.summary import model_summary
 from finetune.trainer import Trainer
@@ -44,16 +56,25 @@ def run_training(args: TrainArgs) -> None:
         TrainingDivergedError: a loss, gradient or fast weight is no longer finite.
     """
     set_up_logging()
+    if args.resume not in (None, "auto") and not args.run_dir:
+        args = replace(args, run_dir=str(run_dir_of(args.resume)))
     check_run_dir(args)
     check_wandb(args)
+    strategy = choose_strategy(args, num_started())
     device = choose_device(args.device)
-    recordings = load_recordings(args)
-    if args.init_from is not None:
-        find_checkpoint(args.init_from)
-    info = find_model_files(args.moshi_paths)
-    with process_group(device):
-        logger.info("Device: %s, processes: %d", device, get_world_size())
-        _train(args, recordings, info, device)
+    stop = StopRequest()
+    # Slurm's warning may come while the model is still loading; it must not end the process then.
+    with stop.on(signal.SIGUSR1), process_group(device, alone=strategy == "fsdp"):
+        logger.info("Device: %s, processes: %d, strategy: %s", device, get_world_size(), strategy)
+        point = find_resume_point(args)
+        if point is not None and point.step >= args.max_steps:
+            logger.info("%s is complete: step %d of %d.", point.run_dir, point.step, args.max_steps)
+            return
+        recordings = load_recordings(args)
+        if args.init_from is not None:
+            args = _with_base_of(args, find_checkpoint(args.init_from))
+        info = find_model_files(args.moshi_paths)
+        _train(args, recordings, info, device, point=point, stop=stop)
 
 
 def dry_run(args: TrainArgs) -> None:
@@ -89,24 +110,44 @@ def dry_run(args: TrainArgs) -> None:
     print("Dry run: nothing was trained or written.")
 
 
-def _train(args: TrainArgs, recordings: Recordings, info: CheckpointInfo, device: torch.device) -> None:
+def _with_base_of(args: TrainArgs, folder: Path) -> TrainArgs:
+    """Adapters on the full weights of another run need these as their base, here and wherever they go."""
+    weights = folder / FULL_FILE
+    if args.full_finetuning or not weights.is_file():
+        return args
+    return replace(args, moshi_paths=replace(args.moshi_paths, moshi_path=str(weights.resolve())))
+
+
+def _train(
+    args: TrainArgs,
+    recordings: Recordings,
+    info: CheckpointInfo,
+    device: torch.device,
+    *,
+    point: ResumePoint | None,
+    stop: StopRequest,
+) -> None:
     _seed_everything(args.seed)
     mimi = load_codec(info, device)
     sampler = Sampler(args, mimi) if args.sample_freq else None
-    model = build_model(args, info, device=device)
-    if args.init_from is not None:
-        for line in warm_start(model, args.init_from, args):
-            logger.info("%s", line)
+    model = build_parallel_model(args, info, device=device, start_from=partial(_start_from, args, point))
     train_data, eval_data = build_datasets(args, recordings, info, model, mimi)
     for line in model_summary(model, args):
         logger.info("%s", line)
+    fingerprint = base_fingerprint(info)
+    facts = {"data": _data_facts(train_data), "base_fingerprint": fingerprint}
+    if point is not None:
+        for line in check_configuration(point, args, **facts):
+            logger.info("%s", line)
+        if point.run_dir == Path(args.run_dir).resolve():
+            set_aside_newer(point)
     unigram = {} if eval_data is None else unigram_losses(train_data, eval_data, model, args)
     with alike():
-        run_dir = make_run_dir(args)
-    checkpointer = None
-    if args.do_ckpt:
-        checkpointer = Checkpointer(run_dir, args, lm_config(info), base_fingerprint(info))
-    with MetricsWriter(run_dir, args) as writer:
+        run_dir = make_run_dir(args, point)
+    checkpointer = Checkpointer(run_dir, args, lm_config(info), fingerprint) if args.do_ckpt else None
+    first_step = 1 if point is None else point.step + 1
+    run_id = None if point is None else point.facts["wandb_run_id"]
+    with MetricsWriter(run_dir, args, first_step=first_step, wandb_run_id=run_id) as writer:
         trainer = Trainer(
             args,
             model,
@@ -117,10 +158,28 @@ def _train(args: TrainArgs, recordings: Recordings, info: CheckpointInfo, device
             writer=writer,
             checkpointer=checkpointer,
             sampler=sampler,
+            facts=facts,
         )
-        trainer.train()
+        if point is not None:
+            trainer.resume(point)
+            logger.info("Resumed from %s.", point.folder)
+        trainer.train(stop)
     if is_main():
         _report(args, run_dir)
+
+
+def _start_from(args: TrainArgs, point: ResumePoint | None, model: LMModel) -> None:
+    """A run that resumes has its weights in the checkpoint."""
+    if args.init_from is not None and point is None:
+        for line in warm_start(model, args.init_from, args):
+            logger.info("%s", line)
+
+
+def _data_facts(data: ChunkDataset) -> dict[str, Any]:
+    """What the position in the data means: how many recordings there are, and how long each is."""
+    chunks = [(chunk.recording, chunk.num_frames) for chunk in data.chunks]
+    digest = hashlib.sha256(json.dumps(chunks).encode()).hexdigest()
+    return {"num_recordings": len(data.recordings), "chunks": len(chunks), "lengths": digest[:16]}
 
 
 def _report(args: TrainArgs, run_dir: Path) -> None:

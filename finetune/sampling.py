@@ -12,9 +12,13 @@ from torch import Tensor
 
 from finetune.args import TrainArgs
 from finetune.data.audio import read_voice
+from finetune.distributed import is_main
 from finetune.errors import ConfigError, DataError
 from finetune.inference.conversation import Conversation
+from finetune.repository import find_architecture
+from finetune.sharding import full_tensor, is_sharded
 from finetune.ttt_integration import float32_parameters
+from finetune.wrapped_model import build_meta_model
 
 
 class Sampler:
@@ -37,15 +41,40 @@ class Sampler:
         if args.sample_prompts:
             self._prompts = [_read_user(path, mimi.sample_rate)[:num_samples] for path in args.sample_prompts]
 
-    def sample(self, model: LMModel) -> Tensor:
+    def speaker(self, model: LMModel) -> LMModel | None:
+        """A copy of a training model that can speak; every process must call it.
+
+        Returns:
+            None in processes other than the main one.
+        """
+        dtype = getattr(torch, self._args.param_dtype)
+        if is_sharded(model):
+            return self._gathered(model, dtype)
+        return _copy_to_speak(model, dtype) if is_main() else None
+
+    def sample(self, speaker: LMModel) -> Tensor:
         """One recording of all prompts in turn, left the model, right the user. `[2, num_samples]`."""
-        device = next(model.parameters()).device
-        speaker = _copy_to_speak(model, getattr(torch, self._args.param_dtype))
+        device = next(speaker.parameters()).device
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._args.seed)
             turns = [self._answer(speaker, torch.from_numpy(prompt)) for prompt in self._prompts]
         return torch.cat(turns, 1)
+
+    def _gathered(self, model: LMModel, dtype: torch.dtype) -> LMModel | None:
+        """The same of a sharded model, whose tensors are gathered one after the other."""
+        speaker = build_meta_model(self._args, find_architecture(self._args.moshi_paths)[0])
+        kept = {id(parameter) for parameter in float32_parameters(speaker)}
+        names = {name for name, parameter in speaker.named_parameters() if id(parameter) not in kept}
+        tensors = {}
+        for name, tensor in model.state_dict().items():
+            whole = full_tensor(tensor.detach())
+            if is_main():
+                tensors[name] = whole.to(dtype) if name in names else whole
+        if not is_main():
+            return None
+        speaker.load_state_dict(tensors, assign=True)
+        return _without_checkpointing(speaker)
 
     def _answer(self, model: LMModel, user: Tensor) -> Tensor:
         frames = [frame for frame in user.split(self._mimi.frame_size) if len(frame) == self._mimi.frame_size]
@@ -61,13 +90,17 @@ def _copy_to_speak(model: LMModel, dtype: torch.dtype) -> LMModel:
     Frozen weights that have the dtype already are shared, not copied.
     """
     shared = {id(p): p for p in model.parameters() if not p.requires_grad and p.dtype == dtype}
-    speaker = copy.deepcopy(model, shared).eval()
+    speaker = copy.deepcopy(model, shared)
     kept = {id(parameter) for parameter in float32_parameters(speaker)}
     for parameter in speaker.parameters():
         if id(parameter) not in kept:
             parameter.data = parameter.data.to(dtype)
+    return _without_checkpointing(speaker)
+
+
+def _without_checkpointing(speaker: LMModel) -> LMModel:
     speaker.transformer.checkpointing = speaker.depformer.checkpointing = False
-    return speaker
+    return speaker.eval()
 
 
 def save_sample(audio: Tensor, path: Path, sample_rate: int) -> None:

@@ -59,16 +59,15 @@ def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
         return ["TTT: ttt.layers is none, this run is the baseline without TTT layers."]
     config = next(iter(layers.values())).config
     dims = " -> ".join(map(str, config.inner_dims(config.head_dim)))
-    if args.ttt.persistent_states:
-        memory = "carrying it across the chunks of a recording is not implemented for training yet"
-    else:
-        memory = "ttt.persistent_states: false"
+    memory = "is carried from chunk to chunk of a recording (ttt.persistent_states)"
+    if not args.ttt.persistent_states:
+        memory = "starts at W0 in every chunk (ttt.persistent_states: false)"
     return [
         f"TTT: layers {_ranges(sorted(layers))} of {len(model.transformer.layers)}; "
         f"inner MLP {dims} per head, "
         f"base_lr {args.ttt.base_lr:g}, mini-batches of {args.ttt.mini_batch_size}, "
         f"{'causal' if args.ttt.causal else 'NOT causal (leaks the future)'}.",
-        f"TTT memory: every chunk starts at W0 ({memory}).",
+        f"TTT memory: {memory}.",
     ]
 
 

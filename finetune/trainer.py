@@ -3,11 +3,14 @@
 import logging
 import math
 import resource
+import signal
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from moshi.models.lm import LMModel
@@ -16,19 +19,21 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from finetune.args import TrainArgs
-from finetune.checkpointing import Checkpointer
+from finetune.checkpointing import Checkpointer, ResumeState
+from finetune.config_io import public_values
+from finetune.data.contiguous_sampler import ContiguousBatchSampler, lane_rows
 from finetune.data.dataset import Batch, ChunkDataset, build_train_loader
+from finetune.data.sampler import GlobalBatchSampler
 from finetune.distributed import (
     all_reduce_sum,
     any_process,
     barrier,
-    broadcast_parameters,
+    gather_objects,
     get_rank,
     get_world_size,
     is_main,
-    sum_gradients,
 )
-from finetune.errors import TrainingDivergedError
+from finetune.errors import CheckpointError, TrainingDivergedError
 from finetune.eval import evaluate
 from finetune.interruption import StopRequest
 from finetune.loss import loss_sums, loss_weights, total_loss
@@ -37,7 +42,13 @@ from finetune.monitoring.inner_loop_log import InnerLoopLog
 from finetune.monitoring.metrics import MetricsWriter
 from finetune.monitoring.ttt_metrics import GateMonitor, InnerLoopRecorder
 from finetune.optim import build_optimizer, build_scheduler, current_rates
+from finetune.parallel import TrainingPass
+from finetune.resume import ResumePoint, global_batch
 from finetune.sampling import Sampler, save_sample
+from finetune.sharding import full_tensor
+from finetune.step_timer import StepTimer
+from finetune.training_memory import TrainingMemory
+from finetune.training_state import collect_state, load_state
 from finetune.ttt_utils import get_parameter_groups
 from finetune.wrapped_model import autocast
 
@@ -52,7 +63,9 @@ class StepResult:
     text_loss: float
     audio_loss: float
     grad_norms: dict[str, float]  # before clipping; `grad_norm` and one per group
-    num_tokens: int  # of this process, all streams
+    num_tokens: int  # of all processes, all streams
+    num_frames: int  # of all processes
+    memory: dict[str, float]  # rows of the step that went on with a memory, and that started at W0
 
 
 class Trainer:
@@ -60,13 +73,15 @@ class Trainer:
 
     Args:
         args: the configuration.
-        model: of `build_model`, on its device.
+        model: of `build_parallel_model`.
         train_data, eval_data: chunks; eval_data only when `do_eval`.
         unigram: losses of token frequencies, logged beside the model's.
         run_dir: exists.
         writer: of the metrics.
         checkpointer: None when `do_ckpt` is false.
         sampler: None when `sample_freq` is 0.
+        facts: about data and base model, for the checkpoints.
+        flops_per_frame: of forward and backward, for the utilisation.
     """
 
     def __init__(
@@ -81,6 +96,7 @@ class Trainer:
         writer: MetricsWriter,
         checkpointer: Checkpointer | None,
         sampler: Sampler | None,
+        facts: dict[str, Any],
     ) -> None:
         self.args = args
         self.model = model
@@ -90,92 +106,163 @@ class Trainer:
         self.writer = writer
         self.checkpointer = checkpointer
         self.sampler = sampler
+        self.facts = facts
         self.groups = {name: group for name, group in get_parameter_groups(model, args).items() if group}
         self.trainable = [parameter for group in self.groups.values() for parameter in group]
-        broadcast_parameters(self.trainable)
+        self.training_pass = TrainingPass(model, args)
         self.optimizer = build_optimizer(model, args)
         self.scheduler = build_scheduler(self.optimizer, args)
+        carries = args.ttt.enable and args.ttt.persistent_states
+        self.memory = TrainingMemory(model, self.device) if carries else None
         self.gates = GateMonitor(model)
         self.inner_loop = InnerLoopRecorder(model)
         self.inner_loop_log = InnerLoopLog(run_dir, args.ttt)
+        self.timer = StepTimer(self.device)
         self.unigram = unigram
         self.rates = current_rates(self.optimizer)
         self.step = 0
+        self.num_samples = 0  # chunks seen, by all processes
+        self.eval_loss: float | None = None  # of this step
+        self.best_eval: dict[str, float] | None = None
+        self.saved_step: int | None = None
 
-    def train(self) -> None:
-        """Run all steps, or as many as there are until Ctrl-C.
+    def train(self, stop: StopRequest) -> None:
+        """Run all steps that are left, or as many as there are until a stop is asked for.
+
+        Args:
+            stop: asked for by Ctrl-C, SIGTERM and whatever else it listens to.
 
         Raises:
             TrainingDivergedError: a loss or gradient is not finite; saved checkpoints stay.
         """
         batches = iter(self._train_loader())
-        with StopRequest() as stop, logging_redirect_tqdm():
-            bar = tqdm(total=self.args.max_steps, unit="step", disable=None if is_main() else True)
+        with stop.on(signal.SIGINT, signal.SIGTERM), logging_redirect_tqdm():
+            bar = tqdm(
+                total=self.args.max_steps,
+                initial=self.step,
+                unit="step",
+                disable=None if is_main() else True,
+            )
             while self.step < self.args.max_steps:
-                started = time.perf_counter()
-                result = self._train_step(batches)
-                self._after_step(result, time.perf_counter() - started)
-                bar.update()
-                if any_process(stop.requested) and self.step < self.args.max_steps:
-                    self._save_checkpoint()
-                    self._log_stop()
+                if any_process(stop.requested):
+                    self._stop()
                     break
+                result = self._train_step(batches)
+                self._after_step(result)
+                bar.update()
             bar.close()
+            self._finish_checkpoint(last=True)
 
-    def _log_stop(self) -> None:
-        saved = f"Go on from these weights with --init_from {self.run_dir}"
-        if self.checkpointer is None:
-            saved = "Nothing was saved (do_ckpt: false)."
-        logger.info("Stopped at step %d of %d as asked. %s", self.step, self.args.max_steps, saved)
+    def resume(self, point: ResumePoint) -> None:
+        """Go on where a checkpoint stopped; every process must call it, before `train`.
+
+        Raises:
+            CheckpointError: its training state does not fit.
+        """
+        facts = point.facts
+        self.step = self.saved_step = point.step
+        self.num_samples = int(facts["num_samples"])
+        self.best_eval = facts["best_eval"]
+        if self.memory is not None:
+            places = {int(lane): tuple(place) for lane, place in facts["memory"].items()}
+            mine = set(chain.from_iterable(self._lanes()))
+            self.memory.restore({lane: place for lane, place in places.items() if lane in mine})
+        load_state(
+            point.state_dir, self.model, self.optimizer, self._other_tensors(), source=str(point.folder)
+        )
+        self.scheduler = build_scheduler(self.optimizer, self.args, step=point.step)
+
+    def _stop(self) -> None:
+        if self.step > 0:
+            self._save_checkpoint(last=True)
+            self._finish_checkpoint(last=True)
+        go_on = f"Go on with --resume {self.run_dir}"
+        if self.checkpointer is None or self.step == 0:
+            go_on = "Nothing was saved " + ("(do_ckpt: false)." if self.step else "yet.")
+        logger.info("Stopped at step %d of %d as asked. %s", self.step, self.args.max_steps, go_on)
 
     def _train_step(self, batches: Iterator[Batch]) -> StepResult:
+        self.timer.start()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        all_codes = [
-            next(batches).codes.to(self.device, non_blocking=True) for _ in range(self.args.num_microbatches)
-        ]
+        with self.timer.phase("data"):
+            micro_batches = [next(batches) for _ in range(self.args.num_microbatches)]
+            all_codes = [batch.codes.to(self.device, non_blocking=True) for batch in micro_batches]
         all_weights = [loss_weights(codes, self.model, self.args) for codes in all_codes]
         totals = all_reduce_sum(sum(weights.totals() for weights in all_weights))
         sums = torch.zeros(2, device=self.device)
         self.inner_loop.clear()
         for index, (codes, weights) in enumerate(zip(all_codes, all_weights, strict=True)):
-            record = index == self.args.num_microbatches - 1 and self._records_next_step()
-            with autocast(self.args, self.device), self.inner_loop.recording(record):
-                output = self.model(codes)
-            parts = loss_sums(output, codes, weights, self.model)
-            total_loss(parts, totals).backward()
+            last = index == len(all_codes) - 1
+            record = last and self._records_next_step()
+            with self.training_pass.micro_batch(last=last), self._carried(index, micro_batches[index]):
+                with self.timer.phase("forward"):
+                    with autocast(self.args, self.device), self.inner_loop.recording(record):
+                        output = self.training_pass(codes)
+                    parts = loss_sums(output, codes, weights, self.model)
+                    loss = total_loss(parts, totals) * self.training_pass.loss_scale
+                with self.timer.phase("backward"):
+                    loss.backward()
             sums += torch.stack([parts.text.detach(), parts.audio.detach()])
-        sum_gradients(self.trainable)
-        text_loss, audio_loss = (all_reduce_sum(sums) / totals).tolist()  # NaN without any target
-        grad_norms = self._grad_norms()
-        result = StepResult(
-            loss=sum(
-                loss for loss, weight in zip((text_loss, audio_loss), totals, strict=True) if weight > 0
-            ),
+        result = self._result(all_reduce_sum(sums) / totals, totals, micro_batches)
+        self._check_finite(result, micro_batches)
+        with self.timer.phase("optimizer"):
+            self._update(result.grad_norms["grad_norm"])
+        return result
+
+    def _result(self, losses: Tensor, totals: Tensor, micro_batches: list[Batch]) -> StepResult:
+        text_loss, audio_loss = losses.tolist()  # NaN without any target
+        weighted = zip((text_loss, audio_loss), totals.tolist(), strict=True)
+        starts = torch.stack([(batch.start_frame == 0).sum() for batch in micro_batches]).sum()
+        num_starts = int(all_reduce_sum(starts))
+        codes = micro_batches[0].codes
+        num_chunks = global_batch(self.args)
+        memory = {"memory_carried": num_chunks - num_starts, "memory_resets": num_starts}
+        return StepResult(
+            loss=sum(loss for loss, weight in weighted if weight > 0),
             text_loss=text_loss,
             audio_loss=audio_loss,
-            grad_norms=grad_norms,
-            num_tokens=sum(codes.numel() for codes in all_codes),
+            grad_norms=self._grad_norms(),
+            num_tokens=num_chunks * codes[0].numel(),
+            num_frames=num_chunks * codes.shape[2],
+            memory={} if self.memory is None else memory,
         )
-        self._check_finite(result, all_codes)
-        torch.nn.utils.clip_grad_norm_(self.trainable, self.args.max_norm)
+
+    def _update(self, grad_norm: float) -> None:
+        """Clip and apply the gradients, and make the step count."""
+        factor = self.args.max_norm / (grad_norm + 1e-6)
+        if factor < 1:
+            for parameter in self.trainable:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
         self.optimizer.step()
         self.rates = current_rates(self.optimizer)  # the rates of this step, not of the next
         self.scheduler.step()
+        if self.memory is not None:
+            self.memory.commit()
         self.step += 1
-        return result
+        self.num_samples += global_batch(self.args)
+        self.eval_loss = None
 
-    def _after_step(self, result: StepResult, seconds: float) -> None:
+    def _carried(self, micro_batch: int, batch: Batch) -> AbstractContextManager[None]:
+        if self.memory is None:
+            return nullcontext()
+        return self.memory.carried(self._lanes()[micro_batch], batch)
+
+    def _lanes(self) -> list[list[int]]:
+        return lane_rows(self.args.batch_size, self.args.num_microbatches, get_rank(), get_world_size())
+
+    def _after_step(self, result: StepResult) -> None:
         args, last = self.args, self.step == self.args.max_steps
         if self._is_due(args.log_freq) or last:
-            self._log(result, seconds)
+            self._log(result)
         self.inner_loop_log.write(self.step, self.inner_loop.trajectories())
         if args.do_eval and (self._is_due(args.eval_freq) or last):
             self._evaluate()
         if self.sampler is not None and (self._is_due(args.sample_freq) or last):
-            self._sample()
+            self._sample(self.sampler)
         if self._is_due(args.ckpt_freq) or last:
-            self._save_checkpoint()
+            self._save_checkpoint(last=last)
 
     def _is_due(self, frequency: int) -> bool:
         return frequency > 0 and self.step % frequency == 0
@@ -186,27 +273,32 @@ class Trainer:
         return is_main() and (logged or self.inner_loop_log.is_due(step))
 
     def _grad_norms(self) -> dict[str, float]:
-        norms = {
-            f"grad_norm_{name}": torch.stack([p.grad.norm() for p in group if p.grad is not None]).norm()
-            for name, group in self.groups.items()
-        }
+        norms = {}
+        for name, group in self.groups.items():
+            norm = torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
+            norms[f"grad_norm_{name}"] = full_tensor(norm)
         values = torch.stack(list(norms.values()))
         total, *parts = torch.cat([values.norm()[None], values]).tolist()
         return {"grad_norm": total, **dict(zip(norms, parts, strict=True))}
 
-    def _check_finite(self, result: StepResult, all_codes: list[Tensor]) -> None:
+    def _check_finite(self, result: StepResult, micro_batches: list[Batch]) -> None:
         if math.isfinite(result.loss) and math.isfinite(result.grad_norms["grad_norm"]):
             return
-        # No parameter has changed yet, so the same passes show which layer it was.
+        # No parameter or memory has changed yet, so the same passes show which layer it was.
         layers: list[int] = []
-        for codes in all_codes:
-            with torch.no_grad(), autocast(self.args, self.device), self.inner_loop.recording():
-                self.model(codes)
+        for index, batch in enumerate(micro_batches):
+            with (
+                torch.no_grad(),
+                self._carried(index, batch),
+                self.inner_loop.recording(),
+                autocast(self.args, self.device),
+            ):
+                self.model(batch.codes.to(self.device))
             layers += self.inner_loop.layers_not_finite()
         bad = [
             name
             for name, p in self.model.named_parameters()
-            if p.grad is not None and not p.grad.isfinite().all()
+            if p.grad is not None and not full_tensor(p.grad).isfinite().all()
         ]
         where = f"the TTT fast weights of transformer.layers.{layers[0]}" if layers else "the loss"
         if not layers and bad:
@@ -217,19 +309,24 @@ class Trainer:
             "ttt.weight_lr_multiplier or optim.lr."
         )
 
-    def _log(self, result: StepResult, seconds: float) -> None:
+    def _log(self, result: StepResult) -> None:
+        gates = self.gates.metrics()  # of all processes, since gates may be in shards
         if not is_main():
             return
+        seconds = self.timer.seconds()
+        total = seconds.pop("total")
         values = {
             "loss": result.loss,
             "text_loss": result.text_loss,
             "audio_loss": result.audio_loss,
             **self.rates,
             **result.grad_norms,
-            **self.gates.metrics(),
+            **gates,
             **self.inner_loop.metrics(),
-            "step_time_sec": seconds,
-            "tokens_per_sec": result.num_tokens * get_world_size() / seconds,
+            **result.memory,
+            "step_time_sec": total,
+            **{f"{phase}_time_sec": time for phase, time in seconds.items()},
+            "tokens_per_sec": result.num_tokens / total,
             "peak_memory_gb": _peak_memory_gb(self.device),
         }
         self.writer.write("train", self.step, values)
@@ -238,33 +335,94 @@ class Trainer:
     def _evaluate(self) -> None:
         assert self.eval_data is not None
         values = evaluate(self.model, self.eval_data, self.args, device=self.device)
-        values |= self.unigram
+        self.eval_loss = values["loss"]
+        if self.best_eval is None or self.eval_loss < self.best_eval["loss"]:
+            self.best_eval = {"step": self.step, "loss": self.eval_loss}
+        values |= self.unigram | {"best_loss": self.best_eval["loss"]}
         self.writer.write("eval", self.step, values)
         logger.info("%s", eval_line(self.step, values))
 
-    def _sample(self) -> None:
-        if is_main():
-            assert self.sampler is not None
-            audio = self.sampler.sample(self.model)
+    def _sample(self, sampler: Sampler) -> None:
+        speaker = sampler.speaker(self.model)
+        if speaker is not None:
+            audio = sampler.sample(speaker)
             path = self.run_dir / "samples" / f"step_{self.step}.wav"
-            save_sample(audio, path, self.sampler.sample_rate)
-            self.writer.write_audio("sample", self.step, audio, self.sampler.sample_rate)
+            save_sample(audio, path, sampler.sample_rate)
+            self.writer.write_audio("sample", self.step, audio, sampler.sample_rate)
             logger.info("Audio sample: %s", path)
         barrier()
 
-    def _save_checkpoint(self) -> None:
-        if self.checkpointer is not None and is_main():
-            self.checkpointer.save(self.model, self.step)
-        barrier()
+    def _save_checkpoint(self, *, last: bool) -> None:
+        """Save, unless this step is saved already.
 
-    def _train_loader(self):
+        Args:
+            last: nothing comes after it, so that it must succeed.
+        """
+        if self.checkpointer is None or self.saved_step == self.step:
+            return
+        self._finish_checkpoint(last=False)
+        with self._errors_allowed(not last):
+            self.checkpointer.save(self.model, self.step, self._resume_state())
+            self.saved_step = self.step
+
+    def _finish_checkpoint(self, *, last: bool) -> None:
+        if self.checkpointer is not None:
+            with self._errors_allowed(not last):
+                self.checkpointer.finish()
+
+    @contextmanager
+    def _errors_allowed(self, allowed: bool) -> Iterator[None]:
+        """Let training go on after a checkpoint that could not be written, where it may."""
+        try:
+            yield
+        except CheckpointError as error:
+            if not allowed or self.args.ckpt_on_error == "stop":
+                raise
+            if is_main():
+                logger.error("%s Training goes on (ckpt_on_error: continue).", error)
+
+    def _resume_state(self) -> ResumeState:
+        places = self.memory.places() if self.memory is not None else {}
+        facts = {
+            "step": self.step,
+            "num_samples": self.num_samples,
+            "global_batch": global_batch(self.args),
+            "num_processes": get_world_size(),
+            "args": public_values(self.args),
+            **self.facts,
+            "eval_loss": self.eval_loss,
+            "best_eval": self.best_eval,
+            "wandb_run_id": self.writer.wandb_run_id,
+            "memory": {lane: place for part in gather_objects(places) for lane, place in part.items()},
+        }
+        return ResumeState(collect_state(self.model, self.optimizer, self._other_tensors()), facts)
+
+    def _other_tensors(self) -> dict[str, Tensor]:
+        tensors = {f"gate.{index}": gate for index, gate in self.gates.start.items()}
+        if self.memory is not None:
+            tensors |= {f"memory.{name}": tensor for name, tensor in self.memory.tensors().items()}
+        return tensors
+
+    def _train_loader(self) -> Iterable[Batch]:
+        split = {
+            "batch_size": self.args.batch_size,
+            "rank": get_rank(),
+            "world_size": get_world_size(),
+            "seed": self.args.seed,
+            "shuffle": self.args.data.shuffle,
+        }
+        if self.memory is None:
+            sampler = GlobalBatchSampler(len(self.train_data), start_sample=self.num_samples, **split)
+        else:
+            sampler = ContiguousBatchSampler(
+                self.train_data.chunks,
+                num_microbatches=self.args.num_microbatches,
+                start_step=self.step,
+                **split,
+            )
         return build_train_loader(
             self.train_data,
-            batch_size=self.args.batch_size,
-            rank=get_rank(),
-            world_size=get_world_size(),
-            seed=self.args.seed,
-            shuffle=self.args.data.shuffle,
+            sampler,
             num_workers=self.args.data.num_workers,
             pin_memory=self.device.type == "cuda",
         )

@@ -1,7 +1,8 @@
 """The model that trains: base weights, LoRA, TTT, what is frozen, and which dtype it has."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -123,8 +124,19 @@ def prepare_model(model: LMModel, args: TrainArgs) -> LMModel:
         if isinstance(module, (TTTLayer, SSMGating)):
             # Drawn again in float32, fixed gates included: a gate of 0.005 is 0.0050049 in bfloat16.
             module.float()
-            module.reset_parameters()
+            with _on_host(module):
+                module.reset_parameters()
     return model.train()
+
+
+@contextmanager
+def _on_host(module: nn.Module) -> Iterator[None]:
+    """Draw initial values on the CPU: they shall not depend on where a process builds the model."""
+    device = next(module.parameters()).device
+    if device.type != "meta":
+        module.cpu()
+    yield
+    module.to(device)
 
 
 def add_lora(model: LMModel, args: LoraArgs, *, dtype: torch.dtype) -> None:
@@ -141,10 +153,11 @@ def add_lora(model: LMModel, args: LoraArgs, *, dtype: torch.dtype) -> None:
         layer.cross_attention = attention
     for module in model.modules():
         if isinstance(module, LoRALinear):
-            weight = module.frozen_W.weight
+            device = module.frozen_W.weight.device
             for adapter in (module.lora_A, module.lora_B):
-                adapter.to_empty(device=weight.device)
-            nn.init.kaiming_uniform_(module.lora_A.weight, a=math.sqrt(5))
+                adapter.to_empty(device=device)
+            with _on_host(module.lora_A):
+                nn.init.kaiming_uniform_(module.lora_A.weight, a=math.sqrt(5))
             nn.init.zeros_(module.lora_B.weight)
 
 
@@ -170,4 +183,6 @@ def set_trainable(model: LMModel, args: TrainArgs) -> None:
 
 def autocast(args: TrainArgs, device: torch.device) -> torch.autocast:
     """The context in which the model computes: bfloat16 around float32 masters, or nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.param_dtype == "bfloat16")
+    # Without its cache, which would keep a bfloat16 copy of every trained weight until the end of the pass.
+    enabled = args.param_dtype == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)

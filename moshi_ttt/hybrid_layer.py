@@ -61,15 +61,16 @@ class HybridStreamingTransformerLayer(StreamingTransformerLayer):
         layer._masks_of_inputs = WeakTensorKeyDictionary()
         return layer
 
-    def forward(self, x: Tensor, cross_attention_src: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, cross_attention_src: Tensor | None = None) -> Tensor:
         """As Moshi's layer, `[B, T, dim]` to `[B, T, dim]`."""
-        # Gradient checkpointing runs the layer again during backward, when the model's mask is gone or is
-        # that of a later pass. It does so with the same input tensor, so the mask is kept with that.
+        # Gradient checkpointing calls the layer again during backward, when the model's mask is gone or is
+        # that of a later pass. It does so with the same input tensor, so the mask is kept with that; not in
+        # `forward`, because FSDP's hooks hand that another tensor each time.
         if self.token_mask is not None:
             self._masks_of_inputs[x] = self.token_mask
         self.ttt.token_mask = self._masks_of_inputs.get(x)
         try:
-            return super().forward(x, cross_attention_src)
+            return super().__call__(x, cross_attention_src)
         finally:
             self.ttt.token_mask = None
 

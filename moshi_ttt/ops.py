@@ -106,10 +106,14 @@ def inner_losses(
     eps: float = 1e-8,
     inner_grad_clip: float | None = None,
     state_decay: float | None = None,
+    start: TTTState | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Inner loss of every token at `W0`, just before its own step and just after it.
 
     A diagnostic: no gradients, causal, arguments as `ttt_mlp`.
+
+    Args:
+        start: fast weights at the first token, the start of a mini-batch; None: `W0`.
 
     Returns:
         Three tensors `[B, H, T]`: at `W0`, before, after.
@@ -130,6 +134,8 @@ def inner_losses(
     with torch.no_grad(), torch.autocast(xk.device.type, enabled=False):
         tokens = [x.to(dtype).split(mini_batch_size, 2) for x in (xk, xv, eta)]
         state = first = initial_state(inner.weights, inner.biases, xk.shape[0])
+        if start is not None:
+            state = first._replace(start_weights=start.start_weights, start_biases=start.start_biases)
         for k, v, rate in zip(*tokens, strict=True):
             inputs, gradients = inner.token_gradients(k, v, rate, state.start_weights, state.start_biases)
             state = state._replace(pending_inputs=inputs, pending_gradients=gradients)

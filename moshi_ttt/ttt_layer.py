@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from moshi.modules.streaming import StreamingModule
 from torch import Tensor, nn
 
+from moshi_ttt.carry import TTTCarry, run_carried
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.format_utils import merge_heads, split_heads
 from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype
-from moshi_ttt.ops import ttt_mlp_with_states
 from moshi_ttt.rope import apply_rope
 from moshi_ttt.streaming import TTTStreamingState, stream_blocks
 
@@ -34,9 +34,13 @@ class InnerInputs(NamedTuple):
 
 
 class TTTRecord(NamedTuple):
-    """What a recorder sees of one forward pass, detached."""
+    """What a recorder sees of one forward pass, detached. G frames: those of the pass, or of its grid."""
 
-    inputs: InnerInputs
+    k: Tensor  # [B, H, G, D], mini-batches aligned to the first
+    v: Tensor  # [B, H, G, D]
+    eta: Tensor  # [B, H, G]
+    start: TTTState | None  # where the first of them was met; None: at W0
+    frames: Tensor | None  # [B, T], where the frames of the pass are among the G; None: they are the same
     state: TTTState  # after the last frame
     update: Tensor  # [B, T, dim], before the gate
     token_mask: Tensor | None  # [B, T]
@@ -52,6 +56,9 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
     Attributes:
         token_mask: `[B, T]`, False where a frame of the coming forward pass is padding and teaches nothing;
             None means all True.
+        carry: memory that the coming forward pass outside streaming goes on from; None: it starts at `W0`.
+        next_carry: memory after the last such pass, for the next chunk of the same recordings. The carry
+            itself stays as it was, so that gradient checkpointing can run the pass again.
         frozen: the inner rate is 0, so that the fast weights stay at `W0`.
         recorder: called with a `TTTRecord` at the end of each forward pass outside streaming, when set.
     """
@@ -79,6 +86,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         self.biases = nn.ParameterList(torch.empty(num_heads, 1, fan_out, **factory) for fan_out in dims[1:])
         self.post_norm = nn.LayerNorm(dim, eps=_POST_NORM_EPS, **factory)
         self.token_mask: Tensor | None = None
+        self.carry: TTTCarry | None = None
+        self.next_carry: TTTCarry | None = None
         self.frozen = False
         self.recorder: Callable[[TTTRecord], None] | None = None
         self.reset_parameters()
@@ -111,29 +120,58 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         """The update of the residual stream, before the gate. `[B, T, dim]` in the dtype of x.
 
         While streaming, the fast weights of the streaming state go on learning; otherwise every call
-        starts at `W0` and leaves nothing behind. Where a streaming row is no longer finite, it starts
+        starts at `W0`, or at `carry`. Where a streaming row is no longer finite, it starts
         again at `W0` and the update of the frame is 0.
         """
         state = self._streaming_state
         if state is not None:
             return self._stream(x, state)
+        if self.carry is not None:
+            return self._go_on(x, self.carry)
         positions = torch.arange(x.shape[1], device=x.device)[None] % self.config.mini_batch_size
         inputs = self.inner_inputs(x, positions)
-        out, last_state = ttt_mlp_with_states(
-            *inputs,
-            list(self.weights),
-            list(self.biases),
-            self.ttt_norm_weight,
-            self.ttt_norm_bias,
-            mini_batch_size=self.config.mini_batch_size,
-            causal=self.config.causal,
-            eps=self.config.eps,
-            inner_grad_clip=self.config.inner_grad_clip,
-            state_decay=self.config.state_decay,
-        )
+        out, last_state = self._inner_loop().run(inputs, None, mini_batch_size=self.config.mini_batch_size)
         update = self._project_out(out, x.dtype)
         if self.recorder is not None:
-            self._record(inputs, last_state, update)
+            self._record(inputs[1:], last_state, update)
+        return update
+
+    def _inner_loop(self, *, detached: bool = False) -> InnerLoop:
+        config = self.config
+        network = (list(self.weights), list(self.biases), [self.ttt_norm_weight], [self.ttt_norm_bias])
+        if detached:
+            network = tuple([part.detach() for part in parts] for parts in network)
+        weights, biases, (ln_weight,), (ln_bias,) = network
+        return InnerLoop(
+            weights,
+            biases,
+            ln_weight,
+            ln_bias,
+            dtype=compute_dtype(ln_weight),
+            causal=config.causal,
+            eps=config.eps,
+            inner_grad_clip=config.inner_grad_clip,
+            state_decay=config.state_decay,
+        )
+
+    def _go_on(self, x: Tensor, carry: TTTCarry) -> Tensor:
+        """The same from carried memory, whose successor goes into `next_carry`."""
+        config = self.config
+        pending = torch.tensor(carry.num_pending)[:, None]
+        positions = ((pending + torch.arange(x.shape[1])) % config.mini_batch_size).to(x.device)
+        inputs = self.inner_inputs(x, positions)
+        with torch.autocast(x.device.type, enabled=False):
+            run = run_carried(self._inner_loop(), inputs, carry, mini_batch_size=config.mini_batch_size)
+        self.next_carry = run.carry
+        update = self._project_out(run.out, x.dtype)
+        if self.recorder is not None:
+            start = TTTState(
+                tuple(w + delta for w, delta in zip(self.weights, carry.weights, strict=True)),
+                tuple(b + delta for b, delta in zip(self.biases, carry.biases, strict=True)),
+                (),
+                (),
+            )
+            self._record(run.grid, run.state, update, start=start, frames=run.frames)
         return update
 
     def inner_inputs(self, x: Tensor, positions: Tensor) -> InnerInputs:
@@ -187,11 +225,29 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         )
         return self.wo(out.to(self.wo.weight.dtype)).to(dtype)
 
-    def _record(self, inputs: InnerInputs, state: TTTState, update: Tensor) -> None:
+    def _record(
+        self,
+        tokens: tuple[Tensor, Tensor, Tensor],
+        state: TTTState,
+        update: Tensor,
+        *,
+        start: TTTState | None = None,
+        frames: Tensor | None = None,
+    ) -> None:
         assert self.recorder is not None
-        detached = InnerInputs(*(part.detach() for part in inputs))
-        last = TTTState(*(tuple(part.detach() for part in parts) for parts in state))
-        self.recorder(TTTRecord(detached, last, update.detach(), self.token_mask))
+        k, v, eta = (part.detach() for part in tokens)
+        self.recorder(
+            TTTRecord(
+                k,
+                v,
+                eta,
+                None if start is None else _detached(start),
+                frames,
+                _detached(state),
+                update.detach(),
+                self.token_mask,
+            )
+        )
 
     def _stream(self, x: Tensor, state: TTTStreamingState) -> Tensor:
         frames = torch.arange(x.shape[1], device=x.device)
@@ -206,16 +262,9 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
             raise ValueError(
                 "A TTT layer with causal=False reads the future of its mini-batch and cannot stream."
             )
-        config = self.config
-        inner = InnerLoop(
-            [w.detach() for w in self.weights],
-            [b.detach() for b in self.biases],
-            self.ttt_norm_weight.detach(),
-            self.ttt_norm_bias.detach(),
-            dtype=compute_dtype(self.ttt_norm_weight),
-            causal=True,
-            eps=config.eps,
-            inner_grad_clip=config.inner_grad_clip,
-            state_decay=config.state_decay,
-        )
-        return TTTStreamingState(batch_size, self.wq.weight.device, inner, config.mini_batch_size)
+        inner = self._inner_loop(detached=True)
+        return TTTStreamingState(batch_size, self.wq.weight.device, inner, self.config.mini_batch_size)
+
+
+def _detached(state: TTTState) -> TTTState:
+    return TTTState(*(tuple(part.detach() for part in parts) for parts in state))

@@ -10,6 +10,7 @@ from finetune.data import dataset as dataset_module
 from finetune.data.chunks import build_index
 from finetune.data.dataset import Batch, ChunkDataset, build_eval_loader, build_train_loader
 from finetune.data.manifest import Recording
+from finetune.data.sampler import GlobalBatchSampler
 from finetune.errors import DataError
 
 K = 2
@@ -52,10 +53,10 @@ def dataset(tmp_path):
 
 
 def train_batches(dataset, count, **changes):
-    settings = {
-        "batch_size": 2, "rank": 0, "world_size": 1, "seed": 0, "shuffle": True, "num_workers": 0,
-    } | changes  # fmt: skip
-    return list(islice(build_train_loader(dataset, **settings), count))
+    num_workers = changes.pop("num_workers", 0)
+    settings = {"batch_size": 2, "rank": 0, "world_size": 1, "seed": 0, "shuffle": True} | changes
+    sampler = GlobalBatchSampler(len(dataset), **settings)
+    return list(islice(build_train_loader(dataset, sampler, num_workers=num_workers), count))
 
 
 def assert_same(first, second):
@@ -105,7 +106,7 @@ def test_workers_do_not_change_the_batches(dataset):
 
 
 def test_restart_continues_where_it_stopped(dataset):
-    assert_same(train_batches(dataset, 4, start_batch=3), train_batches(dataset, 7)[3:])
+    assert_same(train_batches(dataset, 4, start_sample=6), train_batches(dataset, 7)[3:])
 
 
 def test_ranks_together_have_the_batches_of_one_rank(dataset):

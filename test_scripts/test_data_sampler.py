@@ -37,14 +37,19 @@ def test_without_shuffle_the_order_is_the_index():
     assert take(3, 5, shuffle=False) == [[0, 1, 2, 3], [4, 0, 1, 2], [3, 4, 0, 1]]
 
 
-@pytest.mark.parametrize("start_batch", [1, 2, 3, 17])
-def test_starting_later_equals_skipping(start_batch):
-    later = take(5, batch_size=3, rank=1, world_size=2, start_batch=start_batch)
-    assert later == take(start_batch + 5, batch_size=3, rank=1, world_size=2)[start_batch:]
+@pytest.mark.parametrize("skipped", [1, 2, 3, 17])
+def test_starting_later_equals_skipping(skipped):
+    later = take(5, batch_size=3, rank=1, world_size=2, start_sample=6 * skipped)
+    assert later == take(skipped + 5, batch_size=3, rank=1, world_size=2)[skipped:]
+
+
+def test_another_batch_size_goes_on_where_the_samples_stopped():
+    before, after = take(3, batch_size=4), take(6, batch_size=2, start_sample=12)
+    assert list(chain(*before, *after)) == list(chain(*take(6, batch_size=4)))
 
 
 def test_iterating_again_gives_the_same_batches():
-    sampler = GlobalBatchSampler(7, batch_size=2, rank=0, world_size=1, seed=0, shuffle=True, start_batch=4)
+    sampler = GlobalBatchSampler(7, batch_size=2, rank=0, world_size=1, seed=0, shuffle=True, start_sample=8)
     assert list(islice(sampler, 9)) == list(islice(sampler, 9))
 
 
@@ -54,7 +59,7 @@ def test_iterating_again_gives_the_same_batches():
         {"num_chunks": 0},
         {"batch_size": 0},
         {"seed": -1},
-        {"start_batch": -1},
+        {"start_sample": -1},
         {"rank": 1},
         {"rank": -1},
     ],

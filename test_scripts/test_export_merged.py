@@ -84,7 +84,7 @@ def test_merged_weights_with_ttt_are_the_same_model(untrained_run, tmp_path, mod
 
 
 def test_sums_are_rounded_once(untrained_run, tiny_base, tmp_path):
-    out = merged(untrained_run("lora"), tmp_path / "out", "auto")
+    out = merged(untrained_run("lora"), tmp_path / "out", "bfloat16")
     single = load_file(merged(untrained_run("lora"), tmp_path / "single") / "consolidated.safetensors")
     for name, tensor in load_file(out / "consolidated.safetensors").items():
         assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, single[name].bfloat16()), name
@@ -97,13 +97,16 @@ def test_sums_are_rounded_once(untrained_run, tiny_base, tmp_path):
     assert torch.allclose(single[f"{layer}weight"].double(), exact, atol=1e-6)
 
 
-def test_the_dtype_of_training_is_the_default(untrained_run, tmp_path):
+@pytest.mark.parametrize(
+    ("recorded", "dtype"),
+    [("float32", torch.float32), ("bfloat16", torch.bfloat16), (None, torch.bfloat16), ([], torch.bfloat16)],
+)
+def test_the_dtype_of_training_is_the_default(untrained_run, tmp_path, recorded, dtype):
     shutil.copytree(checkpoint_content(untrained_run("lora")), tmp_path / "checkpoint")
     path = tmp_path / "checkpoint" / "training.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"param_dtype": "float32"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"param_dtype": recorded}))
     out = merged(tmp_path / "checkpoint", tmp_path / "out", "auto")
-    dtypes = {tensor.dtype for tensor in load_file(out / "consolidated.safetensors").values()}
-    assert dtypes == {torch.float32}
+    assert {tensor.dtype for tensor in load_file(out / "consolidated.safetensors").values()} == {dtype}
 
 
 def test_full_weights_are_copied_unless_a_dtype_is_asked_for(untrained_run, tmp_path):
@@ -149,7 +152,9 @@ def test_weights_with_fused_projections_merge_too(tiny_base, tmp_path):
     out = merged(run, tmp_path / "out")
     adapters = ours(run)
     assert (ours(out) - adapters).abs().max() < 1e-5 * adapters.abs().max()
-    ttt = merged(write_untrained_run(tmp_path / "ttt", "ttt", tmp_path / "base"), tmp_path / "half", "auto")
+    ttt = merged(
+        write_untrained_run(tmp_path / "ttt", "ttt", tmp_path / "base"), tmp_path / "half", "bfloat16"
+    )
     assert torch.equal(ours(ttt), ours(tmp_path / "ttt")), "bfloat16 of the base file is kept bit by bit"
 
 

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import signal
 
 import pytest
 import sphn
@@ -12,9 +10,9 @@ import torch
 from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import load_file, save_file
 
-from finetune import checkpointing
+from finetune import consolidated
 from finetune import run as run_module
-from finetune.checkpointing import list_checkpoints
+from finetune.checkpoint_files import list_checkpoints
 from finetune.config_io import load_train_args
 from finetune.errors import CheckpointError, TrainingDivergedError
 from finetune.loading import find_checkpoint, load_checkpoint_model
@@ -24,7 +22,7 @@ from finetune.trainer import Trainer
 from finetune.ttt_utils import classify_ttt_parameter
 from finetune.wrapped_model import build_model
 from moshi_ttt.hybrid_model import ttt_layers
-from run_helpers import MODES, command_line, read_metrics, run_args, run_values, write_yaml
+from run_helpers import MODES, read_metrics, run_args, run_values
 
 EXPECTED_FILES = {
     "full": {"consolidated.safetensors"},
@@ -310,17 +308,17 @@ def test_stray_names_among_the_checkpoints_do_no_harm(finished, demo, tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line_and_leaves_the_others(demo, tmp_path, monkeypatch):
-    original = checkpointing.save_file
+    original = consolidated.save_file
 
     def disk_full(tensors, path):
         if "000002" in str(path):
             raise OSError(28, "No space left on device")
         original(tensors, path)
 
-    monkeypatch.setattr(checkpointing, "save_file", disk_full)
+    monkeypatch.setattr(consolidated, "save_file", disk_full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*earlier checkpoints are intact"):
         run_training(run_args(demo, tmp_path / "run", "ttt", ckpt_freq=1))
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint_000001"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint_000001"]
 
 
 def test_accumulation_equals_one_large_batch(demo, tmp_path):
@@ -383,22 +381,6 @@ def test_an_old_run_directory_is_renamed_and_never_deleted(demo, tmp_path):
     assert not (old / "precious.txt").exists()
 
 
-def test_ctrl_c_finishes_the_step_and_saves(demo, tmp_path, monkeypatch, capfd):
-    original = Trainer._train_step
-
-    def interrupt_in_second_step(self, batches):
-        if self.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, batches)
-
-    monkeypatch.setattr(Trainer, "_train_step", interrupt_in_second_step)
-    path = write_yaml(tmp_path / "config.yaml", run_values(demo, tmp_path / "run", max_steps=50))
-    assert command_line(monkeypatch, path) == 0
-    assert "Stopped at step 2 of 50" in capfd.readouterr().err
-    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint_000002"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 def test_a_loss_that_is_not_finite_stops_with_the_layer_and_keeps_the_checkpoint(demo, tmp_path, monkeypatch):
     original = Trainer._train_step
 
@@ -429,7 +411,8 @@ def test_inner_loop_losses_are_written_and_plotted(demo, tmp_path):
     assert set(records[0]["layers"]) == {"1", "3"}
     at_w0, before, after = (torch.tensor(row) for row in records[0]["layers"]["3"])
     assert at_w0.shape == (48,)
-    assert at_w0[0] == before[0] and (after < before).double().mean() > 0.9
+    assert (after < before).double().mean() > 0.9
+    assert before[0] < at_w0[0]  # the second chunk of a recording goes on with the memory of the first
     plots = tmp_path / "run" / "evaluation_plots" / "inner_loop"
     assert {p.name for p in plots.iterdir()} == {"inner_loss_layer_1.png", "inner_loss_layer_3.png"}
 

@@ -19,7 +19,6 @@ from finetune.data.chunks import Chunk
 from finetune.data.code_cache import CodeCache
 from finetune.data.interleaver import Tokenizer, interleave_text
 from finetune.data.manifest import Recording
-from finetune.data.sampler import GlobalBatchSampler
 from finetune.errors import DataError
 
 ZERO_TOKEN_ID = -1
@@ -131,43 +130,19 @@ class ChunkDataset(Dataset[LongTensor]):
 
 
 def build_train_loader(
-    dataset: ChunkDataset,
-    *,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-    shuffle: bool,
-    num_workers: int,
-    start_batch: int = 0,
-    pin_memory: bool = False,
+    dataset: ChunkDataset, sampler: Iterable[list[int]], *, num_workers: int, pin_memory: bool = False
 ) -> Iterable[Batch]:
     """Returns endless batches of this rank; the same ones for any ``num_workers``.
 
     Args:
         dataset: The chunks, at least one.
-        batch_size: B, per rank.
-        rank: This process, from 0.
-        world_size: Number of processes.
-        seed: Seed of the order.
-        shuffle: See ``GlobalBatchSampler``.
+        sampler: Chunk indices of each batch, ``GlobalBatchSampler`` or ``ContiguousBatchSampler``.
         num_workers: Loader processes; 0 loads in this process.
-        start_batch: Batches to skip, for a run that resumes.
         pin_memory: Put batches into pinned memory, for copies to a GPU.
 
     Raises:
         DataError: While iterating, when a chunk cannot be loaded.
-        ValueError: See ``GlobalBatchSampler``.
     """
-    sampler = GlobalBatchSampler(
-        len(dataset),
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        seed=seed,
-        shuffle=shuffle,
-        start_batch=start_batch,
-    )
     return _Batches(dataset, sampler, num_workers=num_workers, pin_memory=pin_memory)
 
 
@@ -239,8 +214,10 @@ class _BatchFetcher(Dataset[Batch]):
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal and Slurm's SIGTERM every process of the job; the main one
-    # finishes its step and ends the workers, by a SIGTERM of its own if need be.
+    # finishes its step and ends the workers, by a SIGTERM of its own if need be. So does SIGUSR1, Slurm's
+    # warning before the time is up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 

@@ -12,7 +12,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
     Epoch e visits all chunks in an order drawn from ``(seed, e)``; one epoch follows the other without a gap.
     That sequence is cut into global batches of ``world_size * batch_size`` samples, of which each rank takes
     its slice. So batch size times ranks decides what a step is trained on, however it is split, and a run
-    that resumes needs only its batch number.
+    that resumes needs only the number of samples it has seen.
     """
 
     def __init__(
@@ -24,9 +24,9 @@ class GlobalBatchSampler(Sampler[list[int]]):
         world_size: int,
         seed: int,
         shuffle: bool,
-        start_batch: int = 0,
+        start_sample: int = 0,
     ) -> None:
-        """Keeps the settings; every iteration starts at ``start_batch``.
+        """Keeps the settings; every iteration starts at ``start_sample``.
 
         Args:
             num_chunks: Size of the data set, at least 1; may be smaller than a batch.
@@ -35,15 +35,15 @@ class GlobalBatchSampler(Sampler[list[int]]):
             world_size: Number of processes.
             seed: Not negative.
             shuffle: Draw a new order for each epoch; otherwise the order of the index.
-            start_batch: Batches to skip.
+            start_sample: Samples to skip, over all ranks.
 
         Raises:
             ValueError: A number is out of its range.
         """
-        if num_chunks < 1 or batch_size < 1 or seed < 0 or start_batch < 0:
+        if num_chunks < 1 or batch_size < 1 or seed < 0 or start_sample < 0:
             raise ValueError(
                 f"num_chunks {num_chunks} and batch_size {batch_size} must be at least 1, "
-                f"seed {seed} and start_batch {start_batch} at least 0."
+                f"seed {seed} and start_sample {start_sample} at least 0."
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}, it must be 0 to world_size - 1 = {world_size - 1}.")
@@ -53,12 +53,12 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.world_size = world_size
         self.seed = seed
         self.shuffle = shuffle
-        self.start_batch = start_batch
+        self.start_sample = start_sample
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yields lists of ``batch_size`` chunk indices without end."""
         epoch, order = -1, np.empty(0, dtype=np.int64)
-        position = (self.start_batch * self.world_size + self.rank) * self.batch_size
+        position = self.start_sample + self.rank * self.batch_size
         while True:
             batch = []
             for sample in range(position, position + self.batch_size):
@@ -70,6 +70,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
             position += self.world_size * self.batch_size
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
-        if not self.shuffle:
-            return np.arange(self.num_chunks)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.num_chunks)
+        return epoch_order(self.num_chunks, epoch, seed=self.seed, shuffle=self.shuffle)
+
+
+def epoch_order(size: int, epoch: int, *, seed: int, shuffle: bool) -> np.ndarray:
+    """The order of ``size`` things in one epoch, drawn from ``(seed, epoch)``, or as they are."""
+    if not shuffle:
+        return np.arange(size)
+    return np.random.default_rng([seed, epoch]).permutation(size)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import signal
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -78,7 +79,8 @@ def _talk(speech: SpeechModel, conversation: Conversation, user: Tensor) -> tupl
     """Play the user's voice `[num_samples]` to the model, the last frame filled up with silence."""
     times, replies = FrameTimes(), []
     frames = user.split(conversation.mimi.frame_size)
-    with StopRequest() as stop:
+    stop = StopRequest()
+    with stop.on(signal.SIGINT, signal.SIGTERM):
         for frame in frames:
             frame = torch.nn.functional.pad(frame, (0, conversation.mimi.frame_size - len(frame)))
             with times.frame():

@@ -25,17 +25,27 @@ class MetricsWriter:
     Args:
         run_dir: `metrics.jsonl` and the TensorBoard folder `tb` go here.
         args: the configuration of the run, for W&B.
+        first_step: of the records to come; a run that resumes hides TensorBoard's from there on.
+        wandb_run_id: of the W&B run to go on with, None starts one.
     """
 
-    def __init__(self, run_dir: Path, args: TrainArgs) -> None:
+    def __init__(
+        self, run_dir: Path, args: TrainArgs, *, first_step: int = 1, wandb_run_id: str | None = None
+    ) -> None:
         self._active = is_main()
         self._wandb = None
         if not self._active:
             return
         self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
-        self._tensorboard = SummaryWriter(str(run_dir / "tb"))
+        purge_step = first_step if first_step > 1 else None
+        self._tensorboard = SummaryWriter(str(run_dir / "tb"), purge_step=purge_step)
         if args.wandb.project is not None:
-            self._wandb = _start_wandb(run_dir, args)
+            self._wandb = _start_wandb(run_dir, args, wandb_run_id)
+
+    @property
+    def wandb_run_id(self) -> str | None:
+        """Of the W&B run, None without one and in other processes."""
+        return None if self._wandb is None else str(self._wandb.id)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -102,7 +112,7 @@ def check_wandb(args: TrainArgs) -> None:
         ) from None
 
 
-def _start_wandb(run_dir: Path, args: TrainArgs):
+def _start_wandb(run_dir: Path, args: TrainArgs, run_id: str | None):
     import wandb
 
     if args.wandb.key is not None:
@@ -113,6 +123,8 @@ def _start_wandb(run_dir: Path, args: TrainArgs):
         project=args.wandb.project,
         name=args.wandb.run_name or run_dir.name,
         dir=str(run_dir),
+        id=run_id,
+        resume=None if run_id is None else "allow",
         mode="offline" if args.wandb.offline else "online",
         config=public_values(args),
     )

@@ -11,6 +11,7 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
+from finetune.sharding import full_tensor
 from moshi_ttt.hybrid_model import ttt_layers
 from moshi_ttt.ops import inner_losses
 from moshi_ttt.ttt_layer import TTTLayer, TTTRecord
@@ -20,7 +21,10 @@ class GateMonitor:
     """Gates of a model and how far they have moved since it was built.
 
     Args:
-        model: a patched model at its start.
+        model: a patched model at its start. Where it is sharded, every process has a monitor and asks it.
+
+    Attributes:
+        start: the gates then, by layer.
     """
 
     def __init__(self, model: LMModel) -> None:
@@ -28,7 +32,7 @@ class GateMonitor:
             index: model.transformer.layers[index].forward_ssm_gating.gating_alpha
             for index in ttt_layers(model)
         }
-        self._start = {index: gate.detach().clone() for index, gate in self._gates.items()}
+        self.start = {index: full_tensor(gate.detach()).clone() for index, gate in self._gates.items()}
 
     def metrics(self) -> dict[str, float]:
         """`ttt_alpha` (mean tanh alpha), `ttt_raw` (mean alpha) and `ttt_delta` (mean |alpha - start|).
@@ -39,9 +43,9 @@ class GateMonitor:
         per_layer: dict[str, float] = {}
         overall: dict[str, list[float]] = {"ttt_alpha": [], "ttt_raw": [], "ttt_delta": []}
         for index, gate in self._gates.items():
-            alpha = gate.detach().float()
+            alpha = full_tensor(gate.detach()).float()
             opened = torch.tanh(alpha)
-            delta = (alpha - self._start[index].float()).abs().mean()
+            delta = (alpha - self.start[index].float()).abs().mean()
             values = torch.stack([opened.mean(), alpha.mean(), delta, opened.min(), opened.max()]).tolist()
             for name, value in zip(overall, values, strict=False):
                 overall[name].append(value)
@@ -104,11 +108,11 @@ class InnerLoopRecorder:
 
     @torch.no_grad()
     def _record(self, index: int, layer: TTTLayer, record: TTTRecord) -> None:
-        config, inputs, state = layer.config, record.inputs, record.state
+        config, state = layer.config, record.state
         losses = inner_losses(
-            inputs.k,
-            inputs.v,
-            inputs.eta,
+            record.k,
+            record.v,
+            record.eta,
             list(layer.weights),
             list(layer.biases),
             layer.ttt_norm_weight,
@@ -117,7 +121,10 @@ class InnerLoopRecorder:
             eps=config.eps,
             inner_grad_clip=config.inner_grad_clip,
             state_decay=config.state_decay,
+            start=record.start,
         )
+        if record.frames is not None:
+            losses = tuple(torch.take_along_dim(loss, record.frames[:, None], 2) for loss in losses)
         self._losses[index] = torch.stack([_mean_over_rows(loss, record.token_mask) for loss in losses]).cpu()
         now = torch.stack([w.square().sum((1, 2, 3)) for w in state.weights]).sum(0).sqrt()
         change = torch.stack(

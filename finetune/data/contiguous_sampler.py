@@ -1,0 +1,87 @@
+"""Batches whose rows follow recordings chunk after chunk, so that memory can be carried along."""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from torch.utils.data import Sampler
+
+from finetune.data.chunks import Chunk
+from finetune.data.sampler import epoch_order
+
+
+class ContiguousBatchSampler(Sampler[list[int]]):
+    """Endless micro-batches of chunk indices for one rank, a pure function of seed, step and lane.
+
+    A step trains on ``num_microbatches * world_size * batch_size`` chunks, one of each *lane*; lane
+    ``(micro_batch * world_size + rank) * batch_size + row`` is always the same row of the same micro-batch.
+    Each lane follows one recording from its first chunk to its last and then takes the next recording of
+    the epoch, so that long and short recordings balance and every epoch visits every chunk once. The lanes
+    depend on their number only, not on how it is split into micro-batches, ranks and rows.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        *,
+        batch_size: int,
+        num_microbatches: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        shuffle: bool,
+        start_step: int = 0,
+    ) -> None:
+        """Keeps the settings; every iteration starts at ``start_step``.
+
+        Args:
+            chunks: By recording, then by time, as ``build_index`` lists them; at least one.
+            batch_size: Rows per micro-batch and rank.
+            num_microbatches: Micro-batches per step.
+            rank: This process, from 0.
+            world_size: Number of processes.
+            seed: Not negative.
+            shuffle: Draw a new order of the recordings for each epoch.
+            start_step: Steps to skip.
+        """
+        self._recordings: list[tuple[int, int]] = []  # first chunk, number of chunks
+        first = 0
+        for _, group in groupby(chunks, key=lambda chunk: chunk.recording):
+            count = len(list(group))
+            self._recordings.append((first, count))
+            first += count
+        self.num_lanes = num_microbatches * world_size * batch_size
+        self._rows = lane_rows(batch_size, num_microbatches, rank, world_size)
+        self._seed, self._shuffle, self._start_step = seed, shuffle, start_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yields the micro-batches of one step after the other, without end."""
+        visits = self._visits()
+        free = [(0, lane) for lane in range(self.num_lanes)]  # when each lane has finished its recording
+        first_chunk = [0] * self.num_lanes
+        started = [0] * self.num_lanes
+        step = self._start_step
+        while True:
+            while free[0][0] <= step:
+                now, lane = free[0]
+                first_chunk[lane], count = next(visits)
+                started[lane] = now
+                heapq.heapreplace(free, (now + count, lane))
+            for lanes in self._rows:
+                yield [first_chunk[lane] + step - started[lane] for lane in lanes]
+            step += 1
+
+    def _visits(self) -> Iterator[tuple[int, int]]:
+        epoch = 0
+        while True:
+            order = epoch_order(len(self._recordings), epoch, seed=self._seed, shuffle=self._shuffle)
+            yield from (self._recordings[index] for index in order)
+            epoch += 1
+
+
+def lane_rows(batch_size: int, num_microbatches: int, rank: int, world_size: int) -> list[list[int]]:
+    """The lanes of this rank's rows, by micro-batch."""
+    return [
+        [(micro * world_size + rank) * batch_size + row for row in range(batch_size)]
+        for micro in range(num_microbatches)
+    ]

@@ -1,0 +1,201 @@
+"""Memory from one training chunk of a recording to the next, truncated backpropagation in between.
+
+Shapes: B batch rows, H heads, D head_dim, C mini_batch_size, T frames of the chunk, G = frames of the grid.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moshi_ttt.config import TTTConfig
+from moshi_ttt.inner_loop import InnerLoop, TTTState
+
+
+class TTTCarry(NamedTuple):
+    """What one TTT layer remembers of the chunks before, detached, one set per batch row.
+
+    The fast weights are kept as their distance from `W0`, so that `W0` gets its gradient in every chunk. Of
+    a half-finished mini-batch the tokens are kept, and their inner gradients are taken again in the next
+    chunk: an outer step in between changes them.
+    """
+
+    weights: tuple[Tensor, ...]  # distance from W0, layer l: [B, H, in_l, out_l]
+    biases: tuple[Tensor, ...]  # distance from b0, layer l: [B, H, 1, out_l]
+    k: Tensor  # [B, H, C, D], the first num_pending of each row count
+    v: Tensor  # [B, H, C, D]
+    eta: Tensor  # [B, H, C]
+    num_pending: tuple[int, ...]  # per row, less than C; on the host, so that nothing waits for the device
+
+
+class CarriedRun(NamedTuple):
+    """A chunk that went on where the one before ended."""
+
+    out: Tensor  # [B, H, T, D]
+    carry: TTTCarry  # for the next chunk, detached
+    state: TTTState  # fast weights after the last frame
+    grid: tuple[Tensor, Tensor, Tensor]  # k, v [B, H, G, D] and eta [B, H, G], mini-batches aligned
+    frames: Tensor  # [B, T], where the chunk's frames are in the grid
+
+
+def empty_carry(
+    config: TTTConfig,
+    *,
+    batch_size: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> TTTCarry:
+    """The carry of rows that start a recording: fast weights at `W0`, nothing pending."""
+    zeros = partial(torch.zeros, device=device, dtype=dtype)
+    rows = (batch_size, config.num_heads)
+    dims = config.inner_dims(config.head_dim)
+    return TTTCarry(
+        weights=tuple(zeros(*rows, fan_in, fan_out) for fan_in, fan_out in pairwise(dims)),
+        biases=tuple(zeros(*rows, 1, fan_out) for fan_out in dims[1:]),
+        k=zeros(*rows, config.mini_batch_size, config.head_dim),
+        v=zeros(*rows, config.mini_batch_size, config.head_dim),
+        eta=zeros(*rows, config.mini_batch_size),
+        num_pending=(0,) * batch_size,
+    )
+
+
+def stack_carries(carries: Sequence[TTTCarry]) -> TTTCarry:
+    """Rows of several carries as one."""
+    weights, biases, k, v, eta, num_pending = zip(*carries, strict=True)
+    return TTTCarry(
+        tuple(torch.cat(parts) for parts in zip(*weights, strict=True)),
+        tuple(torch.cat(parts) for parts in zip(*biases, strict=True)),
+        torch.cat(k),
+        torch.cat(v),
+        torch.cat(eta),
+        tuple(chain.from_iterable(num_pending)),
+    )
+
+
+def row_of_carry(carry: TTTCarry, row: int) -> TTTCarry:
+    """One row as a carry of its own, copied, so that it does not keep the others in memory."""
+    part = slice(row, row + 1)
+    return TTTCarry(
+        tuple(w[part].clone() for w in carry.weights),
+        tuple(b[part].clone() for b in carry.biases),
+        carry.k[part].clone(),
+        carry.v[part].clone(),
+        carry.eta[part].clone(),
+        carry.num_pending[part],
+    )
+
+
+def run_carried(
+    inner: InnerLoop,
+    tokens: tuple[Tensor, Tensor, Tensor, Tensor],
+    carry: TTTCarry,
+    *,
+    mini_batch_size: int,
+) -> CarriedRun:
+    """One pass over a chunk from carried fast weights; the same outputs as one pass over the recording.
+
+    Rows may stand at different places of their mini-batch. Each row's pending and new tokens are laid out
+    from the start of a mini-batch, and only mini-batches that are full become part of the carry.
+
+    Args:
+        inner: the network and its settings.
+        tokens: q, k, v `[B, H, T, D]` and eta `[B, H, T]`.
+        carry: of the chunk before; it is not modified.
+        mini_batch_size: C.
+    """
+    size = mini_batch_size
+    q, k, v, eta = (x.to(inner.dtype) for x in tokens)
+    num_frames = q.shape[2]
+    ends = [pending + num_frames for pending in carry.num_pending]
+    num_batches = -(-max(ends) // size)
+    layout = _layout(carry.num_pending, num_frames, size, num_batches * size).to(q.device)  # [B, G]
+    grid_k, grid_v, grid_eta = (
+        _to_grid(old, new, layout) for old, new in ((carry.k, k), (carry.v, v), (carry.eta, eta))
+    )
+    grid_q = _to_grid(torch.zeros_like(carry.k), q, layout)
+    state = TTTState(
+        tuple(w + delta for w, delta in zip(inner.weights, carry.weights, strict=True)),
+        tuple(b + delta for b, delta in zip(inner.biases, carry.biases, strict=True)),
+        tuple(w.new_zeros(*w.shape[:2], 0, w.shape[2]) for w in carry.weights),
+        tuple(w.new_zeros(*w.shape[:2], 0, w.shape[3]) for w in carry.weights),
+    )
+    outs = []
+    kept = seen = state
+    all_full = min(ends) // size
+    for start, stop in [(0, all_full), *((n, n + 1) for n in range(all_full, num_batches))]:
+        if start == stop:
+            continue
+        part = slice(start * size, stop * size)
+        out, state = inner.run(
+            (grid_q[:, :, part], grid_k[:, :, part], grid_v[:, :, part], grid_eta[:, :, part]),
+            state,
+            mini_batch_size=size,
+        )
+        outs.append(out)
+        kept = _where([end // size >= stop for end in ends], state, kept)
+        seen = _where([-(-end // size) >= stop for end in ends], state, seen)
+    frames = _first_frames(carry.num_pending, num_frames).to(q.device)
+    return CarriedRun(
+        out=_take(torch.cat(outs, 2), frames),
+        carry=_next_carry(inner, kept, (grid_k, grid_v, grid_eta), ends, size),
+        state=seen,
+        grid=(grid_k, grid_v, grid_eta),
+        frames=frames,
+    )
+
+
+def _layout(num_pending: Sequence[int], num_frames: int, size: int, width: int) -> Tensor:
+    """Where each grid column's token is in (C pending, T new, one empty). `[B, G]`."""
+    column = torch.arange(width)
+    pending = torch.tensor(num_pending)[:, None]
+    new = torch.where(column - pending < num_frames, size + column - pending, size + num_frames)
+    return torch.where(column < pending, column, new)
+
+
+def _first_frames(num_pending: Sequence[int], num_frames: int) -> Tensor:
+    return torch.tensor(num_pending)[:, None] + torch.arange(num_frames)
+
+
+def _to_grid(old: Tensor, new: Tensor, layout: Tensor) -> Tensor:
+    empty = torch.zeros_like(new[:, :, :1])
+    return _take(torch.cat([old.to(new.dtype), new, empty], 2), layout)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Columns of `[B, H, _, ...]` by an index `[B, n]`."""
+    index = index[:, None, :, None] if x.dim() == 4 else index[:, None]
+    return torch.take_along_dim(x, index, 2)
+
+
+def _where(rows: Sequence[bool], new: TTTState, old: TTTState) -> TTTState:
+    """The new fast weights in some rows, the old ones in the others; nothing pending in either."""
+    if all(rows):
+        return new
+    mask = torch.tensor(rows, device=new.start_weights[0].device)[:, None, None, None]
+    return TTTState(
+        tuple(torch.where(mask, n, o) for n, o in zip(new.start_weights, old.start_weights, strict=True)),
+        tuple(torch.where(mask, n, o) for n, o in zip(new.start_biases, old.start_biases, strict=True)),
+        new.pending_inputs,
+        new.pending_gradients,
+    )
+
+
+def _next_carry(
+    inner: InnerLoop, state: TTTState, grid: tuple[Tensor, Tensor, Tensor], ends: Sequence[int], size: int
+) -> TTTCarry:
+    with torch.no_grad():
+        width = grid[0].shape[2]
+        first = torch.tensor([end // size * size for end in ends])[:, None]
+        rest = (first + torch.arange(size)).clamp(max=width - 1).to(grid[0].device)
+        k, v, eta = (_take(x.detach(), rest) for x in grid)
+        return TTTCarry(
+            tuple(w.detach() - w0.detach() for w, w0 in zip(state.start_weights, inner.weights, strict=True)),
+            tuple(b.detach() - b0.detach() for b, b0 in zip(state.start_biases, inner.biases, strict=True)),
+            k,
+            v,
+            eta,
+            tuple(end % size for end in ends),
+        )
