@@ -1,13 +1,13 @@
 """Command line: `python -m finetune.export --checkpoint RUN --out DIR`, a checkpoint to hand to others.
 
-DIR gets the weight files, config.json and training.json of the checkpoint and README.md, a model card.
+DIR gets the weight files, config.json and training.json of the checkpoint and README.md, a model card; with
+`--merged` the whole model instead of adapters.
 Nothing in it names a path of this machine, but for the base model where that is local.
 """
 
 import argparse
 import dataclasses
 import json
-import math
 import os
 import re
 import shlex
@@ -18,22 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from finetune.announced import WEIGHT_FILES
 from finetune.args import ModelPaths, TTTArgs
-from finetune.checkpoint_files import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
+from finetune.checkpoint_files import CONFIG_FILE, FULL_FILE, TRAINING_FILE, TTT_FILE
 from finetune.cli import Parser, run_command
 from finetune.config_io import build_args
 from finetune.errors import CheckpointError, ConfigError
+from finetune.export_weights import MergePlan, merged_config, plan_merge, write_merged
 from finetune.files import read_json_object
 from finetune.hub import is_hub_id
-from finetune.loading import find_checkpoint
+from finetune.loading import Checkpoint, find_checkpoint, open_checkpoint
 from finetune.model_card import DEFAULT_LICENSE, CardFacts, model_card
 from finetune.repository import one_line
+from finetune.weight_files import count_parameters
 
 CARD_FILE = "README.md"
-
-_WEIGHT_FILES = (FULL_FILE, LORA_FILE, TTT_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class SourceCheckpoint:
         ttt: the `ttt` section of training.json.
         base: the `moshi_paths` section of training.json.
         parameters: number of parameters by weight file.
+        checkpoint: the same as the loader sees it.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class SourceCheckpoint:
     ttt: TTTArgs
     base: ModelPaths
     parameters: dict[str, int]
+    checkpoint: Checkpoint
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         title=options.title,
         license_id=options.license,
         repo_id=options.push_to_hub,
+        merged_dtype=(options.dtype or "auto") if options.merged else None,
     )
     if local_files(base):
         print(
@@ -98,6 +102,7 @@ def export_checkpoint(
     title: str | None = None,
     license_id: str = DEFAULT_LICENSE,
     repo_id: str | None = None,
+    merged_dtype: str | None = None,
 ) -> ModelPaths:
     """Write the folder, complete or not at all.
 
@@ -108,6 +113,8 @@ def export_checkpoint(
         title: heading of the model card.
         license_id: license identifier of the Hub.
         repo_id: where the folder will be pushed, which a local base model makes pointless.
+        merged_dtype: write the whole model, adapters merged, in this dtype (`bfloat16`, `float32`; `auto`:
+            that of training); None: adapters stay adapters.
 
     Returns:
         Where the exported model finds its base model.
@@ -130,29 +137,43 @@ def export_checkpoint(
             f"--push-to-hub: the base model is local ({local[0]}), where nobody else finds it; "
             "give its repository on the Hub with --base-model."
         )
+    source = dataclasses.replace(
+        source, base=base, training=source.training | {"moshi_paths": dataclasses.asdict(base)}
+    )
+    merge = None
+    if merged_dtype is not None and (merged_dtype != "auto" or FULL_FILE not in source.parameters):
+        merge = plan_merge(source.checkpoint, base, source.training, dtype=merged_dtype)
+        source = dataclasses.replace(
+            source,
+            config=merged_config(source.config),
+            training=merge.training,
+            parameters=merge.parameters | _without_base_weights(source.parameters),
+        )
+    _write_folder(out, source, merge, _texts(source, title=title, license_id=license_id, repo_id=repo_id))
+    return base
+
+
+def _texts(
+    source: SourceCheckpoint, *, title: str | None, license_id: str, repo_id: str | None
+) -> dict[str, str]:
     facts = CardFacts(
         step=source.training.get("step"),
         config=source.config,
         ttt=source.ttt,
         parameters=source.parameters,
-        base_model=None if local else base.hf_repo_id,
+        base_model=None if local_files(source.base) else source.base.hf_repo_id,
         repo_id=repo_id,
+        merged_lora=source.training.get("merged_lora"),
     )
     try:
         card = model_card(facts, title=title, license_id=license_id)
     except CheckpointError as error:
         raise CheckpointError(f"{source.folder}: {error}") from None
-    training = source.training | {"moshi_paths": dataclasses.asdict(base)}
-    _write_folder(
-        out,
-        source,
-        {
-            CONFIG_FILE: _json_text(_without_plot_dir(source.config)),
-            TRAINING_FILE: _json_text(_without_plot_dir(training)),
-            CARD_FILE: card,
-        },
-    )
-    return base
+    return {
+        CONFIG_FILE: _json_text(_without_plot_dir(source.config)),
+        TRAINING_FILE: _json_text(_without_plot_dir(source.training)),
+        CARD_FILE: card,
+    }
 
 
 def read_checkpoint(folder: Path) -> SourceCheckpoint:
@@ -175,21 +196,8 @@ def read_checkpoint(folder: Path) -> SourceCheckpoint:
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{folder / TRAINING_FILE}: damaged: {error}") from None
     _check_files(folder, files)
-    parameters = {name: count_parameters(folder / name) for name in _WEIGHT_FILES if name in files}
-    return SourceCheckpoint(folder, config, training, ttt, base, parameters)
-
-
-def count_parameters(path: Path) -> int:
-    """Number of parameters of a safetensors file, from its header, which is checked against its size.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from None
+    parameters = {name: count_parameters(folder / name) for name in WEIGHT_FILES if name in files}
+    return SourceCheckpoint(folder, config, training, ttt, base, parameters, open_checkpoint(folder))
 
 
 def local_files(base: ModelPaths) -> list[str]:
@@ -230,11 +238,11 @@ def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
 
 def _check_files(folder: Path, files: list[str]) -> None:
     for name in files:
-        if name not in _WEIGHT_FILES:
+        if name not in WEIGHT_FILES:
             raise CheckpointError(f"{folder / TRAINING_FILE}: damaged: {name!r} is no file of a checkpoint.")
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: {name} is missing, the checkpoint is not complete.")
-    for name in _WEIGHT_FILES:
+    for name in WEIGHT_FILES:
         # Whoever loads the checkpoint reads every weight file that is there.
         if name not in files and (folder / name).is_file():
             raise CheckpointError(f"{folder}: {TRAINING_FILE} does not list {name}, which is there.")
@@ -282,7 +290,13 @@ def _json_text(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def _write_folder(out: Path, source: SourceCheckpoint, texts: Mapping[str, str]) -> None:
+def _without_base_weights(parameters: Mapping[str, int]) -> dict[str, int]:
+    return {name: count for name, count in parameters.items() if name == TTT_FILE}
+
+
+def _write_folder(
+    out: Path, source: SourceCheckpoint, merge: MergePlan | None, texts: Mapping[str, str]
+) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside `out`, so that the renaming stays inside one file system.
@@ -290,11 +304,14 @@ def _write_folder(out: Path, source: SourceCheckpoint, texts: Mapping[str, str])
             partial = Path(temporary) / "export"
             partial.mkdir()
             for name in source.parameters:
-                shutil.copyfile(source.folder / name, partial / name)
+                if merge is not None and name == FULL_FILE:
+                    write_merged(merge, partial / name)
+                else:
+                    shutil.copyfile(source.folder / name, partial / name)
             for name, text in texts.items():
                 (partial / name).write_text(text, encoding="utf-8")
             partial.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out}: the export cannot be written ({error}).") from None
 
 
@@ -312,6 +329,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="HF_ID_OR_DIR",
         help="where the base model is found, instead of where training found it",
     )
+    parser.add_argument(
+        "--merged",
+        action="store_true",
+        help="write the whole model, the adapters merged into the base weights, instead of adapters",
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="of the merged weights (default: that of training)"
+    )
     parser.add_argument("--title", metavar="TEXT", help="heading of the model card")
     parser.add_argument(
         "--license",
@@ -324,6 +349,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.private and options.push_to_hub is None:
         raise ConfigError("--private: goes with --push-to-hub.")
+    if options.dtype is not None and not options.merged:
+        raise ConfigError("--dtype: goes with --merged; adapters and TTT weights stay in float32.")
     return options
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import torch
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 from moshi.modules.lora import replace_lora_with_linear
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from finetune.announced import WEIGHT_FILES, check_announced, check_sections
 from finetune.args import LoraArgs, ModelPaths, TrainArgs, TTTArgs
 from finetune.checkpoint_files import (
     CONFIG_FILE,
@@ -28,14 +27,14 @@ from finetune.errors import CheckpointError, ConfigError
 from finetune.files import read_json_object
 from finetune.hub import download_checkpoint, is_hub_id
 from finetune.repository import base_fingerprint, find_model_files
+from finetune.safe_names import check_config_values
 from finetune.ttt_integration import apply_ttt_to_model, keep_ttt_precision
 from finetune.ttt_utils import is_ttt_parameter
+from finetune.weight_files import check_finite, check_headers, header_of, name_in, read_files, read_headers
 from finetune.wrapped_model import add_lora, load_base
 from moshi_ttt.config import TTTOptions
 
 logger = logging.getLogger(__name__)
-
-_WEIGHT_FILES = (FULL_FILE, LORA_FILE, TTT_FILE)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -55,7 +54,7 @@ def find_checkpoint(path: str | Path) -> Path:
         newest_first = reversed(list_checkpoints(path / "checkpoints"))
         candidates += [folder / "consolidated" for folder in newest_first]
     for candidate in candidates:
-        has_weights = any((candidate / name).is_file() for name in _WEIGHT_FILES)
+        has_weights = any((candidate / name).is_file() for name in WEIGHT_FILES)
         if (candidate / CONFIG_FILE).is_file() and has_weights:
             return candidate
     raise CheckpointError(f"{path}: no checkpoint here; give a run directory or one of its checkpoints.")
@@ -74,8 +73,12 @@ def warm_start(model: LMModel, path: str | Path, args: TrainArgs) -> list[str]:
             announces is missing, or a shape differs. The model is unchanged.
     """
     folder = find_checkpoint(path)
-    config, tensors = _read_checkpoint(folder)
-    counts = load_exactly(model, tensors, complete=_announced(config), source=f"init_from: {folder}")
+    config = _read_descriptions(folder)
+    announced = [kind for kind in ("lora", "ttt") if config.get(kind)]
+    source = f"init_from: {folder}"
+    check_headers(read_headers(folder, WEIGHT_FILES), _shapes(model), complete=announced, source=source)
+    tensors = read_files(folder, WEIGHT_FILES)
+    counts = load_exactly(model, tensors, complete=announced, source=source)
     lines = [f"Warm start from {folder}: {counts['base']} base or LoRA tensors, {counts['ttt']} TTT tensors."]
     if args.ttt.enable and not counts["ttt"]:
         lines.append("The checkpoint has no TTT: the TTT layers and gates start fresh.")
@@ -99,7 +102,7 @@ def load_exactly(
 
     Args:
         tensors: by name.
-        complete: kinds (`lora`, `ttt`) of which the model may have no tensor that is not given.
+        complete: kinds (`lora`, `ttt`, `base`) of which the model may have no tensor that is not given.
         source: where they come from, for messages.
 
     Returns:
@@ -109,27 +112,10 @@ def load_exactly(
         CheckpointError: see `warm_start`; the line starts with source.
     """
     state = model.state_dict()
-    tensors = {_name_in(state, name): tensor for name, tensor in tensors.items()}
-    unknown = sorted(set(tensors) - set(state))
-    if unknown:
-        hint = " (is lora.enable, or are ttt.layers, different?)" if _kind(unknown[0]) else ""
-        raise CheckpointError(
-            f"{source}: {len(unknown)} tensors have no place in this model, for example {unknown[0]}{hint}."
-        )
-    missing = sorted(name for name in state if _kind(name) in complete and name not in tensors)
-    if missing:
-        kind = {"ttt": "TTT", "lora": "LoRA"}[_kind(missing[0])]
-        raise CheckpointError(
-            f"{source}: {len(missing)} {kind} tensors are missing, for example {missing[0]}; "
-            "the checkpoint is not complete, or was made for other layers."
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != state[name].shape:
-            raise CheckpointError(
-                f"{source}: {name} has shape {list(tensor.shape)}, expected {list(state[name].shape)}."
-            )
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise CheckpointError(f"{source}: {name} holds values that are not finite numbers.")
+    headers = {name: header_of(tensor, file="the checkpoint") for name, tensor in tensors.items()}
+    check_headers(headers, _shapes(model), complete=complete, source=source)
+    check_finite(tensors, source=source)
+    tensors = {name_in(state, name): tensor for name, tensor in tensors.items()}
     with torch.no_grad():
         for name, tensor in tensors.items():
             state[name].copy_(tensor)
@@ -170,6 +156,7 @@ def open_checkpoint(path: str | Path, *, base: str | None = None) -> Checkpoint:
     """
     folder = find_checkpoint(path)
     config, training = read_json_object(folder / CONFIG_FILE), read_json_object(folder / TRAINING_FILE)
+    check_config_values(config, source=str(folder / CONFIG_FILE))
     try:
         files = [_file_name(name) for name in training["files"]]
         paths = dict(training["moshi_paths"])
@@ -189,6 +176,8 @@ def open_checkpoint(path: str | Path, *, base: str | None = None) -> Checkpoint:
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} or {TRAINING_FILE} is damaged: {error}") from None
     _require_files(folder, files, source=str(folder))
+    check_sections(folder, config, ttt_args)
+    check_announced(folder, config, lora=lora, ttt=ttt_args)
     return checkpoint
 
 
@@ -234,12 +223,11 @@ def load_model(
     Raises:
         CheckpointError: files are missing, corrupt or do not fit the base model.
     """
-    expected = checkpoint.base_fingerprint
-    if expected is not None and base_fingerprint(info) not in (expected, None):
-        raise CheckpointError(
-            f"{checkpoint.folder}: was trained on another base model than {info.moshi_weights} holds."
-        )
+    check_base(checkpoint, info)
+    info = own_weights(checkpoint, info)
     model = load_base(info, device=device, dtype=dtype)
+    if (checkpoint.folder / FULL_FILE).is_file():
+        check_finite(model.state_dict(), source=str(info.moshi_weights))
     if checkpoint.lora is not None:
         add_lora(model, checkpoint.lora, dtype=dtype)
     try:
@@ -247,7 +235,7 @@ def load_model(
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint.folder}: {error}") from None
     keep_ttt_precision(model)
-    tensors = _read_files(checkpoint.folder, (LORA_FILE, TTT_FILE))
+    tensors = read_files(checkpoint.folder, (LORA_FILE, TTT_FILE))
     source = str(checkpoint.folder)
     counts = load_exactly(model, tensors, complete=("lora", "ttt"), source=source)
     logger.info("Loaded %s: %d adapter tensors, %d TTT tensors.", source, counts["base"], counts["ttt"])
@@ -256,24 +244,39 @@ def load_model(
     return model.eval()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU.
+def check_base(checkpoint: Checkpoint, info: CheckpointInfo) -> None:
+    """Compare a base model with the one that a checkpoint was trained on.
 
     Raises:
-        CheckpointError: the file is corrupt.
+        CheckpointError: it is another one; checkpoints that hold all weights, or are old, fit any.
     """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from None
+    expected = checkpoint.base_fingerprint
+    if expected is not None and base_fingerprint(info) != expected:
+        raise CheckpointError(
+            f"{checkpoint.folder}: was trained on another base model than {info.moshi_weights} holds."
+        )
 
 
-def _read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def own_weights(checkpoint: Checkpoint, info: CheckpointInfo) -> CheckpointInfo:
+    """The files to load: adapters of the base repository are part of full weights already."""
+    full = (checkpoint.folder / FULL_FILE).is_file()
+    return replace(info, lora_weights=None) if full else info
+
+
+def _read_descriptions(folder: Path) -> dict[str, Any]:
+    """config.json, checked, of a checkpoint of ours or of moshi-finetune, which has no training.json."""
     config = read_json_object(folder / CONFIG_FILE)
+    check_config_values(config, source=str(folder / CONFIG_FILE))
     if (folder / TRAINING_FILE).is_file():
         training = read_json_object(folder / TRAINING_FILE)
-        _require_files(folder, training.get("files", []), source=f"init_from: {folder}")
-    return config, _read_files(folder, _WEIGHT_FILES)
+        try:
+            files = [_file_name(name) for name in training["files"]]
+            ttt = build_args(TTTArgs, training["ttt"], "ttt.")
+        except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
+            raise CheckpointError(f"init_from: {folder / TRAINING_FILE} is damaged: {error}") from None
+        _require_files(folder, files, source=f"init_from: {folder}")
+        check_sections(folder, config, ttt)
+    return config
 
 
 def _require_files(folder: Path, names: Iterable[str], *, source: str) -> None:
@@ -283,30 +286,10 @@ def _require_files(folder: Path, names: Iterable[str], *, source: str) -> None:
 
 
 def _file_name(value: object) -> str:
-    if value not in _WEIGHT_FILES:
+    if value not in WEIGHT_FILES:
         raise ValueError(f"files: {value!r} is no file of a checkpoint")
     return str(value)
 
 
-def _announced(config: dict[str, Any]) -> list[str]:
-    return [kind for kind in ("lora", "ttt") if config.get(kind)]
-
-
-def _read_files(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        if (folder / name).is_file():
-            tensors |= read_tensors(folder / name)
-    return tensors
-
-
-def _name_in(state: Collection[str], name: str) -> str:
-    frozen = name.removesuffix("weight") + "frozen_W.weight"
-    return frozen if name not in state and frozen in state else name
-
-
-def _kind(name: str) -> str | None:
-    """`ttt` or `lora`, None for a tensor of the base model."""
-    if is_ttt_parameter(name):
-        return "ttt"
-    return "lora" if ".lora_" in name else None
+def _shapes(model: LMModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

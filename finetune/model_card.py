@@ -24,6 +24,11 @@ _TTT_EXPLAINED = (
     "learns while the model listens, by gradient steps on a reconstruction loss. What it learns in a "
     "conversation is state of that conversation and is never written into the weights."
 )
+_FULL_WEIGHTS = {
+    None: "full weights of the model, no adapters",
+    True: "full weights: the LoRA adapters are merged into those of the base model",
+    False: "full weights: those of the base model, which training left unchanged",
+}
 _MOSHI_PAPER = "- Défossez et al. 2024, *Moshi: a speech-text foundation model for real-time dialogue*."
 _TTT_PAPERS = (
     "- Sun et al. 2024, *Learning to (Learn at Test Time)*.\n"
@@ -42,6 +47,8 @@ class CardFacts:
         parameters: number of parameters by weight file.
         base_model: Hub id of the base model; None when that is local.
         repo_id: Hub id that the model will have; None when it is not known yet.
+        merged_lora: of full weights that an export put together: whether adapters were merged into them
+            (else they are the base model's own); None for weights that training wrote.
     """
 
     step: int
@@ -50,6 +57,7 @@ class CardFacts:
     parameters: Mapping[str, int]
     base_model: str | None
     repo_id: str | None = None
+    merged_lora: bool | None = None
 
     @property
     def has_ttt(self) -> bool:
@@ -60,8 +68,10 @@ class CardFacts:
     def training(self) -> str:
         """How the base model was trained, for people."""
         parts = []
-        if FULL_FILE in self.parameters:
+        if FULL_FILE in self.parameters and self.merged_lora is None:
             parts.append("full weights")
+        if FULL_FILE in self.parameters and self.merged_lora:
+            parts.append("LoRA adapters (merged into the weights)")
         if LORA_FILE in self.parameters:
             parts.append("LoRA adapters")
         if self.has_ttt:
@@ -127,7 +137,7 @@ def _training(facts: CardFacts) -> str:
         rows.append(("LoRA rank", f"{facts.config['lora_rank']:,}"))
         rows.append(("LoRA scaling", f"{facts.config['lora_scaling']:g}"))
     elif FULL_FILE in facts.parameters:
-        rows.append(("weights", "full weights of the model, no adapters"))
+        rows.append(("weights", _FULL_WEIGHTS[facts.merged_lora]))
     else:
         rows.append(("weights", "TTT layers only; the base model's own weights are unchanged"))
     return "## Training\n\n" + _table(("", ""), rows)

@@ -10,7 +10,7 @@ import sentencepiece
 import torch
 from moshi.models import MimiModel
 from moshi.models.lm import LMModel
-from moshi.models.loaders import FRAME_RATE, CheckpointInfo
+from moshi.models.loaders import FRAME_RATE, CheckpointInfo, get_mimi
 
 from finetune.args import TrainArgs
 from finetune.data.alignments import load_alignments
@@ -23,6 +23,8 @@ from finetune.data.sampler import GlobalBatchSampler
 from finetune.distributed import alike, barrier, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError, ConfigError
 from finetune.repository import MOSHI_ERRORS, one_line
+from finetune.safe_names import check_counts
+from finetune.weight_files import count_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +63,31 @@ def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
     Raises:
         CheckpointError: its weights are unreadable or do not fit its configuration.
     """
+    _check_codec_size(info)
     try:
         return info.get_mimi(device=device).requires_grad_(False)
     except MOSHI_ERRORS as error:
         raise CheckpointError(f"{info.mimi_weights}: cannot be loaded as Mimi: {one_line(error)}") from None
+
+
+def _check_codec_size(info: CheckpointInfo) -> None:
+    """Moshi builds the codec in memory before it reads the weights: see that they are of one size.
+
+    Names are not compared, since Moshi renames tensors of its published files while it loads them.
+    """
+    source = str(info.mimi_weights)
+    held = count_parameters(Path(info.mimi_weights))
+    check_counts(info.mimi_config or {}, source=f"configuration of {source}")
+    try:
+        with torch.device("meta"):
+            state = get_mimi(None, info.mimi_config, device="meta").state_dict()
+    except MOSHI_ERRORS as error:
+        raise CheckpointError(f"{source}: cannot be loaded as Mimi: {one_line(error)}") from None
+    announced = sum(tensor.numel() for tensor in state.values())
+    if announced > 2 * held:
+        raise CheckpointError(
+            f"{source}: holds {held:,} parameters, its configuration announces {announced:,}."
+        )
 
 
 def check_codec(mimi: MimiModel, model: LMModel, info: CheckpointInfo) -> None:

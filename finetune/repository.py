@@ -1,11 +1,12 @@
 """Where the base model's files are: a Hugging Face repository or a local folder of the same layout."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
 from moshi.models import loaders
 from moshi.models.loaders import CheckpointInfo
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from finetune.args import ModelPaths
 from finetune.errors import CheckpointError
 from finetune.files import read_json_object
+from finetune.safe_names import check_config_values, check_weight_file
 
 # Repositories that hold Moshi 7B itself, whose architecture is built into the moshi package.
 _MOSHI_7B_REPOSITORIES = ("kyutai/moshiko-pytorch-bf16", "kyutai/moshika-pytorch-bf16")
@@ -34,6 +36,16 @@ _FILE_KEYS = {
     "mimi_name": loaders.MIMI_NAME,
     "tokenizer_name": loaders.TEXT_TOKENIZER_NAME,
 }
+_OTHER_KEYS = (
+    "mimi_config_name",
+    "lora_name",
+    "model_type",
+    "lm_gen_config",
+    "tts_config",
+    "stt_config",
+    "model_id",
+    "ttt",
+)
 
 
 def find_model_files(paths: ModelPaths) -> CheckpointInfo:
@@ -53,6 +65,11 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
         repository = str(Path(str(overrides["config_path"])).parent)
     if Path(repository).is_dir():
         overrides = _local_files(Path(repository), overrides)
+    elif overrides["config_path"] is None:
+        overrides["config_path"] = _config_of(repository)
+    if overrides["config_path"] is not None:
+        config_path = Path(str(overrides["config_path"]))
+        check_config_values(read_json_object(config_path), source=str(config_path))
     try:
         info = CheckpointInfo.from_hf_repo(repository, **overrides)
     except MOSHI_ERRORS as error:
@@ -83,17 +100,14 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
                 return dict(loaders._lm_kwargs), "Moshi 7B as built into the moshi package"
             config_path = _download_config(repository)
     config = read_json_object(Path(config_path))
+    check_config_values(config, source=str(config_path))
     _reject_ttt_exports(config, config_path)
-    other = (
-        "mimi_config_name",
-        "lora_name",
-        "model_type",
-        "lm_gen_config",
-        "tts_config",
-        "stt_config",
-        "model_id",
-    )
-    return {k: v for k, v in config.items() if k not in (*_FILE_KEYS, *other)}, str(config_path)
+    return lm_arguments(config), str(config_path)
+
+
+def lm_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `LMModel` in a config.json: without files, generation defaults and our section."""
+    return {key: value for key, value in config.items() if key not in (*_FILE_KEYS, *_OTHER_KEYS)}
 
 
 def one_line(error: Exception) -> str:
@@ -107,11 +121,8 @@ def lm_config(info: CheckpointInfo) -> dict[str, Any]:
     return dict(loaders._lm_kwargs if info.raw_config is None else info.raw_config)
 
 
-def base_fingerprint(info: CheckpointInfo) -> str | None:
+def base_fingerprint(info: CheckpointInfo) -> str:
     """A hash of the transformer weights' names, shapes and first values, whatever dtype they load in.
-
-    Returns:
-        None where the weights are not a safetensors file.
 
     Raises:
         CheckpointError: the file is corrupt.
@@ -120,8 +131,6 @@ def base_fingerprint(info: CheckpointInfo) -> str | None:
     for path in (info.moshi_weights, info.lora_weights):
         if path is None:
             continue
-        if Path(path).suffix != ".safetensors":
-            return None
         try:
             with safe_open(path, "pt") as file:
                 for name in sorted(name for name in file.keys() if name.startswith("transformer.")):  # noqa: SIM118
@@ -136,6 +145,16 @@ def base_fingerprint(info: CheckpointInfo) -> str | None:
 def _download_config(repository: str) -> str:
     try:
         return hf_hub_download(repository, "config.json")
+    except MOSHI_ERRORS as error:
+        raise _unreachable(repository, error) from None
+
+
+def _config_of(repository: str) -> str | None:
+    """Its config.json, looked at before the files that it names are downloaded; None where it has none."""
+    try:
+        return hf_hub_download(repository, "config.json")
+    except EntryNotFoundError:
+        return None  # an old repository of Moshi 7B, Moshi's loader knows its files
     except MOSHI_ERRORS as error:
         raise _unreachable(repository, error) from None
 
@@ -157,6 +176,8 @@ def _existing_overrides(paths: ModelPaths) -> dict[str, Path | str | None]:
     ):
         if value is not None and not value.startswith("hf://") and not Path(value).is_file():
             raise CheckpointError(f"moshi_paths.{key}: {value} does not exist.")
+        if value is not None and key in ("moshi_path", "mimi_path"):
+            check_weight_file(value, key=f"moshi_paths.{key}")
         is_local = value is not None and not value.startswith("hf://")
         overrides[argument] = Path(value) if is_local else value
     return overrides
@@ -168,6 +189,7 @@ def _local_files(folder: Path, overrides: dict[str, Path | str | None]) -> dict[
         hint = " It holds a run of training: start from it with init_from." if _is_run(folder) else ""
         raise CheckpointError(f"moshi_paths.hf_repo_id: {config_path} does not exist.{hint}")
     config = read_json_object(config_path)
+    check_config_values(config, source=str(config_path))
     _reject_ttt_exports(config, str(config_path))
     found = dict(overrides, config_path=config_path)
     for argument, key in (

@@ -1,8 +1,9 @@
 """The model that trains: base weights, LoRA, TTT, what is frozen, and which dtype it has."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from moshi.models.lm import LMModel
@@ -33,6 +34,11 @@ def load_base(
         CheckpointError: the weights do not fit the architecture, or it is one that cannot train.
     """
     overrides: dict[str, object] = {"gradient_checkpointing": gradient_checkpointing}
+    if info.lm_config is not None and (info.lm_config.get("fuser") or info.lm_config.get("conditioners")):
+        # Before anything is built: Moshi makes conditioners of any size, in memory.
+        raise CheckpointError(
+            f"{info.moshi_weights}: models with text or speaker conditions cannot train yet."
+        )
     if info.lora_weights is None:
         overrides["lora"] = False
     try:
@@ -41,10 +47,6 @@ def load_base(
         raise CheckpointError(
             f"{info.moshi_weights}: cannot be loaded as this Moshi model: {one_line(error)}"
         ) from None
-    if model.fuser is not None:
-        raise CheckpointError(
-            f"{info.moshi_weights}: models with text or speaker conditions cannot train yet."
-        )
     return model
 
 
@@ -72,16 +74,37 @@ def build_meta_model(args: TrainArgs, lm_kwargs: dict) -> LMModel:
     Raises:
         CheckpointError: Moshi refuses them.
     """
-    overrides = {"gradient_checkpointing": args.gradient_checkpointing, "lora": False}
-    dtype = _base_dtype(args)
+    model = load_without_weights(
+        lm_kwargs,
+        dtype=_base_dtype(args),
+        source="moshi_paths: the configuration",
+        gradient_checkpointing=args.gradient_checkpointing,
+    )
+    return prepare_model(model, args)
+
+
+def load_without_weights(
+    lm_kwargs: Mapping[str, Any], *, dtype: torch.dtype, source: str, gradient_checkpointing: bool = False
+) -> LMModel:
+    """A base model on the meta device, which has names and shapes but takes no memory.
+
+    Args:
+        lm_kwargs: arguments of `LMModel`.
+        dtype: of its parameters.
+        source: what the line of the error starts with.
+        gradient_checkpointing: see `LMModel`.
+
+    Raises:
+        CheckpointError: Moshi refuses them.
+    """
+    overrides = {"gradient_checkpointing": gradient_checkpointing, "lora": False}
     try:
         with torch.device("meta"):
-            model = get_moshi_lm(None, lm_kwargs, device="meta", dtype=dtype, lm_kwargs_overrides=overrides)
+            return get_moshi_lm(
+                None, dict(lm_kwargs), device="meta", dtype=dtype, lm_kwargs_overrides=overrides
+            )
     except MOSHI_ERRORS as error:
-        raise CheckpointError(
-            f"moshi_paths: the configuration is not one of Moshi: {one_line(error)}"
-        ) from None
-    return prepare_model(model, args)
+        raise CheckpointError(f"{source} is not one of Moshi: {one_line(error)}") from None
 
 
 def _base_dtype(args: TrainArgs) -> torch.dtype:

@@ -12,6 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+# A file may claim up to 100 MB, which become gigabytes when parsed.
+_MAX_HEADER_BYTES = 16 * 2**20
+
 
 class StateError(ValueError):
     """A file with a streaming state cannot be written, read or used with this model; one line says why."""
@@ -116,6 +119,10 @@ class StateFile:
         if not os.path.isfile(self.path):
             raise StateError(f"{self.path}: is not a file.")
         try:
+            with self.path.open("rb") as start:
+                header_bytes = int.from_bytes(start.read(8), "little")
+            if _MAX_HEADER_BYTES < header_bytes <= self.path.stat().st_size:
+                raise StateError(f"{self.path}: its header has {header_bytes:,} bytes, that is no {kind}.")
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
                 self.shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -225,7 +225,7 @@ def test_model_repository_that_cannot_be_reached(fails, monkeypatch):
     ("name", "message"),
     [
         ("model.safetensors", "cannot be loaded as this Moshi model"),
-        ("mimi.safetensors", "cannot be loaded as Mimi"),
+        ("mimi.safetensors", "cannot be read as safetensors"),
         ("tokenizer.model", "not a sentencepiece model"),
         ("config.json", "not valid JSON"),
     ],

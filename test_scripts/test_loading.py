@@ -141,8 +141,9 @@ def test_windows_are_those_of_training(untrained_run):
 
 
 def test_a_model_that_sees_the_future_cannot_talk(checkpoint):
-    training = json.loads((checkpoint / "training.json").read_text())
-    training["ttt"]["causal"] = False
-    (checkpoint / "training.json").write_text(json.dumps(training))
+    for name in ("config.json", "training.json"):
+        values = json.loads((checkpoint / name).read_text())
+        values["ttt"]["causal"] = False
+        (checkpoint / name).write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"was trained with ttt\.causal: false"):
         speak(checkpoint)

@@ -1,0 +1,83 @@
+"""What the descriptions of a model may say when a stranger wrote them: file names and sizes.
+
+Nothing is ever unpickled, so weights are safetensors files, which Moshi's own loader does not insist on; a
+name stays inside its folder; and a number of layers is one that a loop can count to.
+"""
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from finetune.errors import CheckpointError
+
+WEIGHT_SUFFIX = ".safetensors"
+
+_WEIGHT_KEYS = ("moshi_name", "mimi_name", "lora_name")
+_OTHER_FILE_KEYS = ("tokenizer_name", "mimi_config_name")
+_COUNTS = (
+    "num_layers",
+    "depformer_num_layers",
+    "n_q",
+    "dep_q",
+    "num_heads",
+    "depformer_num_heads",
+    "n_residual_layers",
+)
+_MAX_COUNT = 4096
+
+
+def check_weight_file(value: object, *, key: str) -> None:
+    """Refuse weights in a format that is read by unpickling, which runs code that the file brings along.
+
+    Args:
+        value: path, or address `hf://…`, of the weights.
+        key: where it stands, the start of the line.
+
+    Raises:
+        CheckpointError: it is no safetensors file by its name.
+    """
+    if not str(value).endswith(WEIGHT_SUFFIX):
+        raise CheckpointError(
+            f"{key}: {str(value)!r} is not a {WEIGHT_SUFFIX} file, and nothing else is read because other "
+            "formats can run code; convert it with safetensors.torch.save_file."
+        )
+
+
+def check_config_values(config: Mapping[str, Any], *, source: str) -> None:
+    """Look at the file names and counts of a `config.json` before anything is read or built from it.
+
+    Args:
+        config: its values.
+        source: its path, or the repository.
+
+    Raises:
+        CheckpointError: a name leaves the folder or names weights that would be unpickled, or a number of
+            layers, codebooks or heads is beyond all reason.
+    """
+    for key in (*_WEIGHT_KEYS, *_OTHER_FILE_KEYS):
+        value = config.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, str) or not _stays_inside(value):
+            raise CheckpointError(f"{source}: {key}: {value!r} is not the name of a file in the same folder.")
+        if key in _WEIGHT_KEYS:
+            check_weight_file(value, key=f"{source}: {key}")
+    check_counts(config, source=source)
+
+
+def check_counts(config: Mapping[str, Any], *, source: str) -> None:
+    """Look at numbers that Moshi counts up to while it builds a model, in inner sections too.
+
+    Raises:
+        CheckpointError: a number of layers, codebooks or heads is beyond all reason.
+    """
+    for key, value in config.items():
+        if isinstance(value, dict):
+            check_counts(value, source=source)
+        elif key in _COUNTS and isinstance(value, (int, float)) and value > _MAX_COUNT:
+            raise CheckpointError(f"{source}: {key}: {value} is not allowed, at most {_MAX_COUNT}.")
+
+
+def _stays_inside(name: str) -> bool:
+    paths = (PurePosixPath(name), PureWindowsPath(name))
+    return name != "" and "://" not in name and not any(p.anchor or ".." in p.parts for p in paths)
