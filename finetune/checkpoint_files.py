@@ -24,6 +24,7 @@ DONE_FILE = "DONE.json"
 CONSOLIDATED_DIR = "consolidated"
 STATE_DIR = "state"
 LATEST_FILE = "latest"
+ARGS_FILE = "args.yaml"  # of the run
 
 PREFIX = "checkpoint_"
 PARTIAL_PREFIX = ".tmp-"  # being written
@@ -40,3 +41,9 @@ def step_of(path: Path) -> int | None:
     """The step in the name of a checkpoint's folder, None where it is no such name."""
     digits = path.name.removeprefix(PREFIX)
     return int(digits) if path.name != digits and digits.isascii() and digits.isdigit() else None
+
+
+def run_dir_of(path: str | Path) -> Path:
+    """The run directory of a path to resume from: of a checkpoint its run's, otherwise the path itself."""
+    path = Path(path)
+    return path.resolve().parent.parent if step_of(path) is not None else path

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune.args import TrainArgs
+from finetune.checkpoint_files import ARGS_FILE, run_dir_of
 from finetune.config_io import all_keys, load_train_args, type_name, unknown_key, yaml_text
 from finetune.errors import ConfigError, TrainingDivergedError, UserError
 from moshi_ttt.state_file import StateError
@@ -53,6 +54,11 @@ def parse_train_command(argv: Sequence[str]) -> TrainCommand:
     if known.yaml is not None and known.config is not None:
         raise ConfigError(f"Two configurations given: {known.yaml} and --config {known.config}; give one.")
     path = known.config or known.yaml
+    if path is None and known.resume not in (None, "auto", "null"):
+        # A run knows its own configuration; it may have been moved since, or branches into another.
+        run_dir = run_dir_of(known.resume)
+        path = run_dir / ARGS_FILE
+        known.run_dir = known.run_dir or str(run_dir)
     if path is None:
         raise ConfigError("No configuration given: python train.py --config example/quickstart.yaml")
     fields = dict(all_keys())

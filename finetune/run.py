@@ -16,7 +16,7 @@ from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 
 from finetune.args import TrainArgs
-from finetune.checkpoint_files import FULL_FILE
+from finetune.checkpoint_files import FULL_FILE, run_dir_of
 from finetune.checkpointing import Checkpointer
 from finetune.data.dataset import ChunkDataset
 from finetune.distributed import (
@@ -37,7 +37,7 @@ from finetune.parallel import build_parallel_model, choose_strategy
 from finetune.pipeline import Recordings, build_datasets, load_codec, load_recordings
 from finetune.repository import base_fingerprint, find_model_files, lm_config
 from finetune.resume import ResumePoint, check_configuration, find_resume_point, set_aside_newer
-from finetune.run_directory import check_run_dir, make_run_dir, run_dir_of
+from finetune.run_directory import check_run_dir, make_run_dir
 from finetune.sampling import Sampler
 from finetune.saving import Saver
 from finetune.summary import model_summary

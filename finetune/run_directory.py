@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from finetune.args import TrainArgs
-from finetune.checkpoint_files import step_of
+from finetune.checkpoint_files import ARGS_FILE, run_dir_of
 from finetune.config_io import dump_yaml
 from finetune.distributed import is_main
 from finetune.errors import ConfigError
@@ -15,14 +15,6 @@ from finetune.monitoring.plots import INNER_LOSSES_FILE
 from finetune.resume import ResumePoint, step_of_newest
 
 logger = logging.getLogger(__name__)
-
-ARGS_FILE = "args.yaml"
-
-
-def run_dir_of(path: str | Path) -> Path:
-    """The run directory of a path to resume from: of a checkpoint its run's, otherwise the path itself."""
-    path = Path(path)
-    return path.resolve().parent.parent if step_of(path) is not None else path
 
 
 def check_run_dir(args: TrainArgs) -> None:

@@ -21,9 +21,10 @@ from torch.optim import Optimizer
 
 from finetune.distributed import get_rank
 from finetune.errors import CheckpointError
+from finetune.state_reader import StateReader
 
 # What torch.distributed.checkpoint raises; CheckpointException is no Exception.
-STATE_ERRORS = (OSError, RuntimeError, ValueError, EOFError, dcp.CheckpointException)
+STATE_ERRORS = (OSError, RuntimeError, ValueError, dcp.CheckpointException)
 
 
 def collect_state(model: LMModel, optimizer: Optimizer, others: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +79,7 @@ def load_state(
     Raises:
         CheckpointError: the state does not fit the model, or cannot be read.
     """
-    reader = dcp.FileSystemReader(folder)
+    reader = StateReader(folder)
     try:
         saved = reader.read_metadata().state_dict_metadata
         _check_names(saved, model, others, source)

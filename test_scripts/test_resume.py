@@ -230,6 +230,15 @@ def test_an_existing_run_directory_says_how_to_go_on(interrupted, demo, tmp_path
     assert "go on from its step 4 with --resume auto" in capsys.readouterr().err
 
 
+def test_a_run_needs_no_configuration_to_go_on(whole, interrupted, tmp_path, monkeypatch, capsys):
+    moved = interrupted.rename(tmp_path / "moved")
+    assert command_line(monkeypatch, "--resume", str(moved), "--log_freq", "2") == 0
+    assert_same_weights(whole, moved)
+    assert not interrupted.exists()
+    assert command_line(monkeypatch, "--resume", str(tmp_path / "nowhere")) == 2
+    assert "nowhere/args.yaml: cannot read" in capsys.readouterr().err
+
+
 def test_a_path_without_checkpoints_is_one_line(demo, tmp_path):
     with pytest.raises(CheckpointError, match=r"resume: .*nowhere has no checkpoint"):
         resume(demo, tmp_path / "run", resume=str(tmp_path / "nowhere"))
