@@ -1,6 +1,6 @@
 """FSDP2 around Moshi's classes: what they need so that PyTorch's engine can shard them.
 
-Two of their properties do not fit FSDP2 (torch 2.8 and 2.9). It makes a module sharded by changing its
+Two of their properties do not fit FSDP2 (torch 2.9). It makes a module sharded by changing its
 class to a subclass of `(FSDPModule, cls)`; Moshi's streaming modules derive from `abc.ABC`, whose memory
 layout differs, and Python refuses. And the tensors of a module's output are found through PyTorch's pytrees,
 which do not know the dataclass `LMOutput`: backward hooks would never fire, and gradients stay unreduced

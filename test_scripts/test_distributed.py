@@ -111,11 +111,9 @@ def test_exports_of_sharded_training_are_those_of_one_process(two_processes, dem
             assert all((one[name] - two[name]).abs().max() < 1e-4 for name in one)
 
 
-@pytest.fixture(scope="module")
-def seven_of_twelve(demo, tmp_path_factory):
-    """Runs of 12 steps with checkpoints every 7, in one process and in two, and their continuations."""
-    folder = tmp_path_factory.mktemp("seven")
-    settings = {"max_steps": 12, "ckpt_freq": 7, "eval_freq": 5, "num_ckpt_keep": None}
+def run_and_resume(demo, folder: Path, *, steps: int) -> Path:
+    """Runs with a checkpoint after step 7, in one process and in two, and their continuations in both."""
+    settings = {"max_steps": steps, "ckpt_freq": 7, "eval_freq": 5, "num_ckpt_keep": None}
     (config,) = write_cases(demo, folder, {"two": {}}, batch_size=1, **settings)
     (one,) = write_cases(demo, folder, {"one": {}}, batch_size=2, **settings)
     run_training(load_train_args(one))
@@ -133,32 +131,67 @@ def seven_of_twelve(demo, tmp_path_factory):
 
 
 def final_tensors(run_dir: Path) -> dict:
-    folder = run_dir / "checkpoints" / "checkpoint_000012" / "consolidated"
+    folder = list_checkpoints(run_dir / "checkpoints")[-1] / "consolidated"
     return load_file(folder / "lora.safetensors") | load_file(folder / "ttt.safetensors")
 
 
-@pytest.mark.parametrize("processes", ["one", "two"])
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(seven_of_twelve, processes):
-    whole, resumed = seven_of_twelve / processes, seven_of_twelve / f"{processes}_{processes}"
+def without_times(record: dict) -> dict:
+    return {key: value for key, value in record.items() if "_sec" not in key and "memory_gb" not in key}
+
+
+def assert_equal_to_the_last_bit(whole: Path, resumed: Path) -> None:
     expected, found = final_tensors(whole), final_tensors(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     for split in ("train", "eval"):
         later = [record for record in read_metrics(whole, split) if record["step"] > 7]
         for a, b in zip(later, read_metrics(resumed, split), strict=True):
-            assert {k: v for k, v in a.items() if "_sec" not in k and "memory_gb" not in k} == {
-                k: v for k, v in b.items() if "_sec" not in k and "memory_gb" not in k
-            }
+            assert without_times(a) == without_times(b)
+
+
+def assert_equal_but_for_rounding(whole: Path, resumed: Path) -> None:
+    for split in ("train", "eval"):
+        later = [record for record in read_metrics(whole, split) if record["step"] > 7]
+        for a, b in zip(later, read_metrics(resumed, split), strict=True):
+            for key in ("loss", "text_loss", "audio_loss"):
+                assert a[key] == pytest.approx(b[key], rel=1e-5)
+    expected, found = final_tensors(whole), final_tensors(resumed)
+    assert all((expected[name] - found[name]).abs().max() < 1e-4 for name in expected)
+
+
+@pytest.fixture(scope="module")
+def seven_of_ten(demo, tmp_path_factory):
+    return run_and_resume(demo, tmp_path_factory.mktemp("seven"), steps=10)
+
+
+@pytest.mark.parametrize("processes", ["one", "two"])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(seven_of_ten, processes):
+    assert_equal_to_the_last_bit(seven_of_ten / processes, seven_of_ten / f"{processes}_{processes}")
 
 
 @pytest.mark.parametrize(("source", "resumed"), [("two", "two_one"), ("one", "one_two")])
-def test_a_run_resumes_on_another_number_of_processes(seven_of_twelve, source, resumed):
-    for split in ("train", "eval"):
-        later = [r for r in read_metrics(seven_of_twelve / source, split) if r["step"] > 7]
-        for a, b in zip(later, read_metrics(seven_of_twelve / resumed, split), strict=True):
-            for key in ("loss", "text_loss", "audio_loss"):
-                assert a[key] == pytest.approx(b[key], rel=1e-5)
-    expected, found = (final_tensors(seven_of_twelve / name) for name in (source, resumed))
-    assert all((expected[name] - found[name]).abs().max() < 1e-4 for name in expected)
+def test_a_run_resumes_on_another_number_of_processes(seven_of_ten, source, resumed):
+    assert_equal_but_for_rounding(seven_of_ten / source, seven_of_ten / resumed)
+
+
+@pytest.mark.slow
+def test_resuming_at_step_7_of_20(demo, tmp_path):
+    run_and_resume(demo, tmp_path, steps=20)
+    for processes in ("one", "two"):
+        assert_equal_to_the_last_bit(tmp_path / processes, tmp_path / f"{processes}_{processes}")
+    assert_equal_but_for_rounding(tmp_path / "two", tmp_path / "two_one")
+    assert_equal_but_for_rounding(tmp_path / "one", tmp_path / "one_two")
+
+
+@pytest.mark.slow
+def test_twenty_steps_in_two_processes_equal_twenty_in_one(demo, tmp_path):
+    result = torchrun(
+        "test_scripts/train_many.py", *write_cases(demo, tmp_path, CASES, batch_size=1, max_steps=20)
+    )
+    assert result.returncode == 0, result.stderr
+    for case, values in CASES.items():
+        one = tmp_path / f"{case}_one"
+        run_training(run_args(demo, one, values["mode"], batch_size=2, **(SETTINGS | {"max_steps": 20})))
+        assert_same_losses(one, tmp_path / case, steps=20)
 
 
 def test_a_bad_configuration_prints_its_line_under_torchrun_too(demo, tmp_path):

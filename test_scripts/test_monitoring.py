@@ -47,6 +47,7 @@ def test_tensorboard_reads_the_run(demo, tmp_path):
 def test_wandb_gets_the_same_numbers_and_never_the_key(demo, tmp_path, monkeypatch):
     calls = {"log": []}
     fake = types.SimpleNamespace(
+        id="run-7",
         login=lambda key: calls.update(key=key),
         init=lambda **options: calls.update(init=options) or fake,
         log=lambda values, step: calls["log"].append((step, values)),
@@ -61,6 +62,10 @@ def test_wandb_gets_the_same_numbers_and_never_the_key(demo, tmp_path, monkeypat
     assert [step for step, _ in calls["log"]] == [1, 2, 3]
     assert "train/ttt_alpha" in calls["log"][0][1]
     assert calls["exit_code"] == 0
+    assert calls["init"]["id"] is None
+    run_training(run_args(demo, tmp_path / "run", "ttt", wandb=wandb, resume="auto", max_steps=4))
+    assert (calls["init"]["id"], calls["init"]["resume"]) == ("run-7", "allow")
+    assert [step for step, _ in calls["log"]] == [1, 2, 3, 4]
 
 
 def test_gate_metrics_are_those_of_the_float32_masters(lm):
