@@ -9,6 +9,7 @@ from moshi.models.loaders import CheckpointInfo
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune.args import TrainArgs
@@ -128,6 +129,10 @@ class TrainingPass:
                 yield
         else:
             yield
+        if self._strategy == "fsdp" and synchronise:
+            # FSDP2 says nothing when its hooks do not fire: then gradients would be those of one process.
+            gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+            assert gradients and all(isinstance(gradient, DTensor) for gradient in gradients)
 
     def __call__(self, codes: Tensor) -> LMOutput:
         """As the model."""

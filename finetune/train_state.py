@@ -1,5 +1,6 @@
 """Everything that changes while a run trains, and so all that a resume needs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,8 @@ class TrainState:
 
     def record_evaluation(self, loss: float) -> None:
         """Remember an evaluation after the current step."""
+        if not math.isfinite(loss):
+            return
         self.eval_loss = loss
         if self.best_eval is None or loss < self.best_eval["loss"]:
             self.best_eval = {"step": self.step, "loss": loss}
