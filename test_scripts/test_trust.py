@@ -80,7 +80,7 @@ def _unpickling(tree):
             module = getattr(node, "module", None) or ""
             names = [module, *(f"{module}.{alias.name}".removeprefix(".") for alias in node.names)]
             yield from (name for name in names if name.split(".")[0] in UNPICKLING_MODULES)
-            # Its reader unpickles the file `.metadata` of a folder; `state_dict` only names what is in memory.
+            # Its reader unpickles the file `.metadata`; `state_dict` only names what is in memory.
             dcp = (name for name in names if name.startswith("torch.distributed.checkpoint"))
             yield from (name for name in dcp if "checkpoint.state_dict" not in name)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
