@@ -191,9 +191,10 @@ class Trainer:
                         output = self.training_pass(codes)
                     parts = loss_sums(output, codes, weights, self.model)
                     loss = total_loss(parts, totals) * self.training_pass.loss_scale
+                    sums += torch.stack([parts.text.detach(), parts.audio.detach()])
+                    del output, parts  # so that backward frees the logits as it goes
                 with self.timer.phase("backward"):
                     loss.backward()
-            sums += torch.stack([parts.text.detach(), parts.audio.detach()])
         result = self._result(all_reduce_sum(sums) / totals, totals, micro_batches)
         self._check_finite(result, micro_batches)
         with self.timer.phase("optimizer"):

@@ -113,7 +113,8 @@ def test_carried_memory_is_counted_per_row():
     memory = estimate_memory(args, TINY, num_gpus=1, step=STEP).ttt_memory
     fast = 4 * (32 * 128 + 128 + 128 * 32 + 32)  # heads x inner MLP of a tiny layer
     pending = 16 * (2 * 128 + 4)
-    assert memory == 4 * 2 * (fast + pending) * (2 * 3 + 2 + 2)
+    # Rows before and after a step of three micro-batches of two, those read, and those written.
+    assert memory == 4 * 2 * (fast + pending) * (2 * 6 + 2 + 2)
 
 
 @pytest.mark.parametrize(
