@@ -31,8 +31,7 @@ def choose_strategy(args: TrainArgs, num_processes: int) -> str:
         strategy = "none" if num_processes == 1 and replicas == 1 else "fsdp"
     if strategy == "none" and num_processes > 1:
         raise ConfigError(
-            f"parallel.strategy: none is for one process, torchrun started {num_processes}; "
-            "choose fsdp or ddp, or auto."
+            f"parallel.strategy: none is for one process, not for {num_processes}; use auto, fsdp or ddp."
         )
     if strategy == "fsdp" and num_processes % replicas:
         raise ConfigError(

@@ -1,6 +1,8 @@
 """The memory estimate against the allocator's own account of real training steps."""
 
+import re
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -31,15 +33,26 @@ def make_args(mode: str, **overrides) -> TrainArgs:
     return build_args(TrainArgs, values)
 
 
-@pytest.mark.parametrize("mode", ["full", "lora", "lora_ttt", "ttt"])
-@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpointing", [True, False])
+CASES = list(product(["full", "lora", "lora_ttt", "ttt"], ["float32", "bfloat16"], [True, False]))
+QUICK = [("full", "float32", False), ("lora", "bfloat16", False), ("lora_ttt", "bfloat16", True)]
+
+
+@pytest.mark.parametrize(("mode", "param_dtype", "checkpointing"), QUICK)
 def test_estimate_of_a_tiny_model_is_the_measured_peak(mode, param_dtype, checkpointing):
     args = make_args(mode, param_dtype=param_dtype, gradient_checkpointing=checkpointing)
     estimate = estimate_memory(args, TINY, num_gpus=1, device_type="cpu")
     assert estimate.peak == pytest.approx(measured_peak(args, TINY), rel=0.03)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "param_dtype", "checkpointing"), [c for c in CASES if c not in QUICK])
+def test_estimate_of_a_tiny_model_in_all_other_modes(mode, param_dtype, checkpointing):
+    args = make_args(mode, param_dtype=param_dtype, gradient_checkpointing=checkpointing)
+    estimate = estimate_memory(args, TINY, num_gpus=1, device_type="cpu")
+    assert estimate.peak == pytest.approx(measured_peak(args, TINY), rel=0.03)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["full_ttt", "lora_ttt"])
 def test_later_micro_batches_find_gradients(mode):
     args = make_args(mode, param_dtype="bfloat16", num_microbatches=2, batch_size=1)
@@ -57,7 +70,7 @@ def test_estimate_of_layers_of_moshi_7b_is_the_measured_peak(mode, checkpointing
         ttt=TTT | {"layers": "1"},
         param_dtype="bfloat16",
         gradient_checkpointing=checkpointing,
-        duration_sec=3.84,
+        duration_sec=20.48,  # 256 frames: activations are a third of the peak and more
         batch_size=1,
     )
     estimate = estimate_memory(args, lm_kwargs, num_gpus=1, device_type="cpu")
@@ -66,8 +79,14 @@ def test_estimate_of_layers_of_moshi_7b_is_the_measured_peak(mode, checkpointing
     assert estimate.peak == pytest.approx(measured, rel=0.15)
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("mode", ["lora_ttt", "ttt", "full_ttt"])
+@pytest.mark.parametrize(
+    ("mode", "checkpointing"),
+    [
+        ("full_ttt", False),
+        pytest.param("full_ttt", True, marks=pytest.mark.slow),
+        *(pytest.param(m, c, marks=pytest.mark.slow) for m in ("lora_ttt", "ttt") for c in (True, False)),
+    ],
+)
 def test_extrapolated_chunks_are_the_traced_ones(mode, checkpointing, monkeypatch):
     args = make_args(
         mode, gradient_checkpointing=checkpointing, duration_sec=20.0
@@ -104,7 +123,7 @@ def test_shards_and_whole_models():
     assert one.optimizer == 2 * one.gradients
     with pytest.raises(ConfigError, match="none is for one process"):
         on(8, strategy="none")
-    with pytest.raises(ConfigError, match="3 does not divide --gpus 8"):
+    with pytest.raises(ConfigError, match="replicas: 3 does not divide the number of processes, 8"):
         on(8, replicas=3)
 
 
@@ -146,7 +165,7 @@ def test_a_dry_run_says_whether_it_fits(demo, tmp_path, monkeypatch, capsys):
     assert command_line(monkeypatch, path, "--dry-run", "--gpu-memory-gb", "0.03") == 1
     text = capsys.readouterr().out
     assert "DOES NOT FIT in 0.03 GB" in text
-    assert "gradient_checkpointing: true" in text and "batch_size: 1 with num_microbatches: 2" in text
+    assert re.search(r"  gradient_checkpointing: true: [\d.]+ GB, fits\n", text)
 
 
 def test_more_gpus_are_advice_without_another_trace(monkeypatch):
