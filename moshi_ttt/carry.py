@@ -111,11 +111,12 @@ def run_carried(
     num_frames = q.shape[2]
     ends = [pending + num_frames for pending in carry.num_pending]
     num_batches = -(-max(ends) // size)
-    layout = _layout(carry.num_pending, num_frames, size, num_batches * size).to(q.device)  # [B, G]
-    grid_k, grid_v, grid_eta = (
-        _to_grid(old, new, layout) for old, new in ((carry.k, k), (carry.v, v), (carry.eta, eta))
-    )
-    grid_q = _to_grid(torch.zeros_like(carry.k), q, layout)
+    frames = _first_frames(carry.num_pending, num_frames).to(q.device)
+    aligned = not any(carry.num_pending) and num_frames % size == 0
+    if not aligned:
+        layout = _layout(carry.num_pending, num_frames, size, num_batches * size).to(q.device)  # [B, G]
+        pending = (torch.zeros_like(carry.k), carry.k, carry.v, carry.eta)
+        q, k, v, eta = (_to_grid(*pair, layout) for pair in zip(pending, (q, k, v, eta), strict=True))
     state = TTTState(
         tuple(w + delta for w, delta in zip(inner.weights, carry.weights, strict=True)),
         tuple(b + delta for b, delta in zip(inner.biases, carry.biases, strict=True)),
@@ -130,19 +131,19 @@ def run_carried(
             continue
         part = slice(start * size, stop * size)
         out, state = inner.run(
-            (grid_q[:, :, part], grid_k[:, :, part], grid_v[:, :, part], grid_eta[:, :, part]),
+            (q[:, :, part], k[:, :, part], v[:, :, part], eta[:, :, part]),
             state,
             mini_batch_size=size,
         )
         outs.append(out)
         kept = _where([end // size >= stop for end in ends], state, kept)
         seen = _where([-(-end // size) >= stop for end in ends], state, seen)
-    frames = _first_frames(carry.num_pending, num_frames).to(q.device)
+    out = torch.cat(outs, 2)
     return CarriedRun(
-        out=_take(torch.cat(outs, 2), frames),
-        carry=_next_carry(inner, kept, (grid_k, grid_v, grid_eta), ends, size),
+        out=out if aligned else _take(out, frames),
+        carry=_next_carry(inner, kept, (k, v, eta), ends, size),
         state=seen,
-        grid=(grid_k, grid_v, grid_eta),
+        grid=(k, v, eta),
         frames=frames,
     )
 
