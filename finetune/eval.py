@@ -75,7 +75,7 @@ def evaluate(
     model.eval()
     average = LossAverage()
     batches = iter(eval_batches(data, args))
-    nothing = torch.full((1, model.num_codebooks, data.chunk_frames), model.zero_token_id)
+    nothing = torch.full((1, model.num_codebooks, args.chunk_frames), model.zero_token_id)
     try:
         for _ in range(math.ceil(len(data) / (get_world_size() * args.batch_size))):
             batch = next(batches, None)

@@ -76,11 +76,11 @@ def build_scheduler(optimizer: Optimizer, args: TrainArgs, *, step: int = 0) -> 
     if abs(pct_start * args.max_steps - 1) < 1e-6:
         # A warm-up of exactly one step divides by zero inside OneCycleLR.
         pct_start *= 1 - 1e-4
-    peaks = outer_learning_rates(args)
     schedule = partial(
         OneCycleLR,
         optimizer,
-        max_lr=[peaks[group["name"]] for group in optimizer.param_groups],
+        # An earlier schedule has put the peak there and changed the rate.
+        max_lr=[group.get("max_lr", group["lr"]) for group in optimizer.param_groups],
         total_steps=args.max_steps,
         pct_start=pct_start,
         cycle_momentum=False,

@@ -134,15 +134,15 @@ def test_the_recipes_of_the_guide_find_what_they_promise(demo, tmp_path, monkeyp
     path = write_yaml(tmp_path / "a.yaml", run_values(demo, tmp_path / "run"))
     assert command_line(monkeypatch, path) == 0
     (tmp_path / "run.log").write_text(
-        capfd.readouterr().err + "error: step 4: the loss is not finite (loss nan)"
+        capfd.readouterr().err + "error: step 4: the loss is not finite (loss nan)\nResumed from run"
     )
     guide = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     recipes = re.findall(r"^(grep .*?) +#", guide, flags=re.MULTILINE)
-    assert len(recipes) == 3
+    assert len(recipes) == 4
     found = [
         subprocess.run(recipe, shell=True, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
         for recipe in recipes
     ]
-    assert [len(lines) for lines in found] == [3, 3, 1]
+    assert [len(lines) for lines in found] == [3, 3, 1, 1]
     assert all(line.startswith("- ttt_alpha: 0.0") for line in found[0])
     assert found[1][0].startswith("- lr_ttt_alpha: ")
