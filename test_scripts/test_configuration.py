@@ -161,9 +161,7 @@ def _no_estimate(*args, **kwargs):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_builds_in_a_dry_run(path, demo, monkeypatch, capsys):
     model = ["--moshi_paths.hf_repo_id", str(demo.model_dir)] if path.stem == "quickstart" else []
-    if path.stem != "dailytalk_finetune_ttt_fixed":
-        # Estimating takes half a minute for Moshi 7B.
-        monkeypatch.setattr("finetune.dry_run.memory_lines", _no_estimate)
+    monkeypatch.setattr("finetune.dry_run.memory_lines", _no_estimate)
     assert command_line(monkeypatch, path, "--dry-run", *model) == 0
     text = capsys.readouterr().out
     base = "2,123,776" if path.stem == "quickstart" else "7,687,729,152"

@@ -15,6 +15,7 @@ from finetune import run as run_module
 from finetune.checkpoint_files import list_checkpoints
 from finetune.errors import CheckpointError, ConfigError
 from finetune.loading import load_checkpoint_model
+from finetune.resume import find_resume_point
 from finetune.run import run_training
 from run_helpers import MODES, command_line, read_metrics, run_args, run_values, write_yaml
 
@@ -68,7 +69,9 @@ def test_a_run_goes_on_in_its_directory_as_if_nothing_had_happened(whole, interr
         assert (a["step"], a["loss"], a["ttt_delta"]) == (b["step"], b["loss"], b["ttt_delta"])
 
 
-@pytest.mark.parametrize(("mode", "persistent"), [*((mode, True) for mode in MODES), ("lora_ttt", False)])
+@pytest.mark.parametrize(
+    ("mode", "persistent"), [("full_ttt", True), ("lora", True), ("lora_ttt", False), ("ttt", True)]
+)
 def test_every_mode_resumes_bit_for_bit(demo, tmp_path, mode, persistent):
     changes = {}
     if "ttt" in MODES[mode]:
@@ -140,11 +143,18 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(whole, interrupted, demo, damage, logs):
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(interrupted, demo, damage, caplog):
     DAMAGES[damage](interrupted / "checkpoints" / "checkpoint_000004")
+    point = find_resume_point(run_args(demo, interrupted, **(SETTINGS | {"resume": "auto"})))
+    assert point.step == 2
+    assert "checkpoint_000004 cannot be used: " in caplog.text
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint(whole, interrupted, demo, logs):
+    _flip_bit(interrupted / "checkpoints" / "checkpoint_000004")
     resume(demo, interrupted)
     lines = logs()
-    assert any("checkpoint_000004 cannot be used: " in line for line in lines)
+    assert any("checkpoint_000004 cannot be used: state/" in line for line in lines)
     assert any("Resumed from" in line and "checkpoint_000002" in line for line in lines)
     assert_same_weights(whole, interrupted)
     assert list((interrupted / "checkpoints").glob("checkpoint_000004.bak-*"))
