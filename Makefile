@@ -34,7 +34,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python train.py --config example/quickstart.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser test_scripts/browser
