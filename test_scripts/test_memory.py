@@ -201,7 +201,7 @@ def _rewrite(path, change_tensors=None, change_identity=None):
         (lambda t: t["layers.1.num_tokens"].fill_(-1), "layers.1.num_tokens is out of range"),
         (lambda t: t.update({"layers.1.offsets": torch.zeros(2)}), "offsets has dtype torch.float32"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "change",
 )  # fmt: skip
 def test_a_memory_file_with_wrong_tensors_is_refused(lm, saved, change, message):
     _rewrite(saved, change)

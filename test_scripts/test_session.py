@@ -111,7 +111,7 @@ def _rewrite(path, change):
         (lambda t: t["random.cpu"].zero_(), "random.cpu is not the state of a random generator"),
         (lambda t: t.update({"generator.offsets": torch.zeros(1)}), "offsets has dtype torch.float32"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "change",
 )  # fmt: skip
 def test_a_session_with_wrong_tensors_is_refused(speech, saved, change, message):
     _rewrite(saved, change)
