@@ -38,6 +38,7 @@ from finetune.distributed import gather_objects, get_rank, get_world_size, is_ma
 from finetune.errors import CheckpointError
 from finetune.files import read_json_object, sync_to_disk, write_json
 from finetune.training_state import STATE_ERRORS, copy_to_host, save_state
+from moshi_ttt.state_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +171,8 @@ class Checkpointer:
             sync_to_disk(partial)
             partial.rename(final)
             sync_to_disk(self.folder)
-            _replace_text(self.folder / LATEST_FILE, final.name)
+            with replacing(self.folder / LATEST_FILE) as latest:
+                latest.write_text(f"{final.name}\n", encoding="utf-8")
 
     def _delete_old(self, newest: Path) -> None:
         keep = self.args.num_ckpt_keep
@@ -230,10 +232,3 @@ def _describe(error: BaseException, folder: Path) -> str:
     # PyTorch's writers say of a full disk that a position is unexpected.
     full = folder.exists() and shutil.disk_usage(folder).free < _FULL_DISK
     return os.strerror(errno.ENOSPC) if full else " ".join(str(error).split())[:300]
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    sync_to_disk(temporary)
-    temporary.replace(path)

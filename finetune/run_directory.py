@@ -13,6 +13,7 @@ from finetune.files import rename_to_backup
 from finetune.monitoring.metrics import METRICS_FILE
 from finetune.monitoring.plots import INNER_LOSSES_FILE
 from finetune.resume import ResumePoint, step_of_newest
+from moshi_ttt.state_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,8 @@ def _abandon_records(path: Path, step: int) -> None:
     if abandoned:
         with path.with_name(f"{path.stem}.abandoned{path.suffix}").open("a", encoding="utf-8") as file:
             file.writelines(abandoned)
-        rest = path.with_name(f".{path.name}")
-        rest.write_text("".join(kept), encoding="utf-8")
-        rest.replace(path)
+        with replacing(path) as rest:
+            rest.write_text("".join(kept), encoding="utf-8")
 
 
 def _is_until(line: str, step: int) -> bool:
