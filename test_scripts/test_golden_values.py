@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from moshi_ttt.ops import ttt_mlp_with_states
 from moshi_ttt.reference import ttt_mlp_reference
-from ttt_inputs import assert_close
+from ttt_inputs import assert_close, needs_compiler
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 
@@ -25,9 +25,20 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     return tensors, settings
 
 
-def _operator(*args, **settings):
-    out, state = ttt_mlp_with_states(*args, **settings)
-    return out, state.weights, state.biases
+def _operator(backend):
+    def run(*args, **settings):
+        out, state = ttt_mlp_with_states(*args, backend=backend, **settings)
+        return out, state.weights, state.biases
+
+    return run
+
+
+IMPLEMENTATIONS = {
+    "autograd": _operator("autograd"),
+    "manual": _operator("manual"),
+    "compiled": _operator("compiled"),
+    "reference": ttt_mlp_reference,
+}
 
 
 def test_there_are_golden_values_for_one_two_and_three_layers_and_both_forms():
@@ -35,8 +46,9 @@ def test_there_are_golden_values_for_one_two_and_three_layers_and_both_forms():
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-@pytest.mark.parametrize("implementation", [_operator, ttt_mlp_reference], ids=["ops", "reference"])
-def test_values_and_gradients_equal_the_golden_ones(path, implementation):
+@pytest.mark.parametrize("name", ["autograd", "manual", needs_compiler("compiled"), "reference"])
+def test_values_and_gradients_equal_the_golden_ones(path, name):
+    implementation = IMPLEMENTATIONS[name]
     tensors, settings = _read(path)
     num_layers = sum(name.startswith("weight_") for name in tensors)
     names = ["xq", "xk", "xv", "eta", "ln_weight", "ln_bias"]

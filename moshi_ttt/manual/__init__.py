@@ -1,5 +1,6 @@
-"""The inner loop with a backward pass by hand: the numbers of `inner_loop` in a fraction of its time and memory."""
+"""The inner loop with a backward pass by hand: the same numbers in a fraction of the time and memory."""
 
 from moshi_ttt.manual.function import run_manual
+from moshi_ttt.manual.group import Settings
 
-__all__ = ["run_manual"]
+__all__ = ["Settings", "run_manual"]

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moshi_ttt.manual.elementwise import gelu_curvature, gelu_slope, normalise, normalise_backward
+from moshi_ttt.manual.elementwise import OutputGradient
 from moshi_ttt.manual.group import Group, Network, Norm, Tokens, flat
 
 
@@ -58,8 +58,8 @@ class GroupBackward:
         """
         norm = self._through_output_norm(dout, z_out)
         dq = self._through_queries(dout)
-        self.du_slope = [
-            gelu_curvature(self.group.z(layer)).mul_(self.group.u[layer][: self.group.count])
+        self.bend = [
+            self.group.elementwise.bend(self.group.z(layer), self.group.u[layer][: self.group.count])
             for layer in range(self.last)
         ]
         self._prepare_output_gradient()
@@ -69,9 +69,8 @@ class GroupBackward:
 
     def _through_output_norm(self, dout: Tensor, z_out: Tensor) -> Norm:
         """From `q + ln_weight * normed + ln_bias` to dZq of the last layer; the norm's own gradients."""
-        normed, mean, rstd = normalise(z_out, self.group.settings.eps)
-        self._dzq(self.last).copy_(normalise_backward(dout * self.norm.weight, z_out, mean, rstd))
-        return Norm(_sum_tokens(normed.mul_(dout)), _sum_tokens(dout))
+        eps, dz = self.group.settings.eps, self._dzq(self.last)
+        return Norm(*self.group.elementwise.through_output_norm(dout, z_out, self.norm.weight, eps, dz))
 
     def _through_queries(self, dout: Tensor) -> Tensor:
         """All dZq, and the parts of ds and dX that come from the queries. Gradient of q `[G, R, C, D]`."""
@@ -91,17 +90,16 @@ class GroupBackward:
             weights = flat(group.weights[layer][: group.count])
             dxq = torch.bmm(dz, weights.mT).baddbmm_(dattention, x)
             if layer:
-                z = outputs[layer - 1]
-                slope = gelu_slope(z, out=z.new_empty(z.shape))
-                torch.mul(dxq.view_as(xq), slope, out=slope)
-                self._dzq(layer - 1).copy_(slope.unflatten(0, self.shape))
+                dx, z = (part.unflatten(0, self.shape) for part in (dxq, outputs[layer - 1]))
+                group.elementwise.through_gelu(dx, z, self._dzq(layer - 1))
         return dxq.unflatten(0, self.shape).add_(dout)
 
     def _prepare_output_gradient(self) -> None:
         group, count = self.group, self.group.count
         square = self.norm.weight * self.norm.weight
-        self.dy = torch.addcmul(group.shift[:count], group.normed[:count], square)
-        self.tilt = group.rstd[:count] * (self.dy * group.normed[:count]).mean(-1, keepdim=True)
+        normed, _, rstd, _, _ = (buffer[:count] for buffer in group.output_gradient)
+        self.dy = torch.addcmul(group.shift[:count], normed, square)
+        self.tilt = rstd * (self.dy * normed).mean(-1, keepdim=True)
         self.ddy = torch.empty_like(self.dy)  # gradient of dy
 
     def _through_mini_batch(self, n: int, after: Network, initial: Network | None) -> None:
@@ -125,8 +123,10 @@ class GroupBackward:
             dx = self.dx[layer][n].baddbmm_(group.steps(layer)[n], after.weights[layer].mT, alpha=-1)
             if layer:
                 dx.baddbmm_(self._dz(layer)[n], group.weights[layer][n].mT)
-                dz = torch.mul(dx, group.slope[layer - 1][n], out=self._dz(layer - 1)[n])
-                dz.addcmul_(self.dsteps[layer - 1][n], self.du_slope[layer - 1][n])
+                dsteps, bend = self.dsteps[layer - 1][n], self.bend[layer - 1][n]
+                group.elementwise.through_slope(
+                    dx, group.slope[layer - 1][n], dsteps, bend, self._dz(layer - 1)[n]
+                )
         for layer in range(group.num_layers):
             rows = (3 if layer else 2) * c
             after.weights[layer].baddbmm_(group.left[layer][n].mT, group.right[layer][n, :, :rows])
@@ -135,24 +135,18 @@ class GroupBackward:
     def _through_output_gradient(self, n: int) -> None:
         """From the step of the last layer to dZ of the last layer, through the LayerNorm's own gradient."""
         group = self.group
-        normed, mean, rstd, raw = group.normed[n], group.mean[n], group.rstd[n], group.raw[n]
-        gradient = self.dsteps[self.last][n] * self.tokens.eta[n]
-        if group.settings.inner_grad_clip is not None:
-            gradient = self._through_clip(gradient, raw, group.shrink[n])
-        z = group.z(self.last)[n]
-        ddy = normalise_backward(gradient, z, mean, rstd)
-        self.ddy[n] = ddy
-        size = (gradient * normed).mean(-1, keepdim=True).mul_(rstd)
-        toward = (ddy * self.norm.weight).mul_(self.norm.weight)
-        toward.addcmul_(gradient, self.tilt[n], value=-1).addcmul_(self.dy[n], size, value=-1)
-        dz = normalise_backward(toward, z, mean, rstd)
-        share = (gradient * raw).mean(-1, keepdim=True).mul_(rstd)
-        torch.addcmul(dz, normed, share, value=-1, out=self._dz(self.last)[n])
-
-    def _through_clip(self, gradient: Tensor, raw: Tensor, shrink: Tensor) -> Tensor:
-        along = (gradient * raw).sum(-1, keepdim=True) / raw.square().sum(-1, keepdim=True).clamp_(min=1e-30)
-        clipped = gradient * shrink
-        return torch.where(shrink < 1, clipped.addcmul(raw, along * shrink, value=-1), clipped)
+        group.elementwise.through_output_gradient(
+            self.dsteps[self.last][n],
+            self.tokens.eta[n],
+            group.z(self.last)[n],
+            OutputGradient(*(buffer[n] for buffer in group.output_gradient)),
+            self.dy[n],
+            self.tilt[n],
+            self.norm.weight,
+            group.settings.inner_grad_clip,
+            self.ddy[n],
+            self._dz(self.last)[n],
+        )
 
     def _collect(self, dq: Tensor, norm: Norm) -> GroupGradients:
         group, count = self.group, self.group.count
@@ -160,13 +154,13 @@ class GroupBackward:
         flat(self.dx[0]).baddbmm_(flat(self._dz(0)), weights.mT)
         dtarget = self.ddy * self.norm.weight  # negative
         dk, dv = self.dx[0].add_(dtarget), dtarget.neg()
-        gradient = group.raw[:count]
+        normed, _, _, gradient, shrink = (buffer[:count] for buffer in group.output_gradient)
         if group.settings.inner_grad_clip is not None:
-            gradient = gradient * group.shrink[:count]
+            gradient = gradient * shrink
         deta = (gradient * self.dsteps[self.last]).sum(-1, keepdim=True)
         # dy = weight^2 * normed + weight * (bias - target)
         offset = self.tokens.k - self.tokens.v + self.norm.bias
-        slope = offset.addcmul_(group.normed[:count], 2 * self.norm.weight)
+        slope = offset.addcmul_(normed, 2 * self.norm.weight)
         dnorm = Norm(
             norm.weight + _sum_tokens(self.ddy * slope), norm.bias + _sum_tokens(self.ddy) * self.norm.weight
         )

@@ -55,76 +55,64 @@ class _ManualInnerLoop(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         arguments = _Arguments.of(tensors, num_layers)
         q = arguments.tokens[0]
-        rows, norm, initial = q.shape[:2], arguments.norm_rows(), arguments.initial_rows()
+        norm, initial = arguments.norm_rows(), arguments.initial_rows()
         tokens = _in_mini_batches(arguments.tokens, settings.mini_batch_size)
-        num_batches = len(tokens.q)
-        size = _group_size(num_batches)
-        # On a CPU fast weights that are updated in place stay in its cache; on a GPU, what the queries of a
-        # whole group read is one product.
-        in_place = q.device.type == "cpu"
-        group = Group(
-            arguments.dims, 1 if in_place else size, rows.numel(), settings, q, backward=False, in_place=in_place
-        )
-        _copy_network(arguments.fast, group, 0)
+        size = _group_size(len(tokens.q))
+        length = size if settings.stacked else 1
+        group = arguments.group(length, settings, backward=False, in_place=not settings.stacked)
+        _copy_network(arguments.fast, group)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         out_batches = _mini_batches(out, settings.mini_batch_size)
         z_out = q.new_empty(tokens.q.shape) if keep else None
-        carries = []
-        for part in _parts(num_batches, 1 if in_place else size):
+        carries: list[Tensor] = []
+        for part in _parts(len(tokens.q), length):
             if keep and part.start > 0 and part.start % size == 0:
                 carries += [w[0].clone() for w in (*group.weights, *group.biases)]
-            tokens_part = Tokens(*(x[part] for x in tokens))
-            group.load(tokens_part, norm, initial)
-            z = group.answer().view(tokens_part.q.shape)
+            group.load(Tokens(*(x[part] for x in tokens)), norm, initial)
+            z = group.answer()
             if z_out is not None:
                 z_out[part] = z
             normed, _, _ = normalise(z, settings.eps)
-            torch.add(normed.mul_(norm.weight).add_(norm.bias), tokens_part.q, out=out_batches[part])
-        last = [w[0].view(*rows, *w.shape[2:]) for w in (*group.weights, *group.biases)]
+            torch.add(normed.mul_(norm.weight).add_(norm.bias), tokens.q[part], out=out_batches[part])
+        last = [w[0].view(*q.shape[:2], *w.shape[2:]) for w in (*group.weights, *group.biases)]
         if keep:
             ctx.set_materialize_grads(False)
-            ctx.settings, ctx.num_layers, ctx.size = settings, num_layers, size
-            ctx.num_tensors = len(tensors)
+            ctx.settings, ctx.num_layers, ctx.num_tensors = settings, num_layers, len(tensors)
             ctx.save_for_backward(*tensors, z_out, *carries)
-        return out, *last
+        return out, *([x.clone() for x in last] if settings.stacked else last)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor | None, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
         settings, num_layers = ctx.settings, ctx.num_layers
-        tensors, (z_out, *carries) = ctx.saved_tensors[: ctx.num_tensors], ctx.saved_tensors[ctx.num_tensors :]
-        arguments = _Arguments.of(tensors, num_layers)
-        q = arguments.tokens[0]
-        rows, norm, initial = q.shape[:2], arguments.norm_rows(), arguments.initial_rows()
+        saved = list(ctx.saved_tensors)  # once only: gradient checkpointing makes them again here
+        arguments = _Arguments.of(saved[: ctx.num_tensors], num_layers)
+        z_out, *carries = saved[ctx.num_tensors :]
+        norm, initial = arguments.norm_rows(), arguments.initial_rows()
         tokens = _in_mini_batches(arguments.tokens, settings.mini_batch_size)
-        dout = torch.zeros_like(q) if dout is None else dout
+        if dout is None:
+            dout = torch.zeros_like(arguments.tokens[0])
         dout_batches = _mini_batches(dout, settings.mini_batch_size)
-        gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in arguments.tokens]
-        gradient_batches = _in_mini_batches(gradients, settings.mini_batch_size)
-        after = _gradient_network(arguments.fast, dlast, num_layers)
+        dtokens = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in arguments.tokens]
+        dtoken_batches = _in_mini_batches(dtokens, settings.mini_batch_size)
+        dfast = _gradients_to_move(arguments.fast, dlast)
         dinitial = None if initial is None else Network(*(tuple(map(torch.zeros_like, p)) for p in initial))
         dnorm = Norm(torch.zeros_like(norm.weight), torch.zeros_like(norm.bias))
-        group = Group(arguments.dims, ctx.size, rows.numel(), settings, q, backward=True)
-        parts = list(_parts(len(tokens.q), ctx.size))
-        for index, part in reversed(list(enumerate(parts))):
-            start = arguments.fast if index == 0 else carries[(index - 1) * 2 * num_layers :][: 2 * num_layers]
-            _copy_network(start, group, 0)
-            tokens_part = Tokens(*(x[part] for x in tokens))
-            group.load(tokens_part, norm, initial)
+        size = _group_size(len(tokens.q))
+        group = arguments.group(size, settings, backward=True)
+        for part in reversed(list(_parts(len(tokens.q), size))):
+            first = 2 * num_layers * (part.start // size - 1)
+            _copy_network(carries[first : first + 2 * num_layers] if part.start else arguments.fast, group)
+            part_tokens = Tokens(*(x[part] for x in tokens))
+            group.load(part_tokens, norm, initial)
             group.learn()
-            result = GroupBackward(group, tokens_part, norm).run(
-                dout_batches[part].contiguous(), z_out[part], after, dinitial
-            )
-            for batches, gradient in zip(gradient_batches, result.tokens, strict=True):
+            way_back = GroupBackward(group, part_tokens, norm)
+            found = way_back.run(dout_batches[part].contiguous(), z_out[part], dfast, dinitial)
+            for batches, gradient in zip(dtoken_batches, found.tokens, strict=True):
                 batches[part] = gradient
-            for total, gradient in zip(dnorm, result.norm, strict=True):
+            for total, gradient in zip(dnorm, found.norm, strict=True):
                 total.add_(gradient)
-        dnorms = [x.view(*rows, 1, -1).sum(0) for x in dnorm]
-        dfast = [x.view(*rows, *x.shape[1:]) for x in (*after.weights, *after.biases)]
-        dinitials = [] if dinitial is None else [
-            x.view(*rows, *x.shape[1:]).sum(0) for x in (*dinitial.weights, *dinitial.biases)
-        ]
-        return None, None, None, *gradients, *dnorms, *dfast, *dinitials
+        return None, None, None, *dtokens, *arguments.gradients(dnorm, dfast, dinitial)
 
 
 class _Arguments(NamedTuple):
@@ -145,15 +133,35 @@ class _Arguments(NamedTuple):
         weights = self.fast[: len(self.fast) // 2]
         return [weights[0].shape[-2], *(w.shape[-1] for w in weights)]
 
+    @property
+    def rows(self) -> torch.Size:
+        return self.tokens[0].shape[:2]  # B, H
+
+    def group(self, size: int, settings: Settings, *, backward: bool, in_place: bool = False) -> Group:
+        like, num_rows = self.tokens[0], self.rows.numel()
+        return Group(self.dims, size, num_rows, settings, like, backward=backward, in_place=in_place)
+
     def norm_rows(self) -> Norm:
-        batch_size = self.tokens[0].shape[0]
-        return Norm(*(x.repeat(batch_size, 1, 1) for x in self.norm))
+        return Norm(*(x.repeat(self.rows[0], 1, 1) for x in self.norm))
 
     def initial_rows(self) -> Network | None:
         if not self.initial:
             return None
-        rows = [w.repeat(self.tokens[0].shape[0], 1, 1) for w in self.initial]
+        rows = [w.repeat(self.rows[0], 1, 1) for w in self.initial]
         return Network(tuple(rows[: len(rows) // 2]), tuple(rows[len(rows) // 2 :]))
+
+    def gradients(self, norm: Norm, fast: Network, initial: Network | None) -> list[Tensor]:
+        """Of everything but the tokens, in the order of the arguments."""
+
+        def unflattened(x: Tensor) -> Tensor:
+            return x.view(*self.rows, *x.shape[1:])
+
+        of_initial = () if initial is None else (*initial.weights, *initial.biases)
+        return [
+            *(unflattened(x).sum(0) for x in norm),
+            *map(unflattened, (*fast.weights, *fast.biases)),
+            *(unflattened(x).sum(0) for x in of_initial),
+        ]
 
 
 def _group_size(num_batches: int) -> int:
@@ -176,20 +184,16 @@ def _in_mini_batches(tokens: Sequence[Tensor], size: int) -> Tokens:
     return Tokens(*(_mini_batches(x, size) for x in (q, k, v, eta[..., None])))
 
 
-def _copy_network(tensors: Sequence[Tensor], group: Group, n: int) -> None:
+def _copy_network(tensors: Sequence[Tensor], group: Group) -> None:
+    """Fast weights `[B, H, ...]` or `[R, ...]` to the start of a group."""
     for stack, tensor in zip((*group.weights, *group.biases), tensors, strict=True):
-        stack[n].view(tensor.shape).copy_(tensor)
+        stack[0].view(tensor.shape).copy_(tensor)
 
 
-def _gradient_network(
-    fast: Sequence[Tensor], gradients: Sequence[Tensor | None], num_layers: int
-) -> Network:
+def _gradients_to_move(fast: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Network:
     """Gradients of the last fast weights as `[R, ...]` that may be written to."""
-    own = [
-        torch.zeros_like(w, memory_format=torch.contiguous_format)
-        if g is None
-        else g.clone(memory_format=torch.contiguous_format)
-        for w, g in zip(fast, gradients, strict=True)
-    ]
-    rows = [x.flatten(0, 1) for x in own]
-    return Network(tuple(rows[:num_layers]), tuple(rows[num_layers:]))
+    own = []
+    for tensor, gradient in zip(fast, gradients, strict=True):
+        copy = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        own.append((copy if gradient is None else copy.copy_(gradient)).flatten(0, 1))
+    return Network(tuple(own[: len(own) // 2]), tuple(own[len(own) // 2 :]))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moshi_ttt.manual.elementwise import gelu, gelu_slope, normalise, normalise_backward
+from moshi_ttt.manual.elementwise import OutputGradient, elementwise
 
 
 class Settings(NamedTuple):
@@ -22,6 +22,8 @@ class Settings(NamedTuple):
     eps: float
     inner_grad_clip: float | None
     state_decay: float | None
+    compiled: bool  # what is done to each token on its own goes through torch.compile
+    stacked: bool  # forward keeps the fast weights of a whole group, whose queries are then one product
 
 
 class Network(NamedTuple):
@@ -89,6 +91,7 @@ class Group:
             return like.new_empty(count, num_rows, *shape)
 
         self.settings = settings
+        self.elementwise = elementwise(compiled=settings.compiled)
         self.count = size
         self.num_layers = len(dims) - 1
         self.in_place = in_place
@@ -102,10 +105,9 @@ class Group:
         self.slope = [stack(c, o) for o in dims[1:-1]]  # gelu'(Z)
         self.u = [stack(c, o) for o in dims[1:-1]]  # gradient before it is multiplied by the slope
         self.shift = stack(c, dims[-1])  # ln_weight * (ln_bias - (v - k))
-        self.normed = stack(c, dims[-1])
-        self.mean, self.rstd = stack(c, 1), stack(c, 1)
-        self.raw = stack(c, dims[-1])  # d inner loss / d Z of the last layer
-        self.shrink = stack(c, 1)  # what clipping multiplies it by
+        self.output_gradient = OutputGradient(
+            stack(c, dims[-1]), stack(c, 1), stack(c, 1), stack(c, dims[-1]), stack(c, 1)
+        )
 
     # Rows of `left` and `right`, [G, R, C, _].
     def x(self, layer: int) -> Tensor:
@@ -157,13 +159,18 @@ class Group:
         inputs, steps = [x[n, :, :c] for x in self.left], [step[n, :, -c:] for step in self.right]
         z = torch.baddbmm(biases[0], self.left[0][n, :, : 2 * c], weights[0], out=self.z_first[n])[:, :c]
         for layer in range(1, self.num_layers):
-            gelu_slope(z, out=self.slope[layer - 1][n])
-            gelu(z, out=inputs[layer])
+            self.elementwise.activate(z, inputs[layer], self.slope[layer - 1][n])
             z = torch.baddbmm(biases[layer], inputs[layer], weights[layer], out=self.z_next[layer - 1][n])
-        self._output_gradient(n, z)
-        torch.mul(self.raw[n], self.eta[n], out=steps[last])
-        if self.settings.inner_grad_clip is not None:
-            steps[last].mul_(self.shrink[n])
+        self.elementwise.output_gradient(
+            z,
+            self.shift[n],
+            self.square,
+            self.eta[n],
+            self.settings.eps,
+            self.settings.inner_grad_clip,
+            OutputGradient(*(buffer[n] for buffer in self.output_gradient)),
+            steps[last],
+        )
         for layer in reversed(range(last)):
             u = torch.bmm(steps[layer + 1], weights[layer + 1].mT, out=self.u[layer][n])
             torch.mul(u, self.slope[layer][n], out=steps[layer])
@@ -181,34 +188,22 @@ class Group:
                 weights[target].lerp_(self.initial.weights[layer], decay)
                 biases[target].lerp_(self.initial.biases[layer], decay)
 
-    def _output_gradient(self, n: int, z: Tensor) -> None:
-        normed, mean, rstd = normalise(z, self.settings.eps)
-        raw = normalise_backward(torch.addcmul(self.shift[n], normed, self.square), z, mean, rstd)
-        for buffer, value in zip(
-            (self.normed, self.mean, self.rstd, self.raw), (normed, mean, rstd, raw), strict=True
-        ):
-            buffer[n] = value
-        clip = self.settings.inner_grad_clip
-        if clip is not None:
-            norm = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).clamp_(min=1e-15)
-            self.shrink[n] = (clip / norm).clamp_(max=1)
-
     def answer(self) -> Tensor:
-        """Learn from all mini-batches and answer their queries; the fast weights after them are the next start.
+        """Learn from all mini-batches and answer their queries; the next group starts after them.
 
         Returns:
-            What the queries read at the last layer, before its LayerNorm, `[G * R, C, D]`.
+            What the queries read at the last layer, before its LayerNorm, `[G, R, C, D]`.
         """
         if self.in_place:
             self.compute_steps(0)
-            z = self.read(num_layers=self.num_layers).outputs[-1]
+            reading = self.read(num_layers=self.num_layers)
             self.commit(0)
-            return z
-        self.learn()
-        z = self.read(num_layers=self.num_layers).outputs[-1]
-        for stack in (*self.weights, *self.biases):
-            stack[0].copy_(stack[self.count])
-        return z
+        else:
+            self.learn()
+            reading = self.read(num_layers=self.num_layers)
+            for stack in (*self.weights, *self.biases):
+                stack[0].copy_(stack[self.count])
+        return reading.outputs[-1].unflatten(0, (self.count, -1))
 
     def read(self, *, num_layers: int) -> Reading:
         """What the queries read with the steps of their own mini-batch.
@@ -221,7 +216,8 @@ class Group:
         for layer in range(self.num_layers):
             x, xq, steps = (flat(part(layer)) for part in (self.x, self.xq, self.steps))
             if layer:
-                gelu(outputs[-1].view_as(self.xq(layer)), out=self.xq(layer))
+                z = outputs[-1].view_as(self.xq(layer))
+                torch.ops.aten.gelu.out(z, approximate="tanh", out=self.xq(layer))
             attention = torch.baddbmm(x.new_ones(1, 1, 1), xq, x.mT)
             attentions.append(attention.tril_() if self.settings.causal else attention)
             if layer == num_layers:
