@@ -18,15 +18,15 @@ from benchmarks.timing import interleaved
 from moshi_ttt.ops import ttt_mlp, ttt_mlp_with_states
 
 SIZE = Size(1, 4, 64, 16, 32_768)
-QUICK_SIZE = Size(1, 2, 16, 8, 2048)
-NUM_LENGTHS = 6  # from T / 32 to T
+QUICK_SIZE = Size(1, 2, 16, 4, 512)
 _CHUNKS_OF_THE_SHORTEST = 4
 
 
 def run(settings: Settings) -> dict[str, Any]:
     """The operator as it chooses its backend itself: forward and backward pass, and inference in chunks."""
     largest = QUICK_SIZE if settings.quick else SIZE
-    sizes = [largest._replace(num_tokens=largest.num_tokens >> i) for i in reversed(range(NUM_LENGTHS))]
+    halvings = range(3 if settings.quick else 5, -1, -1)
+    sizes = [largest._replace(num_tokens=largest.num_tokens >> halving) for halving in halvings]
     chunk_tokens = sizes[0].num_tokens // _CHUNKS_OF_THE_SHORTEST
     training, inference = {}, {}
     for size in sizes:
