@@ -19,7 +19,12 @@ from moshi_ttt.ops import ttt_mlp
 
 Operator = Callable[[Inputs], Tensor]
 
-SIZES = (Size(1, 4, 64, 16, 2048), Size(1, 8, 128, 16, 2048), Size(1, 8, 128, 64, 2048), Size(1, 32, 128, 16, 500))
+SIZES = (
+    Size(1, 4, 64, 16, 2048),
+    Size(1, 8, 128, 16, 2048),
+    Size(1, 8, 128, 64, 2048),
+    Size(1, 32, 128, 16, 500),
+)
 QUICK_SIZES = (Size(1, 2, 16, 4, 30),)
 BASELINES = {"scan, checkpointed": 16, "scan": 0}  # mini-batches that are recomputed together
 _MATRIX_PRODUCT = "matrix product"
@@ -112,7 +117,9 @@ def _check_equal(
         }
         for kind, difference in differences[name].items():
             if not difference <= _TOLERANCES[kind]:
-                raise UnequalResultsError(f"{name}: {kind} differ from those of {reference} by {difference:.1e}.")
+                raise UnequalResultsError(
+                    f"{name}: {kind} differ from those of {reference} by {difference:.1e}."
+                )
     return differences
 
 

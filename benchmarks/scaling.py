@@ -39,7 +39,7 @@ def run(settings: Settings) -> dict[str, Any]:
     times = interleaved({str(length): call for length, call in training.items()}, settings)
     medians = [times[str(length)].median for length in lengths]
     return {
-        "size": largest._replace(num_tokens=0)._asdict() | {"num_tokens": lengths},
+        "size": largest._asdict(),
         "backend": "auto",
         "chunk_tokens": chunk_tokens,
         "lengths": [
@@ -59,7 +59,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def straight_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """The line of least squares: `slope` per unit of x, `intercept`, and `r_squared`, 1 for a perfect line."""
+    """The line of least squares: `slope` per unit of x, `intercept`, and `r_squared`, 1 for a perfect fit."""
     slope, intercept = np.polyfit(x, y, 1)
     rest = np.square(np.asarray(y) - (slope * np.asarray(x) + intercept)).sum()
     total = np.square(np.asarray(y) - np.mean(y)).sum()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.inputs import Size, make_inputs
+from benchmarks.inputs import Inputs, Size, make_inputs
 from benchmarks.moshi_layer import add_ttt, make_stock_layer, num_parameters, ttt_config
 from benchmarks.settings import Settings
 from benchmarks.timing import interleaved
@@ -19,6 +19,9 @@ from moshi_ttt.config import TTTConfig
 from moshi_ttt.inner_loop import InnerLoop
 from moshi_ttt.streaming import TTTStreamingState
 from moshi_ttt.ttt_layer import TTTLayer
+
+NUM_LAYERS = 16  # with 17 MB of fast weights each
+QUICK_NUM_LAYERS = 2
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -28,7 +31,10 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def _inner_step(settings: Settings) -> dict[str, Any]:
-    """Milliseconds per frame of `TTTStreamingState.step`, one row, over whole mini-batches.
+    """Seconds per frame of `TTTStreamingState.step`, one row, over whole mini-batches.
+
+    The frame goes through a stack of layers, each with weights of its own: together they are larger than a
+    cache, so that weights come from memory as in a model, where other layers run in between.
 
     The floor is one read of the fast weights, which a frame cannot do without, in two ways: a sum, the
     plainest read there is, and the product of every head's weights with a vector, a read that computes
@@ -36,53 +42,56 @@ def _inner_step(settings: Settings) -> dict[str, Any]:
     """
     config = ttt_config(settings)
     size = Size(1, config.num_heads, config.head_dim, config.mini_batch_size, config.mini_batch_size)
-    inputs = make_inputs(size, settings.device, requires_grad=False)
-    state = _streaming_state(config, inputs.weights, inputs.biases, inputs.ln_weight, inputs.ln_bias)
-    frames = [inputs.cut(i, i + 1)[:4] for i in range(config.mini_batch_size)]
-    weights = [weight.squeeze(0) for weight in state.buffers.start_weights]  # [H, in, out]
+    num_layers = QUICK_NUM_LAYERS if settings.quick else NUM_LAYERS
+    stack = [make_inputs(size, settings.device, requires_grad=False, seed=seed) for seed in range(num_layers)]
+    states = [_streaming_state(config, inputs) for inputs in stack]
+    frames = [stack[0].cut(i, i + 1)[:4] for i in range(size.num_tokens)]
+    weights = [
+        weight.squeeze(0) for state in states for weight in state.buffers.start_weights
+    ]  # [H, in, out]
     vectors = [weight.new_ones(len(weight), 1, weight.shape[1]) for weight in weights]
     calls = {
-        "step": partial(_steps, state, frames),
+        "step": partial(_steps, states, frames),
         "sum": partial(_sums, weights, len(frames)),
         "product with a vector": partial(_products, weights, vectors, len(frames)),
     }
     times = interleaved(calls, settings)
-    num_bytes = sum(weight.nbytes for weight in weights)
+    num_bytes = sum(weight.nbytes for weight in weights) // num_layers
     floor = min((name for name in calls if name != "step"), key=lambda name: times[name].median)
+    frames_per_call = len(frames) * num_layers
     return {
         "num_heads": config.num_heads,
         "head_dim": config.head_dim,
         "mini_batch_size": config.mini_batch_size,
         "dtype": "float32",
+        "layers": num_layers,
         "fast_weight_bytes": num_bytes,
-        "frames_per_repetition": len(frames),
-        "candidates": {name: times[name].record(per=len(frames)) for name in calls},
+        "candidates": {name: times[name].record(per=frames_per_call) for name in calls},
         "floor": floor,
-        "floor_bytes_per_second": num_bytes * len(frames) / times[floor].median,
+        "floor_bytes_per_second": num_bytes * frames_per_call / times[floor].median,
         "step_over_floor": times["step"].median / times[floor].median,
     }
 
 
-def _streaming_state(
-    config: TTTConfig, weights: Sequence[Tensor], biases: Sequence[Tensor], ln_weight: Tensor, ln_bias: Tensor
-) -> TTTStreamingState:
+def _streaming_state(config: TTTConfig, inputs: Inputs) -> TTTStreamingState:
     inner = InnerLoop(
-        weights,
-        biases,
-        ln_weight,
-        ln_bias,
+        inputs.weights,
+        inputs.biases,
+        inputs.ln_weight,
+        inputs.ln_bias,
         dtype=torch.float32,
         causal=True,
         eps=config.eps,
         inner_grad_clip=None,
         state_decay=None,
     )
-    return TTTStreamingState(1, weights[0].device, inner, config.mini_batch_size)
+    return TTTStreamingState(1, inputs.xq.device, inner, config.mini_batch_size)
 
 
-def _steps(state: TTTStreamingState, frames: Sequence[tuple[Tensor, ...]]) -> None:
+def _steps(states: Sequence[TTTStreamingState], frames: Sequence[tuple[Tensor, ...]]) -> None:
     for frame in frames:
-        state.step(*frame)
+        for state in states:
+            state.step(*frame)
 
 
 def _sums(weights: Sequence[Tensor], times: int) -> None:
@@ -98,7 +107,7 @@ def _products(weights: Sequence[Tensor], vectors: Sequence[Tensor], times: int) 
 
 
 def _layers(settings: Settings) -> dict[str, Any]:
-    """Milliseconds per frame of the TTT layer, of a Moshi layer without it, and of the two together.
+    """Seconds per frame of the TTT layer, of a Moshi layer without it, and of the two together.
 
     All stream, one row: the Moshi layers with their attention cache, which has a slot for every frame of the
     attention window and costs the same however many are in use.
@@ -121,7 +130,6 @@ def _layers(settings: Settings) -> dict[str, Any]:
         "model_dim": config.model_dim,
         "dtype": settings.dtype_name,
         "attention_window": stock.self_attn.context,
-        "frames_per_repetition": len(frames),
         "parameters": {name: num_parameters(module.parameters()) for name, module in modules.items()},
         "candidates": {name: times[name].record(per=len(frames)) for name in calls},
         "ttt_over_moshi": times["ttt layer"].median / alone,
