@@ -49,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     torch.set_num_threads(settings.threads)
     gc.freeze()  # what was imported need not be looked at by each of the collections between measurements
-    report = make_report(options.parts or list(PARTS), settings)
+    try:
+        report = make_report(options.parts or list(PARTS), settings)
+    finally:
+        gc.unfreeze()
     print(write_report(options.out, report), end="")
     return 0
 

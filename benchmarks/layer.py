@@ -3,6 +3,7 @@
 Shapes: B batch rows, T frames.
 """
 
+import gc
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -30,7 +31,10 @@ def run(settings: Settings) -> dict[str, Any]:
     layer without passes the gradient on to its input and trains nothing, so its step has no optimiser.
     """
     num_frames = QUICK_NUM_FRAMES if settings.quick else NUM_FRAMES
-    modes = {name: _mode(settings, num_frames, base_frozen) for name, base_frozen in _MODES.items()}
+    modes = {}
+    for name, base_frozen in _MODES.items():
+        modes[name] = _mode(settings, num_frames, base_frozen)
+        gc.collect()  # the modules and optimisers of this mode, before those of the next one
     return {"num_frames": num_frames, "dtype": settings.dtype_name, "modes": modes}
 
 

@@ -79,7 +79,7 @@ def _case(size: Size, causal: bool, settings: Settings) -> dict[str, Any]:
     inputs = make_inputs(size, settings.device, requires_grad=True)
     cotangent = torch.randn(inputs.xq.shape, generator=torch.Generator().manual_seed(1)).to(settings.device)
     candidates = operators(size, causal=causal, settings=settings)
-    differences = _check_equal(candidates, inputs, cotangent)
+    differences = check_equal(candidates, inputs, cotangent)
     passes = {
         "forward": (forward, (inputs,), size.forward_flops),
         "forward_backward": (forward_backward, (inputs, cotangent), 3 * size.forward_flops),
@@ -91,10 +91,18 @@ def _case(size: Size, causal: bool, settings: Settings) -> dict[str, Any]:
     return {"size": size._asdict(), "causal": causal, "largest_differences": differences, **results}
 
 
-def _check_equal(
+def check_equal(
     candidates: dict[str, Operator], inputs: Inputs, cotangent: Tensor
 ) -> dict[str, dict[str, float]]:
-    """Largest difference of each candidate to the last one, relative to the largest value.
+    """Outputs and gradients of all candidates against those of the last one.
+
+    Args:
+        candidates: by name.
+        inputs: leaves that need gradients.
+        cotangent: of the outputs, `[B, H, T, D]`.
+
+    Returns:
+        Largest differences by candidate and by `outputs` and `gradients`, relative to the largest value.
 
     Raises:
         UnequalResultsError: a difference is above the tolerance.

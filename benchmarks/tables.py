@@ -29,9 +29,7 @@ def _operator(part: dict[str, Any]) -> list[str]:
     head += [f"faster than {base}" for base in BASELINES] + [f"memory of {base}" for base in BASELINES]
     rows = []
     for case in part["cases"]:
-        size = "B{batch_size} H{num_heads} D{head_dim} C{mini_batch_size} T{num_tokens}".format(
-            **case["size"]
-        )
+        size = Size(**case["size"]).name
         form = "causal" if case["causal"] else "not causal"
         for kind in ("forward", "forward_backward"):
             for name, one in case[kind]["candidates"].items():
