@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from moshi_ttt.backends import Backend
+
 # Strict: "yes" is not a bool and 2.5 is not an int. Unknown keys are errors.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -36,8 +38,10 @@ class TTTOptions:
     )
     rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary frequencies.")
     pre_norm: bool = Field(default=True, description="RMSNorm before the TTT projections.")
-    backend: Literal["auto", "autograd"] = Field(
-        default="auto", description="How the operator runs; auto chooses, today always autograd."
+    backend: Backend = Field(
+        default="auto",
+        description="How the operator runs: autograd; manual (backward by hand, faster and in less memory); "
+        "compiled (the same with torch.compile); auto: compiled on a GPU, manual elsewhere.",
     )
     inner_init: Literal["unit_variance", "published"] = Field(
         default="unit_variance",

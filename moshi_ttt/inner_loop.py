@@ -1,5 +1,8 @@
 """The state and the inner steps of the TTT-MLP, shared by the operator and by streaming.
 
+Full mini-batches go through `moshi_ttt.manual` where the backend says so; begun and unfinished ones, and
+all of them with the backend `autograd`, through the methods here.
+
 Within a mini-batch the token gradients are all taken at the fast weights the mini-batch started from, so
 what token i reads, `x W - sum_{j<=i} eta_j (x . X_j + 1) G_j`, needs no weight per token. The inner rate
 eta folds into the gradients once.
@@ -14,6 +17,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from moshi_ttt.backends import Backend, choose_backend
+from moshi_ttt.manual import Settings, run_manual
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -82,7 +88,7 @@ class InnerLoop:
         weights, biases: `W0`, layer l: `[H, in, out]` and `[H, 1, out]`; computed with in at least float32.
         ln_weight, ln_bias: inner LayerNorm, `[H, D]`.
         dtype: of the computation.
-        causal, eps, inner_grad_clip, state_decay: see `moshi_ttt.ops.ttt_mlp_with_states`.
+        causal, eps, inner_grad_clip, state_decay, backend: see `moshi_ttt.ops.ttt_mlp_with_states`.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class InnerLoop:
         eps: float,
         inner_grad_clip: float | None,
         state_decay: float | None,
+        backend: Backend = "auto",
     ) -> None:
         self.dtype = dtype
         self.weights = [w.to(dtype) for w in weights]
@@ -107,6 +114,7 @@ class InnerLoop:
         self.eps = eps
         self.inner_grad_clip = inner_grad_clip
         self.state_decay = state_decay
+        self.backend: Backend = backend
 
     def run(
         self, tokens: tuple[Tensor, Tensor, Tensor, Tensor], state: TTTState | None, *, mini_batch_size: int
@@ -131,16 +139,48 @@ class InnerLoop:
         outputs = []
         start = 0
         with torch.autocast(tokens[0].device.type, enabled=False):
-            q, k, v, eta = (x.to(self.dtype) for x in tokens)
+            tokens = tuple(x.to(self.dtype) for x in tokens)
             while start < num_tokens:
                 stop = min(start + mini_batch_size - state.num_pending, num_tokens)
-                part = slice(start, stop)
-                out, state = self.advance(q[:, :, part], k[:, :, part], v[:, :, part], eta[:, :, part], state)
-                if state.num_pending == mini_batch_size:
-                    state = self.commit(state)
+                num_full = (num_tokens - start) // mini_batch_size
+                by_hand = choose_backend(self.backend, tokens[0]) != "autograd"
+                if by_hand and not state.num_pending and num_full:
+                    stop = start + num_full * mini_batch_size
+                    part = tuple(x[:, :, start:stop] for x in tokens)
+                    out, state = self._advance_by_hand(part, state, mini_batch_size)
+                else:
+                    out, state = self.advance(*(x[:, :, start:stop] for x in tokens), state)
+                    if state.num_pending == mini_batch_size:
+                        state = self.commit(state)
                 outputs.append(out)
                 start = stop
-        return torch.cat(outputs, 2), state
+        return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0], state
+
+    def _advance_by_hand(
+        self, tokens: tuple[Tensor, ...], state: TTTState, mini_batch_size: int
+    ) -> tuple[Tensor, TTTState]:
+        """Full mini-batches from the start of one."""
+        settings = Settings(
+            mini_batch_size,
+            self.causal,
+            self.eps,
+            self.inner_grad_clip,
+            self.state_decay,
+            compiled=choose_backend(self.backend, tokens[0]) == "compiled",
+            # On a CPU, fast weights that are updated in place stay in its cache.
+            stacked=tokens[0].device.type != "cpu",
+        )
+        out, weights, biases = run_manual(
+            tokens,
+            state.start_weights,
+            state.start_biases,
+            self.ln_weight,
+            self.ln_bias,
+            self.weights,
+            self.biases,
+            settings,
+        )
+        return out, state._replace(start_weights=weights, start_biases=biases)
 
     def advance(
         self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, state: TTTState

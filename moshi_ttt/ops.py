@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moshi_ttt.backends import Backend
 from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype, initial_state, lower_triangle
 
 __all__ = ["TTTState", "inner_losses", "ttt_mlp", "ttt_mlp_with_states"]
@@ -51,6 +52,7 @@ def ttt_mlp_with_states(
     eps: float = 1e-8,
     inner_grad_clip: float | None = None,
     state_decay: float | None = None,
+    backend: Backend = "auto",
     state: TTTState | None = None,
 ) -> tuple[Tensor, TTTState]:
     """One inner gradient step per token, read back by the same token's query.
@@ -70,6 +72,8 @@ def ttt_mlp_with_states(
         eps: epsilon of the LayerNorm, added to the biased variance.
         inner_grad_clip: largest norm of a token's gradient at the MLP's output.
         state_decay: share of `W - W0` that is forgotten after each full mini-batch.
+        backend: `autograd`, `manual`, `compiled` or `auto`, see `moshi_ttt.backends`; only `autograd` has
+            second derivatives.
         state: where an earlier part of the sequence ended; None starts at `W0`. It is not modified.
 
     Returns:
@@ -88,6 +92,7 @@ def ttt_mlp_with_states(
         eps=eps,
         inner_grad_clip=inner_grad_clip,
         state_decay=state_decay,
+        backend=backend,
     )
     out, state = inner.run((xq, xk, xv, eta), state, mini_batch_size=mini_batch_size)
     return out.to(xq.dtype), state

@@ -152,6 +152,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
             eps=config.eps,
             inner_grad_clip=config.inner_grad_clip,
             state_decay=config.state_decay,
+            backend=config.backend,
         )
 
     def _go_on(self, x: Tensor, carry: TTTCarry) -> Tensor:

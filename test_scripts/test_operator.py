@@ -5,7 +5,7 @@ import torch
 
 from moshi_ttt.ops import inner_losses, ttt_mlp, ttt_mlp_with_states
 from moshi_ttt.reference import ttt_mlp_reference
-from ttt_inputs import assert_close, make_inputs
+from ttt_inputs import assert_close, make_inputs, values_and_gradients
 
 SETTINGS = [
     {},
@@ -21,18 +21,16 @@ def _all_outputs(out, weights, biases):
 
 
 def _gradients(outputs, inputs):
-    generator = torch.Generator().manual_seed(7)
-    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in outputs]
-    total = sum((x * c.to(x)).sum() for x, c in zip(outputs, cotangents, strict=True))
-    return torch.autograd.grad(total, inputs.tensors())
+    return values_and_gradients(outputs, inputs)[len(outputs) :]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("num_tokens", [1, 4, 11])
-def test_operator_equals_the_token_by_token_definition(settings, num_layers, num_tokens):
+@pytest.mark.parametrize("num_tokens", [1, 4, 11, 23])
+@pytest.mark.parametrize("backend", ["autograd", "manual"])
+def test_operator_equals_the_token_by_token_definition(settings, num_layers, num_tokens, backend):
     inputs = make_inputs(num_layers=num_layers, num_tokens=num_tokens)
-    out, state = ttt_mlp_with_states(*inputs, mini_batch_size=4, **settings)
+    out, state = ttt_mlp_with_states(*inputs, mini_batch_size=4, backend=backend, **settings)
     ours = _all_outputs(out, state.weights, state.biases)
     reference = _all_outputs(*ttt_mlp_reference(*inputs, mini_batch_size=4, **settings))
     for a, b in zip(ours, reference, strict=True):
@@ -107,14 +105,18 @@ def test_only_the_causal_form_keeps_earlier_outputs_when_a_token_changes(causal)
     assert leaked == 0 if causal else leaked > 1e-4
 
 
+@pytest.mark.parametrize("backend", ["autograd", "manual"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_gradients_pass_gradcheck(num_layers):
+def test_gradients_pass_gradcheck(num_layers, settings, backend):
     inputs = make_inputs(batch_size=1, num_heads=1, num_tokens=5, head_dim=3, num_layers=num_layers)
+    # Two full mini-batches and an unfinished one.
+    options = {"mini_batch_size": 2, "backend": backend, **settings}
 
     def function(*tensors):
         tokens, rest = tensors[:4], tensors[4:]
         weights, biases, norms = rest[:num_layers], rest[num_layers : 2 * num_layers], rest[2 * num_layers :]
-        out, state = ttt_mlp_with_states(*tokens, weights, biases, *norms, mini_batch_size=3)
+        out, state = ttt_mlp_with_states(*tokens, weights, biases, *norms, **options)
         return out, *state.weights, *state.biases
 
     assert torch.autograd.gradcheck(function, inputs.tensors())

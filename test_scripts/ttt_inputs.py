@@ -1,11 +1,14 @@
 """Random inputs of the TTT operator."""
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from moshi_ttt import backends
 
 
 class TTTInputs(NamedTuple):
@@ -72,8 +75,22 @@ def make_inputs(
     )
 
 
+def needs_compiler(backend: str) -> Any:
+    """The name of a backend as a test parameter, passed over where torch.compile finds no compiler."""
+    missing = not backends._has_compiler("cpu")
+    return pytest.param(backend, marks=pytest.mark.skipif(missing, reason="no C++ compiler"))
+
+
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     """Largest difference, relative to the largest value, within tolerance."""
     assert actual.shape == expected.shape
     error = (actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
     assert error <= tolerance, f"relative error {error:.2e}"
+
+
+def values_and_gradients(outputs: list[Tensor], inputs: TTTInputs) -> list[Tensor]:
+    """Outputs, and the gradients of all inputs for fixed random cotangents of the outputs."""
+    generator = torch.Generator().manual_seed(7)
+    cotangents = [torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in outputs]
+    total = sum((x * c.to(x)).sum() for x, c in zip(outputs, cotangents, strict=True))
+    return [*outputs, *torch.autograd.grad(total, inputs.tensors())]

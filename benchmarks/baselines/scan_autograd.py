@@ -1,4 +1,4 @@
-"""The published TTT-MLP, written plainly: a scan over mini-batches, differentiated by autograd.
+"""The published TTT-MLP as plainly as it can be written: a scan of mini-batches, differentiated by autograd.
 
 The algorithm of Sun et al. 2024 ("Learning to (Learn at Test Time)") in the form in which Dalal et al. 2025
 ("One-Minute Video Generation with Test-Time Training") train it in PyTorch: the dual form with the inner

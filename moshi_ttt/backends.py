@@ -1,0 +1,58 @@
+"""Which implementation runs the inner loop over full mini-batches."""
+
+import logging
+import os
+import shutil
+from functools import cache
+from typing import Literal
+
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.utils._triton import has_triton
+
+Backend = Literal["auto", "autograd", "manual", "compiled"]
+
+logger = logging.getLogger(__name__)
+
+
+def choose_backend(backend: Backend, tokens: Tensor) -> Literal["autograd", "manual", "compiled"]:
+    """What a backend of the configuration means for these tokens.
+
+    `autograd` differentiates the dual form; it alone has second derivatives. `manual` has the backward pass
+    by hand. `compiled` is the same with torch.compile for what is done to each token on its own. `auto` is
+    `compiled` on a GPU where a compiler is found and `manual` elsewhere: on a CPU the eager kernels are as
+    fast.
+
+    Args:
+        backend: of the configuration.
+        tokens: of the device and dtype in question; when they are fake (nothing is computed, a step is only
+            traced), nothing is compiled.
+
+    Raises:
+        ValueError: `compiled` is asked for and there is no compiler.
+    """
+    if backend == "autograd":
+        return "autograd"
+    if is_fake(tokens) or tokens.device.type == "meta":
+        return "manual"
+    device = tokens.device.type
+    if backend == "auto":
+        return "compiled" if device == "cuda" and _has_compiler(device) else "manual"
+    if backend == "compiled" and not _has_compiler(device):
+        raise ValueError(f"backend 'compiled' needs {_NEEDED[device]}, not found here; use 'manual'.")
+    return backend
+
+
+_NEEDED = {"cpu": "a C++ compiler (g++ or clang++)", "cuda": "Triton and a C compiler (gcc or clang)"}
+
+
+@cache
+def _has_compiler(device: str) -> bool:
+    """torch.compile makes C++ on a CPU; on a GPU it needs Triton, which needs a C compiler."""
+    if device == "cuda":
+        names = (os.environ.get("CC", "gcc"), "clang")
+        found = has_triton() and any(map(shutil.which, names))
+        if not found:
+            logger.info("The TTT operator is not compiled: that needs %s.", _NEEDED[device])
+        return found
+    return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
