@@ -18,6 +18,7 @@ from finetune.cli import Parser, run_command
 from finetune.distributed import choose_device
 from finetune.errors import ConfigError
 from finetune.inference.options import positive_integer
+from moshi_ttt.backends import choose_backend
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         threads=options.threads,
         repetitions=options.repetitions,
         quick=options.quick,
-        compiled=options.compiled or device.type == "cuda",
+        compiled=_measures_compiled(options.compiled, device),
     )
     torch.set_num_threads(settings.threads)
     gc.freeze()  # what was imported need not be looked at by each of the collections between measurements
@@ -55,6 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.unfreeze()
     print(write_report(options.out, report), end="")
     return 0
+
+
+def _measures_compiled(is_asked: bool, device: torch.device) -> bool:
+    """Whether the compiled backend is among the candidates: asked for, or what this device runs by itself."""
+    tokens = torch.empty(0, device=device)
+    if not is_asked:
+        return choose_backend("auto", tokens) == "compiled"
+    try:
+        choose_backend("compiled", tokens)
+    except ValueError as error:
+        raise ConfigError(f"--compiled: {error}") from None
+    return True
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -80,7 +93,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compiled",
         action="store_true",
-        help="also the operator's compiled backend, which takes minutes to compile; on a GPU always",
+        help="also the operator's compiled backend, which takes minutes to compile; on a GPU it always is",
     )
     return parser.parse_args(arguments)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from moshi_ttt.backends import Backend
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,7 +30,7 @@ class Settings:
     compiled: bool
 
     @property
-    def backends(self) -> tuple[str, ...]:
+    def backends(self) -> tuple[Backend, ...]:
         """Names of the operator's backends that are measured."""
         return ("autograd", "manual", *(("compiled",) if self.compiled else ()))
 
