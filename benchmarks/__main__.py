@@ -7,12 +7,13 @@ python -m benchmarks --quick                     tiny sizes, to see that everyth
 
 import argparse
 import gc
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.report import PARTS, make_report, write_report
+from benchmarks.report import PARTS, make_report
 from benchmarks.settings import Settings
 from finetune.cli import Parser, run_command
 from finetune.distributed import choose_device
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         ConfigError: an argument is wrong.
     """
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("benchmarks").setLevel(logging.INFO)
     options = _parse(arguments)
     unknown = next((part for part in options.parts if part not in PARTS), None)
     if unknown is not None:
@@ -51,10 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(settings.threads)
     gc.freeze()  # what was imported need not be looked at by each of the collections between measurements
     try:
-        report = make_report(options.parts or list(PARTS), settings)
+        print(make_report(options.parts or list(PARTS), settings, options.out), end="")
     finally:
         gc.unfreeze()
-    print(write_report(options.out, report), end="")
     return 0
 
 

@@ -50,11 +50,12 @@ def _run(folder: Path, settings: Settings) -> dict[str, Any]:
         "cold": partial(epoch, lambda: f"cold-{next(numbers)}"),
         "warm": partial(epoch, lambda: "warm"),
     }
+    recordings = load_recordings(_args(demo, folder / "warm")).train
     num_batches = calls["warm"]()
     times = interleaved(calls, settings)
     return {
-        "recordings": demo.settings["num_train"],
-        "audio_seconds": 60 * demo.settings["minutes"] * demo.settings["num_train"],
+        "recordings": len(recordings),
+        "audio_seconds": sum(recording.duration_sec for recording in recordings),
         "batches": num_batches,
         "batch_size": _BATCH_SIZE,
         "candidates": {name: times[name].record() for name in calls},

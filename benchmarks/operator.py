@@ -3,6 +3,7 @@
 Shapes: B batch rows, H heads, T tokens, D head_dim, C mini_batch_size.
 """
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from benchmarks.memory import peak_bytes
 from benchmarks.settings import Settings
 from benchmarks.timing import Times, interleaved
 from moshi_ttt.ops import ttt_mlp
+
+logger = logging.getLogger(__name__)
 
 Operator = Callable[[Inputs], Tensor]
 
@@ -76,6 +79,7 @@ def _scan(inputs: Inputs, **settings: Any) -> Tensor:
 
 
 def _case(size: Size, causal: bool, settings: Settings) -> dict[str, Any]:
+    logger.info("%s, %s", size.name, "causal" if causal else "not causal")
     inputs = make_inputs(size, settings.device, requires_grad=True)
     cotangent = torch.randn(inputs.xq.shape, generator=torch.Generator().manual_seed(1)).to(settings.device)
     candidates = operators(size, causal=causal, settings=settings)

@@ -1,6 +1,7 @@
 """What is written about a run: a JSON object with every repetition, and the same as tables."""
 
 import gc
+import logging
 import platform
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -16,6 +17,8 @@ from benchmarks.tables import markdown
 from benchmarks.timing import clock_name
 from finetune.files import write_json
 
+logger = logging.getLogger(__name__)
+
 PARTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "operator": operator.run,
     "scaling": scaling.run,
@@ -25,30 +28,32 @@ PARTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
 }
 
 
-def make_report(parts: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """Run parts, in the order of `PARTS`.
+def make_report(parts: Sequence[str], settings: Settings, path: Path) -> str:
+    """Run parts, in the order of `PARTS`, and write the report after each: what is measured is kept.
 
     Args:
         parts: names, of `PARTS`.
         settings: of the run.
+        path: of the JSON file, with `environment` and, by name, `parts`; the tables go beside it as `.md`.
 
     Returns:
-        `environment` and, by name, `parts`.
-    """
-    results = {}
-    for name, run in PARTS.items():
-        if name in parts:
-            results[name] = run(settings)
-            gc.collect()  # modules refer to themselves, and theirs are gigabytes
-    return {"environment": _environment(settings), "parts": results}
-
-
-def write_report(path: Path, report: dict[str, Any]) -> str:
-    """Write the report to `path` and its tables beside it as `.md`; returns the tables.
+        The tables.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: a file cannot be written, which is found out before anything is measured.
     """
+    report: dict[str, Any] = {"environment": _environment(settings), "parts": {}}
+    text = _write(path, report)
+    for name, run in PARTS.items():
+        if name in parts:
+            logger.info("Measuring %s.", name)
+            report["parts"][name] = run(settings)
+            text = _write(path, report)
+            gc.collect()  # modules refer to themselves, and theirs are gigabytes
+    return text
+
+
+def _write(path: Path, report: dict[str, Any]) -> str:
     text = markdown(report)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, report)

@@ -101,7 +101,7 @@ def _epoch(part: dict[str, Any]) -> list[str]:
     return [
         *_table(["code cache", "ms per epoch"], rows),
         "",
-        f"{part['audio_seconds'] / 60:.0f} minutes of audio in {part['recordings']} recordings, "
+        f"{part['audio_seconds'] / 60:.1f} minutes of audio in {part['recordings']} recordings, "
         f"{part['batches']} batches of {part['batch_size']}. Cold over warm: {part['cold_over_warm']:.1f}.",
     ]
 
