@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-browser test-slow lint clean
+.PHONY: help install quickstart test test-browser test-slow bench lint clean
 
 help:
 	@echo "make quickstart   make demo data and train a tiny Moshi with TTT on it (about 5 minutes on 2 cores)"
 	@echo "make test         run the tests"
 	@echo "make test-browser test the web page in Chromium, which must be installed"
 	@echo "make test-slow    run the tests that take minutes"
+	@echo "make bench        measure speed and memory, see docs/performance.md (half an hour on one core)"
 	@echo "make lint         check style"
 	@echo "make install      only make the environment $(VENV)"
 	@echo "make clean        remove $(VENV) and caches; runs/ and demo_assets/ stay"
@@ -41,6 +42,9 @@ test-browser: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,0 +1,128 @@
+"""The figures of a report as Markdown tables."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from benchmarks.inputs import Size
+from benchmarks.operator import BASELINES
+
+Cells = Sequence[str]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """One line on the machine, then a section with tables for each part of the report."""
+    environment = report["environment"]
+    lines = [
+        f"{environment['device_name']} ({environment['device']}), threads: {environment['threads']}, "
+        f"PyTorch {environment['torch']}, {environment['date']}; "
+        f"medians of {environment['repetitions']} ({environment['clock']})"
+        + ("; quick, so the figures mean nothing" if environment["quick"] else "")
+        + "."
+    ]
+    for name, part in report["parts"].items():
+        lines += ["", f"## {name.capitalize()}", *_PARTS[name](part)]
+    return "\n".join(lines) + "\n"
+
+
+def _operator(part: dict[str, Any]) -> list[str]:
+    head = ["size", "form", "pass", "operator", "ms", "peak, MB", "matrix rate"]
+    head += [f"faster than {base}" for base in BASELINES] + [f"memory of {base}" for base in BASELINES]
+    rows = []
+    for case in part["cases"]:
+        size = Size(**case["size"]).name
+        form = "causal" if case["causal"] else "not causal"
+        for kind in ("forward", "forward_backward"):
+            for name, one in case[kind]["candidates"].items():
+                row = [size, form, kind.replace("_", " + "), name, _ms(one), _mb(one["peak_bytes"])]
+                row.append(f"{100 * one['share_of_matrix_rate']:.0f} %")
+                row += [f"{one['times_faster_than'][base]:.2f}x" for base in BASELINES]
+                row += [f"{one['memory_relative_to'][base]:.2f}x" for base in BASELINES]
+                rows.append(row)
+    return _table(head, rows)
+
+
+def _scaling(part: dict[str, Any]) -> list[str]:
+    head = ["tokens", "forward + backward, ms", "peak, MB", "inference in chunks, peak, MB"]
+    rows = [
+        [
+            f"{one['num_tokens']:,}",
+            _ms(one["forward_backward"]),
+            _mb(one["forward_backward"]["peak_bytes"]),
+            _mb(one["inference"]["peak_bytes"]),
+        ]
+        for one in part["lengths"]
+    ]
+    time, memory = part["time_line"], part["memory_line"]
+    return [
+        *_table(head, rows),
+        "",
+        f"Straight lines: {1e6 * time['slope']:.1f} us per token (R^2 {time['r_squared']:.4f}), "
+        f"{memory['slope'] / 1e3:.1f} kB per token (R^2 {memory['r_squared']:.4f}). "
+        f"Memory of inference, largest over smallest: {part['inference_memory_growth']:.3f}.",
+    ]
+
+
+def _streaming(part: dict[str, Any]) -> list[str]:
+    inner, layers = part["inner_step"], part["layers"]
+    head = ["", "ms per frame"]
+    gigabytes = inner["floor_bytes_per_second"] / 1e9
+    return [
+        *_table(head, [[f"inner step: {name}", _ms(one)] for name, one in inner["candidates"].items()]),
+        "",
+        f"Fast weights: {_mb(inner['fast_weight_bytes'])} MB; the floor is the {inner['floor']}, "
+        f"{gigabytes:.1f} GB/s. Step over floor: {inner['step_over_floor']:.2f}.",
+        *_table(
+            [*head, "parameters"],
+            [
+                [name, _ms(one), f"{layers['parameters'][name] / 1e6:.1f} M"]
+                for name, one in layers["candidates"].items()
+            ],
+        ),
+        "",
+        f"TTT layer over Moshi layer: {layers['ttt_over_moshi']:.2f}; "
+        f"with TTT over without: {layers['with_over_without']:.2f}.",
+    ]
+
+
+def _layer(part: dict[str, Any]) -> list[str]:
+    head = ["mode", "layer", "ms per step", "peak above weights and optimiser, MB", "time", "memory"]
+    rows = []
+    for mode, result in part["modes"].items():
+        for name, one in result["candidates"].items():
+            ratios = ["1", "1"]
+            if name == "with ttt":
+                ratios = [f"{result[key]:.2f}x" for key in ("with_over_without", "memory_with_over_without")]
+            rows.append([mode, name, _ms(one), _mb(one["peak_bytes"]), *ratios])
+    return _table(head, rows)
+
+
+def _epoch(part: dict[str, Any]) -> list[str]:
+    rows = [[name, _ms(one)] for name, one in part["candidates"].items()]
+    return [
+        *_table(["code cache", "ms per epoch"], rows),
+        "",
+        f"{part['audio_seconds'] / 60:.1f} minutes of audio in {part['recordings']} recordings, "
+        f"{part['batches']} batches of {part['batch_size']}. Cold over warm: {part['cold_over_warm']:.1f}.",
+    ]
+
+
+_PARTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
+    "operator": _operator,
+    "scaling": _scaling,
+    "streaming": _streaming,
+    "layer": _layer,
+    "epoch": _epoch,
+}
+
+
+def _table(head: Cells, rows: Iterable[Cells]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["", *(f"| {' | '.join(cells)} |" for cells in lines)]
+
+
+def _ms(record: dict[str, Any]) -> str:
+    return f"{1e3 * record['median_seconds']:.4g}"
+
+
+def _mb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e6:.4g}"
