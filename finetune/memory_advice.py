@@ -11,7 +11,6 @@ _LABELS = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimiser (AdamW moments)",
-    "optimizer_step": "workspace of AdamW's step",
     "activations": "activations, the most",
     "ttt_memory": "TTT memory between chunks",
     "sharding": "gathered by fsdp",

@@ -4,14 +4,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from moshi.models.lm import LMModel
 from torch import nn
 
 from finetune.args import TrainArgs
 from finetune.memory_trace import StepPeak, step_peak
-from finetune.optim import build_optimizer
 from finetune.parallel import choose_strategy, gradients_wait
 from finetune.wrapped_model import build_meta_model
 from moshi_ttt.hybrid_model import ttt_layers
@@ -26,7 +25,6 @@ class MemoryEstimate:
     weights: int
     gradients: int
     optimizer: int  # both moments of AdamW
-    optimizer_step: int  # AdamW's workspace, alive during its step only
     activations: int  # the most they take, in forward or backward pass
     ttt_memory: int  # fast weights carried between chunks
     sharding: int  # fsdp: gathered weights and gradients not yet scattered
@@ -38,7 +36,6 @@ def estimate_memory(
     lm_kwargs: dict[str, Any],
     *,
     num_gpus: int,
-    device_type: Literal["cuda", "cpu"] = "cuda",
     step: StepPeak | None = None,
 ) -> MemoryEstimate:
     """Estimate the memory of training as `args` says, `args.gradient_checkpointing` included.
@@ -47,7 +44,6 @@ def estimate_memory(
         args: the configuration.
         lm_kwargs: arguments of `LMModel`.
         num_gpus: GPUs of the run, one process each.
-        device_type: AdamW steps through all parameters at once on CUDA and one by one on a CPU.
         step: of `trace_memory`, which takes seconds and does not depend on the number of GPUs.
 
     Raises:
@@ -63,7 +59,6 @@ def estimate_memory(
     weights = _share(_num_bytes(model.parameters()), num_shards)
     gradients = _share(_FLOAT32 * trainable, num_shards)
     optimizer = 2 * gradients
-    workspace = _share(_optimizer_workspace(model, args, device_type), num_shards)
     gathered = _working_set(model) if sharded else 0
     if sharded and gradients_wait(args):
         gathered += _FLOAT32 * trainable - gradients  # those of earlier micro-batches, not in shards yet
@@ -74,11 +69,10 @@ def estimate_memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        optimizer_step=workspace,
         activations=step.activations,
         ttt_memory=memory,
         sharding=gathered,
-        peak=max(backward, kept + gradients + workspace),
+        peak=max(backward, kept + gradients),
     )
 
 
@@ -133,14 +127,6 @@ def _carried_memory(model: LMModel, args: TrainArgs) -> int:
         pending = config.mini_batch_size * (2 * config.model_dim + config.num_heads)
         per_row += _FLOAT32 * (fast + pending)
     return per_row * args.batch_size * (2 * args.num_microbatches + 2)
-
-
-def _optimizer_workspace(model: LMModel, args: TrainArgs, device_type: str) -> int:
-    """What AdamW makes during its step: square roots of a whole group on CUDA, of a parameter on a CPU."""
-    groups = [[p.numel() for p in group["params"]] for group in build_optimizer(model, args).param_groups]
-    if device_type == "cuda":
-        return _FLOAT32 * max(sum(sizes) for sizes in groups)
-    return 2 * _FLOAT32 * max(max(sizes) for sizes in groups)
 
 
 def _num_bytes(parameters: Iterable[nn.Parameter]) -> int:

@@ -98,6 +98,7 @@ def _train(
     sampler = Sampler(args, mimi) if args.sample_freq else None
     model = build_parallel_model(args, info, device=device, start_from=partial(_start_from, args, point))
     train_data, eval_data = build_datasets(args, recordings, info, model, mimi)
+    del mimi  # only samples still need it
     for line in model_summary(model, args):
         logger.info("%s", line)
     fingerprint = base_fingerprint(info)

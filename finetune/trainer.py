@@ -195,15 +195,21 @@ class Trainer:
                     del output, parts  # so that backward frees the logits as it goes
                 with self.timer.phase("backward"):
                     loss.backward()
-        result = self._result(all_reduce_sum(sums) / totals, totals, micro_batches)
+        result = self._result(all_reduce_sum(sums), totals, micro_batches)
         self._check_finite(result, micro_batches)
         with self.timer.phase("optimizer"):
             self._update(result.grad_norms["grad_norm"])
         return result
 
-    def _result(self, losses: Tensor, totals: Tensor, micro_batches: list[Batch]) -> StepResult:
-        text_loss, audio_loss = losses.tolist()  # NaN without any target
-        weighted = zip((text_loss, audio_loss), totals.tolist(), strict=True)
+    def _result(self, sums: Tensor, totals: Tensor, micro_batches: list[Batch]) -> StepResult:
+        """What the step found, in the one transfer from the device that a step makes.
+
+        It is needed before the update: a step whose loss or gradient is not finite changes nothing.
+        """
+        norms = self._grad_norms()
+        on_host = torch.cat([sums / totals, totals, torch.stack(list(norms.values()))]).tolist()
+        text_loss, audio_loss, *on_host = on_host  # NaN without any target
+        weighted = zip((text_loss, audio_loss), on_host[:2], strict=True)
         starts = torch.stack([(batch.start_frame == 0).sum() for batch in micro_batches]).sum()
         num_starts = int(all_reduce_sum(starts))
         codes = micro_batches[0].codes
@@ -213,7 +219,7 @@ class Trainer:
             loss=sum(loss for loss, weight in weighted if weight > 0),
             text_loss=text_loss,
             audio_loss=audio_loss,
-            grad_norms=self._grad_norms(),
+            grad_norms=dict(zip(norms, on_host[2:], strict=True)),
             num_tokens=num_chunks * codes[0].numel(),
             num_frames=num_chunks * codes.shape[2],
             memory={} if self.state.memory is None else memory,
@@ -223,9 +229,7 @@ class Trainer:
         """Clip and apply the gradients, and make the step count."""
         factor = self.args.max_norm / (grad_norm + 1e-6)
         if factor < 1:
-            for parameter in self.trainable:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
+            torch._foreach_mul_([p.grad for p in self.trainable if p.grad is not None], factor)
         self.state.optimizer.step()
         self.rates = current_rates(self.state.optimizer)  # the rates of this step, not of the next
         self.scheduler.step()
@@ -259,14 +263,13 @@ class Trainer:
         logged = step % self.args.log_freq == 0 or step == self.args.max_steps
         return is_main() and (logged or self.inner_loop_log.is_due(step))
 
-    def _grad_norms(self) -> dict[str, float]:
+    def _grad_norms(self) -> dict[str, Tensor]:
+        """`grad_norm` and one of each group, scalars on the device."""
         norms = {}
         for name, group in self.groups.items():
             norm = torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
             norms[f"grad_norm_{name}"] = full_tensor(norm)
-        values = torch.stack(list(norms.values()))
-        total, *parts = torch.cat([values.norm()[None], values]).tolist()
-        return {"grad_norm": total, **dict(zip(norms, parts, strict=True))}
+        return {"grad_norm": torch.stack(list(norms.values())).norm(), **norms}
 
     def _check_finite(self, result: StepResult, micro_batches: list[Batch]) -> None:
         if math.isfinite(result.loss) and math.isfinite(result.grad_norms["grad_norm"]):

@@ -40,7 +40,7 @@ QUICK = [("full", "float32", False), ("lora", "bfloat16", False), ("ttt", "float
 @pytest.mark.parametrize(("mode", "param_dtype", "checkpointing"), QUICK)
 def test_estimate_of_a_tiny_model_is_the_measured_peak(mode, param_dtype, checkpointing):
     args = make_args(mode, param_dtype=param_dtype, gradient_checkpointing=checkpointing)
-    estimate = estimate_memory(args, TINY, num_gpus=1, device_type="cpu")
+    estimate = estimate_memory(args, TINY, num_gpus=1)
     assert estimate.peak == pytest.approx(measured_peak(args, TINY), rel=0.03)
 
 
@@ -48,7 +48,7 @@ def test_estimate_of_a_tiny_model_is_the_measured_peak(mode, param_dtype, checkp
 @pytest.mark.parametrize(("mode", "param_dtype", "checkpointing"), [c for c in CASES if c not in QUICK])
 def test_estimate_of_a_tiny_model_in_all_other_modes(mode, param_dtype, checkpointing):
     args = make_args(mode, param_dtype=param_dtype, gradient_checkpointing=checkpointing)
-    estimate = estimate_memory(args, TINY, num_gpus=1, device_type="cpu")
+    estimate = estimate_memory(args, TINY, num_gpus=1)
     assert estimate.peak == pytest.approx(measured_peak(args, TINY), rel=0.03)
 
 
@@ -56,7 +56,7 @@ def test_estimate_of_a_tiny_model_in_all_other_modes(mode, param_dtype, checkpoi
 @pytest.mark.parametrize("mode", ["full_ttt", "lora_ttt"])
 def test_later_micro_batches_find_gradients(mode):
     args = make_args(mode, param_dtype="bfloat16", num_microbatches=2, batch_size=1)
-    estimate = estimate_memory(args, TINY, num_gpus=1, device_type="cpu")
+    estimate = estimate_memory(args, TINY, num_gpus=1)
     assert estimate.peak == pytest.approx(measured_peak(args, TINY), rel=0.03)
 
 
@@ -73,7 +73,7 @@ def test_estimate_of_layers_of_moshi_7b_is_the_measured_peak(mode, checkpointing
         duration_sec=20.48,  # 256 frames
         batch_size=1,
     )
-    estimate = estimate_memory(args, lm_kwargs, num_gpus=1, device_type="cpu")
+    estimate = estimate_memory(args, lm_kwargs, num_gpus=1)
     measured = measured_peak(args, lm_kwargs)
     print(f"{mode}, checkpointing {checkpointing}: {estimate.peak / 1e9:.3f} of {measured / 1e9:.3f} GB")
     assert estimate.peak == pytest.approx(measured, rel=0.15)

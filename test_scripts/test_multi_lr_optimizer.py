@@ -158,7 +158,8 @@ def test_multipliers_of_one_equal_one_rate_step_for_step():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 rule[decays(name, decay_norms_and_biases=False)]["params"].append(parameter)
-        return torch.optim.AdamW(list(rule.values()), lr=args.optim.lr, betas=(0.9, 0.95), eps=1e-8)
+        rate = args.optim.lr
+        return torch.optim.AdamW(list(rule.values()), lr=rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
     ours, plain = _train(args, 5), _train(args, 5, optimizer_of=one_rate)
     for (name, a), (_, b) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
