@@ -137,7 +137,9 @@ def _count(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -> fl
         by_part[current] += total - before
         current, before = part, total
 
-    small_args = replace(small_args, batch_size=1, gradient_checkpointing=False)
+    # The other backends compute part of the forward pass again.
+    ttt = replace(small_args.ttt, backend="autograd")
+    small_args = replace(small_args, batch_size=1, gradient_checkpointing=False, ttt=ttt)
     with fake_model(small_args, small_kwargs) as fake, counter:
         run_step(fake, small_args, num_frames=num_frames, mark=mark)
         mark(Part("embedding"))

@@ -6,7 +6,7 @@ it is freed.
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +17,6 @@ from torch.utils._pytree import tree_leaves
 
 from finetune.args import TrainArgs
 from finetune.fake_step import LayerKind, Part, fake_model, layer_kinds, reduced, run_step, walk
-
-# A hybrid layer runs some thousand operations per mini-batch, all mini-batches alike: long chunks are
-# extrapolated from chunks of this many.
-_MINI_BATCHES = (4, 5, 6)
 
 
 class Level(NamedTuple):
@@ -103,7 +99,7 @@ def step_peak(args: TrainArgs, lm_kwargs: dict[str, Any], model: LMModel) -> Ste
     small_args, small_kwargs, chosen = reduced(args, lm_kwargs, kinds)
     num_depformer_layers = len(model.depformer.layers)
     small_kwargs["depformer_num_layers"] = min(2, num_depformer_layers)
-    curves = _trace_whole(small_args, small_kwargs, chosen)
+    curves = trace_step(small_args, small_kwargs, num_frames=args.chunk_frames)
 
     level, gradients, peak = 0.0, 0.0, [0.0, 0.0]
     for part in walk(len(kinds), num_depformer_layers):
@@ -121,29 +117,6 @@ def _representative(part: Part, kinds: Sequence[LayerKind], chosen: Sequence[Lay
     if part.name == "layer":
         return part._replace(index=chosen.index(kinds[part.index]))
     return part._replace(index=min(part.index, 1))
-
-
-def _trace_whole(args: TrainArgs, lm_kwargs: dict[str, Any], chosen: Sequence[LayerKind]) -> Curves:
-    """Curves of the chunk length that the configuration asks for."""
-    num_frames, size = args.chunk_frames, args.ttt.mini_batch_size
-    lengths = [num_frames % size + num * size for num in _MINI_BATCHES]
-    if not any(kind.hybrid for kind in chosen) or num_frames <= lengths[-1]:
-        return trace_step(args, lm_kwargs, num_frames=num_frames)
-    # Everything but the inner loop at its true length; a single mini-batch makes that loop short.
-    one = replace(args, ttt=replace(args.ttt, mini_batch_size=num_frames))
-    curves = trace_step(one, lm_kwargs, num_frames=num_frames)
-    without_depformer = lm_kwargs | {
-        "dep_q": 2,
-        "depformer_num_layers": 1,
-        "depformer_weights_per_step_schedule": None,
-    }
-    short = [trace_step(args, without_depformer, num_frames=length) for length in lengths]
-    for index in (index for index, kind in enumerate(chosen) if kind.hybrid):
-        layer = Part("layer", index)
-        for part in (layer, layer._replace(backward=True), layer._replace(backward=True, rerun=True)):
-            if part in short[0]:
-                curves[part] = extrapolate([trace[part] for trace in short], lengths, num_frames)
-    return curves
 
 
 def trace_step(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -> Curves:
@@ -196,60 +169,3 @@ def _cut(
         ]
         for (part, start), stop in zip(starts, stops, strict=True)
     }
-
-
-def extrapolate(curves: Sequence[Curve], lengths: Sequence[int], num_frames: int) -> Curve:
-    """The curve of a longer chunk from those of three short ones.
-
-    Operation by operation bytes are a polynomial of degree 2 in the number of frames (attention masks are
-    square). Operations up to the middle of the loop are matched from the start of a part, the others from
-    its end; in between, a long loop repeats itself and memory lies between its values at both ends.
-
-    Args:
-        curves: of the same part, three.
-        lengths: frames of each; whole mini-batches apart, like num_frames.
-        num_frames: T of the longer chunk.
-    """
-    first = curves[0]
-    if not first:
-        return []
-    middle = _middle_of_loop(first, curves[1])
-    factors = _lagrange(lengths, num_frames)
-    matched = [
-        *zip(*(curve[:middle] for curve in curves), strict=True),
-        *zip(*(curve[len(curve) - len(first) + middle :] for curve in curves), strict=True),
-    ]
-    return [
-        Level(
-            sum(factor * level.activations for factor, level in zip(factors, levels, strict=True)),
-            sum(factor * level.gradients for factor, level in zip(factors, levels, strict=True)),
-            levels[0].operation,
-        )
-        for levels in matched
-    ]
-
-
-def _middle_of_loop(short: Curve, longer: Curve) -> int:
-    """An operation of `short` in the middle of what `longer` does more often."""
-    prefix, suffix = _num_alike(short, longer), _num_alike(short[::-1], longer[::-1])
-    return (prefix + len(short) - suffix) // 2
-
-
-def _num_alike(first: Curve, second: Curve) -> int:
-    """How many operations two curves begin with that are the same."""
-    pairs = zip(first, second, strict=False)
-    return next(
-        (i for i, (a, b) in enumerate(pairs) if a.operation != b.operation), min(len(first), len(second))
-    )
-
-
-def _lagrange(points: Sequence[int], at: int) -> list[float]:
-    """Weights of the values at these points in the value of their polynomial."""
-    factors = []
-    for i, point in enumerate(points):
-        factor = 1.0
-        for j, other in enumerate(points):
-            if i != j:
-                factor *= (at - other) / (point - other)
-        factors.append(factor)
-    return factors

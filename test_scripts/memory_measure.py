@@ -42,7 +42,9 @@ def measured_peak(args: TrainArgs, lm_kwargs: dict, *, num_steps: int = 2) -> in
     model = real_model(args, lm_kwargs)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     optimizer = build_optimizer(model, args)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # oneDNN packs bfloat16 weights into buffers of its own on some processors.
+    onednn = torch.backends.mkldnn.flags(enabled=False)
+    with onednn, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for _ in range(num_steps):
             train_step(model, args, optimizer)
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

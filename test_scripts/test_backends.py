@@ -57,9 +57,7 @@ def test_states_in_place_and_stacked_give_the_same(settings, num_layers):
             inputs.ln_bias[:, None],
             inputs.weights,
             inputs.biases,
-            Settings(
-                C, True, 1e-8, settings.get("inner_grad_clip"), settings.get("state_decay"), False, stacked
-            ),
+            Settings(C, True, 1e-8, clip, decay, compiled=False, stacked=stacked),
         )
         results.append(values_and_gradients([out, *weights, *biases], inputs))
     for a, b in zip(*results, strict=True):

@@ -1,5 +1,7 @@
 """Model FLOPs against a count of real steps and against counts by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,6 +22,7 @@ def make_args(mode: str, **overrides) -> TrainArgs:
 @pytest.mark.parametrize("mode", MODES)
 def test_flops_are_those_of_a_real_step(mode):
     args = make_args(mode)
+    args = replace(args, ttt=replace(args.ttt, backend="autograd"))  # the others compute something again
     model = real_model(args, TINY)
     counter = FlopCounterMode(display=False, custom_mapping={op: lambda *a, **k: 0 for op in _ATTENTION})
     with counter:
@@ -31,6 +34,13 @@ def test_recomputation_does_not_count():
     assert counted_flops(make_args("lora_ttt", gradient_checkpointing=True), TINY) == counted_flops(
         make_args("lora_ttt"), TINY
     )
+
+
+def test_the_backend_does_not_count():
+    args = make_args("lora_ttt")
+    by_hand = replace(args, ttt=replace(args.ttt, backend="manual"))
+    by_autograd = replace(args, ttt=replace(args.ttt, backend="autograd"))
+    assert counted_flops(by_hand, TINY) == counted_flops(by_autograd, TINY)
 
 
 def test_linear_layers_by_hand():

@@ -10,7 +10,6 @@ import torch
 from moshi.models import loaders
 
 import memory_measure
-from finetune import memory_trace
 from finetune.args import ParallelArgs, TrainArgs
 from finetune.cli import parse_train_command
 from finetune.config_io import build_args
@@ -78,21 +77,6 @@ def test_estimate_of_layers_of_moshi_7b_is_the_measured_peak(mode, checkpointing
     measured = measured_peak(args, lm_kwargs)
     print(f"{mode}, checkpointing {checkpointing}: {estimate.peak / 1e9:.3f} of {measured / 1e9:.3f} GB")
     assert estimate.peak == pytest.approx(measured, rel=0.15)
-
-
-@pytest.mark.parametrize(
-    ("mode", "checkpointing"),
-    [(mode, checkpointing) for mode in ("full_ttt", "lora_ttt", "ttt") for checkpointing in (True, False)],
-)
-@pytest.mark.slow
-def test_extrapolated_chunks_are_the_traced_ones(mode, checkpointing, monkeypatch):
-    args = make_args(
-        mode, gradient_checkpointing=checkpointing, duration_sec=20.0
-    )  # 250 frames, 15.6 mini-batches
-    model = build_meta_model(args, TINY)
-    extrapolated = memory_trace.step_peak(args, TINY, model)
-    monkeypatch.setattr(memory_trace, "_MINI_BATCHES", (100, 101, 102))
-    assert memory_trace.step_peak(args, TINY, model) == extrapolated
 
 
 def test_every_kind_of_layer_is_traced_once():
