@@ -95,7 +95,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compiled",
         action="store_true",
-        help="also the operator's compiled backend, which takes minutes to compile; on a GPU it always is",
+        help="also the operator's compiled backend; on a GPU it always is",
     )
     return parser.parse_args(arguments)
 
