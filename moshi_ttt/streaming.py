@@ -107,9 +107,9 @@ class TTTStreamingState(State):
             is_next = slots >= self.mini_batch_size
             z_next = self._learn_and_read(q, k, v, eta, slots - self.mini_batch_size)
             z = torch.where(is_next[:, None, :, None], z_next, z)
-        advanced = (self.offsets + num_tokens) % self.mini_batch_size
-        self.offsets.copy_(torch.where(self.exec_mask, advanced, self.offsets))
-        self.num_tokens.add_(self.exec_mask * num_tokens)
+        heard = self.exec_mask * num_tokens
+        self.offsets.add_(heard).remainder_(self.mini_batch_size)
+        self.num_tokens.add_(heard)
 
         out = q + self.inner.layer_norm(z)
         # A query reads all fast weights and every step up to its own, and the LayerNorm spreads what is not
@@ -118,7 +118,7 @@ class TTTStreamingState(State):
         broken = self.exec_mask & ~finite.all(1)
         if self._is_due(broken):
             self.forget(broken)
-        self.num_broken.add_(broken)
+            self.num_broken.add_(broken)
         return out, finite
 
     def _is_due(self, rows: Tensor) -> bool:
