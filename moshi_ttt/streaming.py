@@ -80,7 +80,7 @@ class TTTStreamingState(State):
         start = (*self.buffers.start_weights, *self.buffers.start_biases)
         for buffer, initial in zip(start, self._initial, strict=True):
             torch.where(wide, initial, buffer, out=buffer)
-        self._empty_slots(wide)
+        self._empty_slots(rows)
         for counter in (self.offsets, self.num_tokens):
             counter.copy_(torch.where(rows, 0, counter))
 
@@ -193,20 +193,26 @@ class TTTStreamingState(State):
             return
         wide = full.view(-1, 1, 1, 1)
         weights, biases, inputs, gradients = self.buffers
+        some_stay = self._is_due(~full)
         for weight, bias, x, gradient in zip(weights, biases, inputs, gradients, strict=True):
-            applied = torch.where(wide, gradient, 0)
-            weight.flatten(0, 1).baddbmm_(x.flatten(0, 1).mT, applied.flatten(0, 1), alpha=-1)
-            bias.sub_(applied.sum(2, keepdim=True))
+            if some_stay:
+                gradient = torch.where(wide, gradient, 0)
+            weight.flatten(0, 1).baddbmm_(x.flatten(0, 1).mT, gradient.flatten(0, 1), alpha=-1)
+            bias.sub_(gradient.sum(2, keepdim=True))
         if self.inner.state_decay is not None:
             share = wide * self.inner.state_decay
             for current, initial in zip((*weights, *biases), self._initial, strict=True):
                 current.lerp_(initial, share.to(current))
-        self._empty_slots(wide)
+        self._empty_slots(full)
 
     def _empty_slots(self, rows: Tensor) -> None:
-        """Clear the mini-batch in progress of the rows `[B, 1, 1, 1]`."""
+        """Clear the mini-batch in progress of the rows `[B]`."""
+        some_stay = self._is_due(~rows)
         for buffer in (*self.buffers.pending_inputs, *self.buffers.pending_gradients):
-            buffer.masked_fill_(rows, 0)
+            if some_stay:
+                buffer.masked_fill_(rows.view(-1, 1, 1, 1), 0)
+            else:
+                buffer.zero_()
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor, *, alpha: int = 1) -> Tensor:
