@@ -53,7 +53,7 @@ class TTTStreamingState(State):
         state = initial_state(self.inner.weights, self.inner.biases, self.batch_size)
         slots = (self.batch_size, state.start_weights[0].shape[1], self.mini_batch_size)
         self.buffers = TTTState(
-            tuple(w.clone() for w in state.start_weights),
+            tuple(_own_copy(w) for w in state.start_weights),
             tuple(b.clone() for b in state.start_biases),
             tuple(w.new_zeros(*slots, w.shape[2]) for w in state.start_weights),
             tuple(w.new_zeros(*slots, w.shape[3]) for w in state.start_weights),
@@ -79,6 +79,8 @@ class TTTStreamingState(State):
         wide = rows.view(-1, 1, 1, 1)
         start = (*self.buffers.start_weights, *self.buffers.start_biases)
         for buffer, initial in zip(start, self._initial, strict=True):
+            if not buffer.is_contiguous():  # the other way round it is; a compiler wants that of `out`
+                buffer, initial = buffer.mT, initial.mT
             torch.where(wide, initial, buffer, out=buffer)
         self._empty_slots(rows)
         for counter in (self.offsets, self.num_tokens):
@@ -140,14 +142,16 @@ class TTTStreamingState(State):
             Output of the inner MLP `[B, H, t, D]`.
         """
         weights, biases, pending_inputs, pending_gradients = self.buffers
-        z, z_query = _affine(torch.cat((k, q), 2), weights[0], biases[0]).chunk(2, 2)
+        # Biases come first in the sums: these take the layout of their first term.
+        both = _scalar_products(torch.cat((k, q), 2), weights[0].mT)
+        z, z_query = (biases[0] + part for part in both.chunk(2, 2))
         inputs, zs = [k], [z]
         for weight, bias in zip(weights[1:], biases[1:], strict=True):
             inputs.append(F.gelu(zs[-1], approximate="tanh"))
-            zs.append(_affine(inputs[-1], weight, bias))
+            zs.append(bias + _scalar_products(inputs[-1], weight.mT))
         gradients = [self.inner.output_gradient(zs[-1], v - k) * eta[..., None]]
         for weight, z in zip(weights[:0:-1], zs[-2::-1], strict=True):
-            gradient = _times_transposed(gradients[0], weight)
+            gradient = gradients[0] @ weight.mT
             gradients.insert(0, torch.ops.aten.gelu_backward(gradient, z, approximate="tanh"))
         self._fill_slots(slots, (*inputs, *gradients))
 
@@ -159,11 +163,11 @@ class TTTStreamingState(State):
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if layer > 0:
                 x = F.gelu(z, approximate="tanh")
-                z = _affine(x, weight, bias)
-            attention = _times_transposed(x, pending_inputs[layer]) + 1  # [B, H, t, C]
+                z = bias + _scalar_products(x, weight.mT)
+            attention = _scalar_products(x, pending_inputs[layer]) + 1  # [B, H, t, C]
             if visible is not None:
                 attention = torch.where(visible, attention, 0)
-            z = _affine(attention, pending_gradients[layer], z, alpha=-1)
+            z = z - attention @ pending_gradients[layer]
         return z
 
     def _fill_slots(self, slots: Tensor, tokens: Sequence[Tensor]) -> None:
@@ -197,7 +201,7 @@ class TTTStreamingState(State):
         for weight, bias, x, gradient in zip(weights, biases, inputs, gradients, strict=True):
             if some_stay:
                 gradient = torch.where(wide, gradient, 0)
-            weight.flatten(0, 1).baddbmm_(x.flatten(0, 1).mT, gradient.flatten(0, 1), alpha=-1)
+            weight.mT.flatten(0, 1).baddbmm_(gradient.flatten(0, 1).mT, x.flatten(0, 1), alpha=-1)
             bias.sub_(gradient.sum(2, keepdim=True))
         if self.inner.state_decay is not None:
             share = wide * self.inner.state_decay
@@ -215,16 +219,17 @@ class TTTStreamingState(State):
                 buffer.zero_()
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor, *, alpha: int = 1) -> Tensor:
-    """`alpha x W + b`, `[B, H, t, in]` to `[B, H, t, out]`, where b is `[B, H, t or 1, out]`."""
-    out = torch.baddbmm(bias.flatten(0, 1), x.flatten(0, 1), weight.flatten(0, 1), alpha=alpha)
-    return out.unflatten(0, x.shape[:2])
+def _own_copy(weight: Tensor) -> Tensor:
+    """A copy of `[B, H, in, out]`, on the CPU with the weights of each output side by side in memory."""
+    if weight.device.type != "cpu":
+        return weight.clone()
+    return weight.mT.clone(memory_format=torch.contiguous_format).mT
 
 
-def _times_transposed(x: Tensor, weight: Tensor) -> Tensor:
-    """`x W^T`, `[B, H, t, out]` to `[B, H, t, in]`."""
-    # As W x^T, which reads W in the order in which it lies: on a CPU faster for a single token.
-    return torch.bmm(weight.flatten(0, 1), x.flatten(0, 1).mT).mT.unflatten(0, x.shape[:2])
+def _scalar_products(x: Tensor, lines: Tensor) -> Tensor:
+    """`x L^T`, of `[B, H, t, D]` with the lines `[B, H, n, D]`, `[B, H, t, n]`."""
+    # In this order a CPU multiplies one token at the speed at which it reads the lines from memory.
+    return torch.bmm(lines.flatten(0, 1), x.flatten(0, 1).mT).mT.unflatten(0, x.shape[:2])
 
 
 def stream_blocks(state: TTTStreamingState, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
