@@ -144,7 +144,7 @@ class TTTStreamingState(State):
         weights, biases, pending_inputs, pending_gradients = self.buffers
         # Biases come first in the sums: these take the layout of their first term.
         both = _scalar_products(torch.cat((k, q), 2), weights[0].mT)
-        z, z_query = (biases[0] + part for part in both.chunk(2, 2))
+        z, z_query = biases[0] + both[:, :, : k.shape[2]], biases[0] + both[:, :, k.shape[2] :]
         inputs, zs = [k], [z]
         for weight, bias in zip(weights[1:], biases[1:], strict=True):
             inputs.append(F.gelu(zs[-1], approximate="tanh"))
@@ -229,7 +229,8 @@ def _own_copy(weight: Tensor) -> Tensor:
 def _scalar_products(x: Tensor, lines: Tensor) -> Tensor:
     """`x L^T`, of `[B, H, t, D]` with the lines `[B, H, n, D]`, `[B, H, t, n]`."""
     # In this order a CPU multiplies one token at the speed at which it reads the lines from memory.
-    return torch.bmm(lines.flatten(0, 1), x.flatten(0, 1).mT).mT.unflatten(0, x.shape[:2])
+    products = torch.bmm(lines.flatten(0, 1), x.flatten(0, 1).mT)  # [B * H, n, t]
+    return products.view(*lines.shape[:3], -1).mT
 
 
 def stream_blocks(state: TTTStreamingState, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

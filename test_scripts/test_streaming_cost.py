@@ -51,6 +51,21 @@ def test_a_step_reads_the_first_weights_once_the_others_thrice_and_writes_them_a
             assert [counter.uses[index] for index in range(3)] == [1 + commits, 3 + commits, 3 + commits]
 
 
+def test_on_the_cpu_fast_weights_lie_output_by_output_apart_from_the_parameters():
+    layer = make_layer(ttt_mlp_hidden_dims=[1])  # so that the transposed weights are contiguous as they are
+    with layer.streaming(1):
+        fast_weights = layer._streaming_state.buffers.start_weights
+        for _ in range(C):
+            layer(torch.randn(1, 1, 16, dtype=torch.float64))
+        for fast, parameter in zip(fast_weights, layer.weights, strict=True):
+            assert fast.mT.is_contiguous()
+            assert fast.shape[1:] == parameter.shape
+            assert fast.untyped_storage().data_ptr() != parameter.untyped_storage().data_ptr()
+        layer.reset_streaming()
+        assert all(fast.mT.is_contiguous() for fast in fast_weights)
+        assert all(torch.equal(fast[0], p) for fast, p in zip(fast_weights, layer.weights, strict=True))
+
+
 @pytest.mark.parametrize("sizes", [[1], [3], [2, C, 1]], ids=str)
 @pytest.mark.parametrize("settings", [{}, {"state_decay": 0.1, "use_rope": True}], ids=str)
 def test_leaving_out_what_is_not_due_changes_nothing(sizes, settings):
