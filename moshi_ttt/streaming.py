@@ -104,9 +104,9 @@ class TTTStreamingState(State):
         slots = self.offsets[:, None] + torch.arange(num_tokens, device=self.device)  # [B, t]
         z = self._learn_and_read(q, k, v, eta, slots)
         self._commit_full_rows(num_tokens)
-        if num_tokens > 1:
+        is_next = slots >= self.mini_batch_size
+        if num_tokens > 1 and self._is_due(is_next):
             # In some rows the block reaches into the next mini-batch, which starts at new fast weights.
-            is_next = slots >= self.mini_batch_size
             z_next = self._learn_and_read(q, k, v, eta, slots - self.mini_batch_size)
             z = torch.where(is_next[:, None, :, None], z_next, z)
         heard = self.exec_mask * num_tokens
