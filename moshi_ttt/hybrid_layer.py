@@ -79,10 +79,10 @@ class HybridStreamingTransformerLayer(StreamingTransformerLayer):
         gating = self.forward_ssm_gating
         if gating.closed:
             return super()._ff_block(x)
-        update = self.ttt(x)
+        gated = gating(self.ttt(x))
         state = self.ttt._streaming_state
         if state is not None:
-            size = torch.linalg.vector_norm(gating(update), dim=(1, 2), dtype=state.activity.dtype)
+            size = torch.linalg.vector_norm(gated, dim=(1, 2), dtype=state.activity.dtype)
             residual = torch.linalg.vector_norm(x, dim=(1, 2), dtype=state.activity.dtype)
             state.activity.copy_(torch.where(state.exec_mask, size / (residual + 1e-6), state.activity))
-        return super()._ff_block(gating.combine(x, update))
+        return super()._ff_block(gating.add_gated(x, gated))

@@ -45,6 +45,10 @@ class SSMGating(nn.Module):
         residual: `x + tanh(alpha) * update`, so a gate of 0 leaves x exactly as it is;
         blend: `(1 - tanh(alpha)) * x + tanh(alpha) * update`.
         """
+        return self.add_gated(x, self(update))
+
+    def add_gated(self, x: Tensor, gated: Tensor) -> Tensor:
+        """The same as `combine` for an update that went through the gate already, `[..., dim]`."""
         if self.blend:
             x = x - self(x)
-        return x + self(update).to(x.dtype)
+        return x + gated.to(x.dtype)

@@ -1,15 +1,21 @@
 """The TTT state of a conversation: frame by frame or in blocks, rows independent, updated in place.
 
 Every operation has fixed shapes, writes into buffers that stay where they are, and decides by masks
-instead of branches on values, so that a step can be captured in a CUDA graph and replayed.
+instead of branches on values, so that a step can be captured in a CUDA graph and replayed. Only the CPU
+asks first whether a pass over all fast weights is due, see `TTTStreamingState.branch_free`.
+
+A step reads the fast weights of the first inner layer once and those of the others three times: for the
+key, for its gradient on the way back, and for the query, which needs that gradient.
 
 Shapes: B batch rows, H heads, C mini_batch_size, t tokens of a block (at most C), D head_dim.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from moshi.modules.streaming import State
 from torch import Tensor
 
@@ -33,7 +39,11 @@ class TTTStreamingState(State):
         num_broken: how often a row was reset because it was no longer finite, `[B]`.
         activity: size of the last gated update relative to the residual stream, `[B]`; written by the
             hybrid layer.
+        branch_free: commit and reset by masked passes over all fast weights in every step, on the CPU too. A
+            CUDA graph needs that form; the CPU otherwise leaves out the passes that would change nothing.
     """
+
+    branch_free: ClassVar[bool] = False
 
     inner: InnerLoop
     mini_batch_size: int
@@ -43,7 +53,7 @@ class TTTStreamingState(State):
         state = initial_state(self.inner.weights, self.inner.biases, self.batch_size)
         slots = (self.batch_size, state.start_weights[0].shape[1], self.mini_batch_size)
         self.buffers = TTTState(
-            tuple(w.clone() for w in state.start_weights),
+            tuple(_own_copy(w) for w in state.start_weights),
             tuple(b.clone() for b in state.start_biases),
             tuple(w.new_zeros(*slots, w.shape[2]) for w in state.start_weights),
             tuple(w.new_zeros(*slots, w.shape[3]) for w in state.start_weights),
@@ -69,8 +79,10 @@ class TTTStreamingState(State):
         wide = rows.view(-1, 1, 1, 1)
         start = (*self.buffers.start_weights, *self.buffers.start_biases)
         for buffer, initial in zip(start, self._initial, strict=True):
+            if not buffer.is_contiguous():  # the other way round it is; a compiler wants that of `out`
+                buffer, initial = buffer.mT, initial.mT
             torch.where(wide, initial, buffer, out=buffer)
-        self._empty_slots(wide)
+        self._empty_slots(rows)
         for counter in (self.offsets, self.num_tokens):
             counter.copy_(torch.where(rows, 0, counter))
 
@@ -90,80 +102,135 @@ class TTTStreamingState(State):
         num_tokens = q.shape[2]
         assert num_tokens <= self.mini_batch_size
         slots = self.offsets[:, None] + torch.arange(num_tokens, device=self.device)  # [B, t]
-        z, healthy = self._learn_and_read(q, k, v, eta, slots)
+        z = self._learn_and_read(q, k, v, eta, slots)
         self._commit_full_rows(num_tokens)
-        if num_tokens > 1:
+        is_next = slots >= self.mini_batch_size
+        if num_tokens > 1 and self._is_due(is_next):
             # In some rows the block reaches into the next mini-batch, which starts at new fast weights.
-            is_next = slots >= self.mini_batch_size
-            z_next, healthy_next = self._learn_and_read(q, k, v, eta, slots - self.mini_batch_size)
+            z_next = self._learn_and_read(q, k, v, eta, slots - self.mini_batch_size)
             z = torch.where(is_next[:, None, :, None], z_next, z)
-            healthy = healthy & healthy_next
-        advanced = (self.offsets + num_tokens) % self.mini_batch_size
-        self.offsets.copy_(torch.where(self.exec_mask, advanced, self.offsets))
-        self.num_tokens.add_(self.exec_mask * num_tokens)
+        heard = self.exec_mask * num_tokens
+        self.offsets.add_(heard).remainder_(self.mini_batch_size)
+        self.num_tokens.add_(heard)
 
         out = q + self.inner.layer_norm(z)
-        finite = out.isfinite().all(3).all(1)  # [B, t]
-        broken = self.exec_mask & ~(healthy & finite.all(1))
-        self.forget(broken)
-        self.num_broken.add_(broken)
+        # A query reads all fast weights and every step up to its own, and the LayerNorm spreads what is not
+        # finite over the head: what a row holds needs no look of its own.
+        finite = out.abs().amax((1, 3)) < torch.inf  # [B, t]
+        broken = self.exec_mask & ~finite.all(1)
+        if self._is_due(broken):
+            self.forget(broken)
+            self.num_broken.add_(broken)
         return out, finite
 
-    def _learn_and_read(
-        self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, slots: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _is_due(self, rows: Tensor) -> bool:
+        """Whether to do what concerns only the marked rows, `[B]` or `[B, t]`.
+
+        The CPU knows what is in the mask; a GPU would have to be waited for, and a graph cannot branch.
+        """
+        return self.branch_free or self.device.type != "cpu" or bool(rows.any())
+
+    def _learn_and_read(self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, slots: Tensor) -> Tensor:
         """Put tokens into their slots (those outside 0 .. C - 1 into none) and answer the queries.
+
+        The same as `InnerLoop.token_gradients` and `InnerLoop.read`, with fewer passes over the weights.
 
         Args:
             slots: consecutive in each row, `[B, t]`.
 
         Returns:
-            Output of the inner MLP `[B, H, t, D]`, and whether all that was learned is finite, `[B]`.
+            Output of the inner MLP `[B, H, t, D]`.
         """
-        inner, buffers = self.inner, self.buffers
-        inputs, gradients = inner.token_gradients(k, v, eta, buffers.start_weights, buffers.start_biases)
-        numbers = torch.arange(self.mini_batch_size, device=self.device)
-        token_of_slot = numbers - slots[:, :1]  # [B, C]
-        is_new = (token_of_slot >= 0) & (token_of_slot < slots.shape[1]) & self.exec_mask[:, None]
-        healthy = torch.ones_like(self.exec_mask)
-        slot_buffers = (*buffers.pending_inputs, *buffers.pending_gradients)
-        for buffer, tokens in zip(slot_buffers, (*inputs, *gradients), strict=True):
-            buffer.copy_(torch.where(is_new[:, None, :, None], _pick(tokens, token_of_slot), buffer))
-            largest = torch.linalg.vector_norm(buffer, torch.inf, dim=(1, 2, 3))
-            healthy = healthy & largest.isfinite()
+        weights, biases, pending_inputs, pending_gradients = self.buffers
+        # Biases come first in the sums: these take the layout of their first term.
+        both = _scalar_products(torch.cat((k, q), 2), weights[0].mT)
+        z, z_query = biases[0] + both[:, :, : k.shape[2]], biases[0] + both[:, :, k.shape[2] :]
+        inputs, zs = [k], [z]
+        for weight, bias in zip(weights[1:], biases[1:], strict=True):
+            inputs.append(F.gelu(zs[-1], approximate="tanh"))
+            zs.append(bias + _scalar_products(inputs[-1], weight.mT))
+        gradients = [self.inner.output_gradient(zs[-1], v - k) * eta[..., None]]
+        for weight, z in zip(weights[:0:-1], zs[-2::-1], strict=True):
+            gradient = gradients[0] @ weight.mT
+            gradients.insert(0, torch.ops.aten.gelu_backward(gradient, z, approximate="tanh"))
+        self._fill_slots(slots, (*inputs, *gradients))
+
         visible = None  # a single query reads all slots in use: its own is the last one
         if slots.shape[1] > 1:
+            numbers = torch.arange(self.mini_batch_size, device=self.device)
             visible = (numbers <= slots[:, :, None])[:, None]  # [B, 1, t, C]
-        return inner.read(q, buffers, visible=visible), healthy
+        x, z = q, z_query
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if layer > 0:
+                x = F.gelu(z, approximate="tanh")
+                z = bias + _scalar_products(x, weight.mT)
+            attention = _scalar_products(x, pending_inputs[layer]) + 1  # [B, H, t, C]
+            if visible is not None:
+                attention = torch.where(visible, attention, 0)
+            z = z - attention @ pending_gradients[layer]
+        return z
+
+    def _fill_slots(self, slots: Tensor, tokens: Sequence[Tensor]) -> None:
+        """Write the inputs, then the gradients of all layers, `[B, H, t, _]`, of the rows that execute.
+
+        Args:
+            slots: consecutive in each row, `[B, t]`; tokens outside 0 .. C - 1 are left out.
+        """
+        size = self.mini_batch_size
+        inside = slots % size  # of at most C tokens no two meet, so those left out can rewrite what is there
+        is_new = (inside == slots) & self.exec_mask[:, None]
+        some_left_out = self._is_due(~is_new)
+        heads = torch.arange(tokens[0].shape[:2].numel(), device=self.device).view(*tokens[0].shape[:2], 1)
+        places = (heads * size + inside[:, None]).flatten()  # [B * H * t]
+        buffers = (*self.buffers.pending_inputs, *self.buffers.pending_gradients)
+        for buffer, new in zip(buffers, tokens, strict=True):
+            lines = buffer.view(-1, buffer.shape[3])  # [B * H * C, _]
+            if some_left_out:
+                old = lines.index_select(0, places).view(new.shape)
+                new = torch.where(is_new[:, None, :, None], new, old)
+            lines.index_copy_(0, places, new.flatten(0, 2))
 
     def _commit_full_rows(self, num_tokens: int) -> None:
         """Apply the steps of the mini-batches that the block fills, in place, and empty their slots."""
         full = self.exec_mask & (self.offsets + num_tokens >= self.mini_batch_size)
+        if not self._is_due(full):
+            return
         wide = full.view(-1, 1, 1, 1)
         weights, biases, inputs, gradients = self.buffers
+        some_stay = self._is_due(~full)
         for weight, bias, x, gradient in zip(weights, biases, inputs, gradients, strict=True):
-            applied = torch.where(wide, gradient, 0)
-            weight.flatten(0, 1).baddbmm_(x.flatten(0, 1).mT, applied.flatten(0, 1), alpha=-1)
-            bias.sub_(applied.sum(2, keepdim=True))
+            if some_stay:
+                gradient = torch.where(wide, gradient, 0)
+            weight.mT.flatten(0, 1).baddbmm_(gradient.flatten(0, 1).mT, x.flatten(0, 1), alpha=-1)
+            bias.sub_(gradient.sum(2, keepdim=True))
         if self.inner.state_decay is not None:
             share = wide * self.inner.state_decay
             for current, initial in zip((*weights, *biases), self._initial, strict=True):
                 current.lerp_(initial, share.to(current))
-        self._empty_slots(wide)
+        self._empty_slots(full)
 
     def _empty_slots(self, rows: Tensor) -> None:
-        """Clear the mini-batch in progress of the rows `[B, 1, 1, 1]`."""
+        """Clear the mini-batch in progress of the rows `[B]`."""
+        some_stay = self._is_due(~rows)
         for buffer in (*self.buffers.pending_inputs, *self.buffers.pending_gradients):
-            buffer.masked_fill_(rows, 0)
+            if some_stay:
+                buffer.masked_fill_(rows.view(-1, 1, 1, 1), 0)
+            else:
+                buffer.zero_()
 
 
-def _pick(tokens: Tensor, index: Tensor) -> Tensor:
-    """Tokens `[B, H, t, D]` by their index `[B, C]`, anything where it is out of range. `[B, H, C, D]`."""
-    last = tokens.shape[2] - 1
-    if last == 0:
-        return tokens  # broadcast over the slots
-    index = index.clamp(0, last)[:, None, :, None]
-    return tokens.gather(2, index.expand(-1, tokens.shape[1], -1, tokens.shape[3]))
+def _own_copy(weight: Tensor) -> Tensor:
+    """A copy of `[B, H, in, out]`, on the CPU with the weights of each output side by side in memory."""
+    if weight.device.type != "cpu":
+        return weight.clone()
+    return weight.mT.clone(memory_format=torch.contiguous_format).mT
+
+
+def _scalar_products(x: Tensor, lines: Tensor) -> Tensor:
+    """`x L^T`, of `[B, H, t, D]` with the lines `[B, H, n, D]`, `[B, H, t, n]`."""
+    # In this order a CPU multiplies one token at the speed at which it reads the lines from memory.
+    products = torch.bmm(lines.flatten(0, 1), x.flatten(0, 1).mT)  # [B * H, n, t]
+    return products.view(*lines.shape[:3], -1).mT
 
 
 def stream_blocks(state: TTTStreamingState, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

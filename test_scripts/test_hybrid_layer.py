@@ -201,6 +201,26 @@ def test_ttt_runs_after_cross_attention_and_before_the_feed_forward():
     assert torch.equal(hybrid(x, cross_attention_src=source), expected)
 
 
+@pytest.mark.parametrize("gating", ["residual", "blend"])
+def test_a_streamed_frame_is_gated_once_and_its_activity_is_the_size_of_the_gated_update(gating):
+    torch.manual_seed(0)
+    layer = StreamingTransformerLayer(32, 4, 64, causal=True, norm="rms_norm", context=9, dtype=torch.float64)
+    config = TTTConfig(model_dim=32, num_heads=4, gating_alpha_init=0.5, gating=gating)
+    hybrid = HybridStreamingTransformerLayer.from_layer(layer, config).requires_grad_(False)
+    gates, residuals = [], []
+    hybrid.forward_ssm_gating.register_forward_hook(lambda gate, args, out: gates.append(out))
+    hybrid.ttt.register_forward_hook(lambda ttt, args, out: residuals.append(args[0]))
+    x = torch.randn(2, 6, 32, dtype=torch.float64)
+    whole = hybrid(x)
+    with hybrid.streaming(2):
+        for t in range(6):
+            gates.clear()
+            assert_close(hybrid(x[:, t : t + 1]), whole[:, t : t + 1], 1e-12)
+            assert len(gates) == 1 + (gating == "blend")  # the blend gates the residual stream as well
+            expected = gates[0].flatten(1).norm(dim=1) / (residuals[-1].flatten(1).norm(dim=1) + 1e-6)
+            assert_close(hybrid.ttt._streaming_state.activity, expected, 1e-12)
+
+
 def test_lora_leaves_cross_attention_alone():
     lm = make_tiny_lm(dtype=torch.float32, cross_attention=True).eval()
     codes = make_codes(lm, 1, 5)

@@ -1,7 +1,8 @@
 """A streaming step of the TTT layer is one fixed graph: traced once, replayed whatever the rows do.
 
 What a CUDA graph needs can be proved without a GPU: no branch on a value, no transfer to the host, and
-buffers that stay where they are.
+buffers that stay where they are. The CPU leaves out passes that change nothing unless told to be
+`branch_free`, so the form that a GPU runs is compared with the one that a CPU runs.
 """
 
 import pytest
@@ -41,6 +42,7 @@ def test_a_step_captured_once_replays_with_rows_out_of_step(capture, settings):
     steps = torch.randn(5 * C, B, 1, 16, generator=generator, dtype=torch.float64)
     with layer.streaming(B), reference.streaming(B), torch.no_grad():
         addresses = _addresses(layer)
+        layer._streaming_state.branch_free = True
         replay = capture(layer, steps[0])
         layer.reset_streaming()  # capturing may have run the step
         for number, x in enumerate(steps):
@@ -63,9 +65,16 @@ def test_a_step_captured_once_replays_with_rows_out_of_step(capture, settings):
 def test_a_capture_that_branches_on_a_value_would_be_refused():
     layer = make_layer()
     with layer.streaming(B), torch.no_grad():
+        layer._streaming_state.branch_free = True
         layer.register_forward_hook(lambda module, args, out: out if out.sum() > 0 else -out)
         with pytest.raises(Exception, match=r"data-dependent|Could not guard|Dynamic control flow"):
             compile_(layer, None)(torch.randn(B, 1, 16, dtype=torch.float64))
+
+
+def test_the_form_of_the_cpu_which_asks_what_is_due_would_be_refused():
+    layer, x = make_layer(), torch.randn(B, 1, 16, dtype=torch.float64)
+    with layer.streaming(B), torch.no_grad(), pytest.raises(RuntimeError, match="data-dependent"):
+        trace(layer, x)
 
 
 def _addresses(layer):
