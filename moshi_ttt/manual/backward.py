@@ -33,37 +33,53 @@ class GroupGradients(NamedTuple):
 
 
 class GroupBackward:
-    """The way back through a group that has learned.
+    """The way back through groups, with buffers that all of them use.
 
     Args:
-        group: after `learn`.
-        tokens: that it learned.
+        group: its forward pass, made for gradients.
         norm: the inner LayerNorm.
     """
 
-    def __init__(self, group: Group, tokens: Tokens, norm: Norm) -> None:
-        self.group, self.tokens, self.norm = group, tokens, norm
+    def __init__(self, group: Group, norm: Norm) -> None:
+        self.group, self.norm = group, norm
         self.c = group.settings.mini_batch_size
         self.last = group.num_layers - 1
-        self.shape = tokens.q.shape[:2]  # G, R
+        self.square = norm.weight * norm.weight
+        self.all_dsteps = [torch.empty_like(step[:, :, : self.c]) for step in group.right]
+        self.all_dx = [torch.empty_like(x[:, :, : self.c]) for x in group.left]
+        self.all_dxq = [torch.empty_like(dx) for dx in self.all_dx]
+        self.all_bends = [torch.empty_like(slope) for slope in group.slope]
+        self.work = [(torch.empty_like(slope), torch.empty_like(slope)) for slope in group.slope]
+        self.all_dy, self.all_ddy = torch.empty_like(group.shift), torch.empty_like(group.shift)
 
     def run(self, dout: Tensor, z_out: Tensor, after: Network, initial: Network | None) -> GroupGradients:
-        """Gradients of the group's tokens and norm; those of the fast weights are moved in place.
+        """Gradients of the tokens and norm of a group that has learned; fast weights' are moved in place.
 
         Args:
             dout: gradient of the outputs, `[G, R, C, D]`.
             z_out: what the queries read at the last layer, `[G, R, C, D]`.
             after: gradients of the fast weights after the group; become those before it.
             initial: gradients of `W0`, added to, when the state decays.
+
+        Returns:
+            Gradients, those of the tokens in buffers of the next call.
         """
+        count = self.group.count
+        self.shape = dout.shape[:2]  # G, R
+        self.dsteps, self.dx, self.dxq, self.bends = (
+            [buffer[:count] for buffer in buffers]
+            for buffers in (self.all_dsteps, self.all_dx, self.all_dxq, self.all_bends)
+        )
+        self.dy, self.ddy = self.all_dy[:count], self.all_ddy[:count]
         norm = self._through_output_norm(dout, z_out)
         dq = self._through_queries(dout)
-        self.bend = [
-            self.group.elementwise.bend(self.group.z(layer), self.group.u[layer][: self.group.count])
-            for layer in range(self.last)
-        ]
-        self._prepare_output_gradient()
-        for n in reversed(range(self.group.count)):
+        for layer, bend in enumerate(self.bends):
+            work = tuple(buffer[:count] for buffer in self.work[layer])
+            self.group.elementwise.bend(self.group.z(layer), self.group.u[layer][:count], work, bend)
+        normed, _, rstd, _, _ = (buffer[:count] for buffer in self.group.output_gradient)
+        torch.addcmul(self.group.shift[:count], normed, self.square, out=self.dy)
+        self.tilt = (self.dy * normed).mean(-1, keepdim=True).mul_(rstd)
+        for n in reversed(range(count)):
             self._through_mini_batch(n, after, initial)
         return self._collect(dq, norm)
 
@@ -76,31 +92,29 @@ class GroupBackward:
         """All dZq, and the parts of ds and dX that come from the queries. Gradient of q `[G, R, C, D]`."""
         group = self.group
         attentions, outputs = group.read(num_layers=self.last)
-        self.dsteps: list[Tensor] = [dout] * group.num_layers
-        self.dx: list[Tensor] = [dout] * group.num_layers
         for layer in reversed(range(group.num_layers)):
-            dz, steps, x, xq = (
-                flat(part) for part in (self._dzq(layer), group.steps(layer), group.x(layer), group.xq(layer))
+            dz, steps, x, xq, dsteps, dx, dxq = (
+                flat(part)
+                for part in (
+                    self._dzq(layer),
+                    group.steps(layer),
+                    group.x(layer),
+                    group.xq(layer),
+                    self.dsteps[layer],
+                    self.dx[layer],
+                    self.dxq[layer],
+                )
             )
             dattention = torch.bmm(dz, steps.mT).neg_()
             if group.settings.causal:
                 dattention.tril_()
-            self.dsteps[layer] = torch.bmm(attentions[layer].neg_().mT, dz).unflatten(0, self.shape)
-            self.dx[layer] = torch.bmm(dattention.mT, xq).unflatten(0, self.shape)
-            weights = flat(group.weights[layer][: group.count])
-            dxq = torch.bmm(dz, weights.mT).baddbmm_(dattention, x)
+            torch.bmm(attentions[layer].neg_().mT, dz, out=dsteps)
+            torch.bmm(dattention.mT, xq, out=dx)
+            torch.bmm(dz, flat(group.weights[layer][: group.count]).mT, out=dxq).baddbmm_(dattention, x)
             if layer:
-                dx, z = (part.unflatten(0, self.shape) for part in (dxq, outputs[layer - 1]))
-                group.elementwise.through_gelu(dx, z, self._dzq(layer - 1))
-        return dxq.unflatten(0, self.shape).add_(dout)
-
-    def _prepare_output_gradient(self) -> None:
-        group, count = self.group, self.group.count
-        square = self.norm.weight * self.norm.weight
-        normed, _, rstd, _, _ = (buffer[:count] for buffer in group.output_gradient)
-        self.dy = torch.addcmul(group.shift[:count], normed, square)
-        self.tilt = rstd * (self.dy * normed).mean(-1, keepdim=True)
-        self.ddy = torch.empty_like(self.dy)  # gradient of dy
+                z = outputs[layer - 1].unflatten(0, self.shape)
+                group.elementwise.through_gelu(self.dxq[layer], z, self._dzq(layer - 1))
+        return self.dxq[0].add_(dout)
 
     def _through_mini_batch(self, n: int, after: Network, initial: Network | None) -> None:
         group, c = self.group, self.c
@@ -123,7 +137,7 @@ class GroupBackward:
             dx = self.dx[layer][n].baddbmm_(group.steps(layer)[n], after.weights[layer].mT, alpha=-1)
             if layer:
                 dx.baddbmm_(self._dz(layer)[n], group.weights[layer][n].mT)
-                dsteps, bend = self.dsteps[layer - 1][n], self.bend[layer - 1][n]
+                dsteps, bend = self.dsteps[layer - 1][n], self.bends[layer - 1][n]
                 group.elementwise.through_slope(
                     dx, group.slope[layer - 1][n], dsteps, bend, self._dz(layer - 1)[n]
                 )
@@ -137,7 +151,7 @@ class GroupBackward:
         group = self.group
         group.elementwise.through_output_gradient(
             self.dsteps[self.last][n],
-            self.tokens.eta[n],
+            group.eta[n],
             group.z(self.last)[n],
             OutputGradient(*(buffer[n] for buffer in group.output_gradient)),
             self.dy[n],
@@ -159,8 +173,7 @@ class GroupBackward:
             gradient = gradient * shrink
         deta = (gradient * self.dsteps[self.last]).sum(-1, keepdim=True)
         # dy = weight^2 * normed + weight * (bias - target)
-        offset = self.tokens.k - self.tokens.v + self.norm.bias
-        slope = offset.addcmul_(normed, 2 * self.norm.weight)
+        slope = group.offset[:count].addcmul_(normed, 2 * self.norm.weight)
         dnorm = Norm(
             norm.weight + _sum_tokens(self.ddy * slope), norm.bias + _sum_tokens(self.ddy) * self.norm.weight
         )

@@ -124,16 +124,18 @@ def through_gelu(dx: Tensor, z: Tensor, dz: Tensor) -> None:
     torch.ops.aten.gelu_backward.grad_input(dx, z, approximate="tanh", grad_input=dz)
 
 
-def bend(z: Tensor, u: Tensor) -> Tensor:
-    """`u * gelu''(z)` `[..., H]`.
+def bend(z: Tensor, u: Tensor, work: tuple[Tensor, Tensor], out: Tensor) -> None:
+    """`u * gelu''(z)` into out; both of work are written too. All `[..., H]`.
 
     That is u (1 - t^2)(2 w' - c - z t w'^2), with t = tanh(w(z)) and w' = c + 3 a c z^2.
     """
-    rate = z.new_full((), _SLOPE).addcmul(z, z, value=3 * _CUBIC * _SLOPE)  # w'
-    tanh = torch.add(2 / 3 * _SLOPE, rate, alpha=1 / 3).mul_(z).tanh_()
-    curve = (rate * rate).mul_(z).mul_(tanh)
-    curve = rate.mul_(2).sub_(_SLOPE).sub_(curve)
-    return curve.mul_(tanh.mul_(tanh).neg_().add_(1)).mul_(u)
+    tanh, product = work
+    torch.mul(z, z, out=tanh)
+    torch.mul(tanh, 3 * _CUBIC * _SLOPE, out=out).add_(_SLOPE)  # w'
+    tanh.mul_(_CUBIC * _SLOPE).add_(_SLOPE).mul_(z).tanh_()
+    torch.mul(z, tanh, out=product).mul_(out).sub_(1)
+    out.addcmul_(out, product, value=-1).sub_(_SLOPE)
+    out.mul_(tanh.mul_(tanh).neg_().add_(1)).mul_(u)
 
 
 def through_output_norm(
@@ -172,7 +174,7 @@ class Elementwise(NamedTuple):
     through_output_gradient: Callable[..., None] = through_output_gradient
     through_slope: Callable[..., None] = through_slope
     through_gelu: Callable[..., None] = through_gelu
-    bend: Callable[..., Tensor] = bend
+    bend: Callable[..., None] = bend
     through_output_norm: Callable[..., tuple[Tensor, Tensor]] = through_output_norm
 
 

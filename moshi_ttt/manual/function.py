@@ -100,13 +100,12 @@ class _ManualInnerLoop(torch.autograd.Function):
         dnorm = Norm(torch.zeros_like(norm.weight), torch.zeros_like(norm.bias))
         size = _group_size(len(tokens.q))
         group = arguments.group(size, settings, backward=True)
+        way_back = GroupBackward(group, norm)
         for part in reversed(list(_parts(len(tokens.q), size))):
             first = 2 * num_layers * (part.start // size - 1)
             _copy_network(carries[first : first + 2 * num_layers] if part.start else arguments.fast, group)
-            part_tokens = Tokens(*(x[part] for x in tokens))
-            group.load(part_tokens, norm, initial)
+            group.load(Tokens(*(x[part] for x in tokens)), norm, initial)
             group.learn()
-            way_back = GroupBackward(group, part_tokens, norm)
             found = way_back.run(dout_batches[part].contiguous(), z_out[part], dfast, dinitial)
             for batches, gradient in zip(dtoken_batches, found.tokens, strict=True):
                 batches[part] = gradient

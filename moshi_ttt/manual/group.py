@@ -104,7 +104,8 @@ class Group:
         self.z_next = [stack(c, o) for o in dims[2:]]  # of keys
         self.slope = [stack(c, o) for o in dims[1:-1]]  # gelu'(Z)
         self.u = [stack(c, o) for o in dims[1:-1]]  # gradient before it is multiplied by the slope
-        self.shift = stack(c, dims[-1])  # ln_weight * (ln_bias - (v - k))
+        self.offset = stack(c, dims[-1])  # ln_bias - (v - k)
+        self.shift = stack(c, dims[-1])  # ln_weight times that
         self.output_gradient = OutputGradient(
             stack(c, dims[-1]), stack(c, 1), stack(c, 1), stack(c, dims[-1]), stack(c, 1)
         )
@@ -142,8 +143,9 @@ class Group:
         self.initial = initial
         self.x(0).copy_(tokens.k)
         self.xq(0).copy_(tokens.q)
-        torch.sub(tokens.k, tokens.v, out=self.shift[: self.count])
-        self.shift[: self.count].add_(norm.bias).mul_(norm.weight)
+        offset, shift = self.offset[: self.count], self.shift[: self.count]
+        torch.sub(tokens.k, tokens.v, out=offset).add_(norm.bias)
+        torch.mul(offset, norm.weight, out=shift)
         self.square = norm.weight * norm.weight
 
     def learn(self) -> None:
