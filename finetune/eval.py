@@ -19,10 +19,10 @@ class LossAverage:
     """Sums of losses and weights over batches and processes, divided once at the end."""
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None
+        self._rows: list[Tensor] = []
 
     def add(self, sums: LossSums, weights: LossWeights) -> None:
-        """Add one batch."""
+        """Add one batch, without waiting for the device."""
         row = torch.cat(
             [
                 torch.stack([sums.text.detach(), sums.audio.detach(), sums.text_nll, sums.text_count]),
@@ -31,8 +31,7 @@ class LossAverage:
                 sums.audio_count,
             ]
         )
-        row = row.cpu().double()  # added up on the CPU: not every device has float64
-        self._sums = row if self._sums is None else self._sums + row
+        self._rows.append(row)
 
     def result(self, num_codebooks: int) -> dict[str, float]:
         """Means over everything added, in all processes.
@@ -42,9 +41,10 @@ class LossAverage:
             `text_perplexity` and `audio_perplexity` (exp of the plain mean), and the plain audio loss of
             the semantic codebook and of the acoustic ones.
         """
-        sums = self._sums
-        if sums is None:
-            sums = torch.zeros(6 + 2 * num_codebooks, dtype=torch.float64)
+        sums = torch.zeros(6 + 2 * num_codebooks, dtype=torch.float64)
+        if self._rows:
+            for row in torch.stack(self._rows).cpu().double():  # on the CPU: not every device has float64
+                sums += row
         text, audio, text_nll, text_count, text_weight, audio_weight, *rest = all_reduce_sum(sums).tolist()
         audio_nll, audio_count = rest[:num_codebooks], rest[num_codebooks:]
         text_loss, audio_loss = _ratio(text, text_weight), _ratio(audio, audio_weight)

@@ -63,7 +63,7 @@ class StepResult:
     grad_norms: dict[str, float]  # before clipping; `grad_norm` and one per group
     num_tokens: int  # of all processes, all streams
     num_frames: int  # of all processes
-    memory: dict[str, float]  # rows of the step that went on with a memory, and that started at W0
+    num_starts: int  # rows of this process that start a recording
 
 
 class Trainer:
@@ -106,6 +106,7 @@ class Trainer:
         self.utilisation = utilisation
         self.groups = {name: group for name, group in get_parameter_groups(model, args).items() if group}
         self.trainable = [parameter for group in self.groups.values() for parameter in group]
+        self.lanes = lane_rows(args.batch_size, args.num_microbatches, get_rank(), get_world_size())
         self.training_pass = TrainingPass(model, args)
         carries = args.ttt.enable and args.ttt.persistent_states
         self.state = TrainState(
@@ -159,7 +160,7 @@ class Trainer:
         Raises:
             CheckpointError: its training state does not fit.
         """
-        self.state.restore(point, set(chain.from_iterable(self._lanes())))
+        self.state.restore(point, set(chain.from_iterable(self.lanes)))
         self.scheduler = build_scheduler(self.state.optimizer, self.args, step=point.step)
 
     def _stop(self) -> None:
@@ -210,11 +211,8 @@ class Trainer:
         on_host = torch.cat([sums / totals, totals, torch.stack(list(norms.values()))]).tolist()
         text_loss, audio_loss, *on_host = on_host  # NaN without any target
         weighted = zip((text_loss, audio_loss), on_host[:2], strict=True)
-        starts = torch.stack([(batch.start_frame == 0).sum() for batch in micro_batches]).sum()
-        num_starts = int(all_reduce_sum(starts))
         codes = micro_batches[0].codes
         num_chunks = global_batch(self.args)
-        memory = {"memory_carried": num_chunks - num_starts, "memory_resets": num_starts}
         return StepResult(
             loss=sum(loss for loss, weight in weighted if weight > 0),
             text_loss=text_loss,
@@ -222,7 +220,7 @@ class Trainer:
             grad_norms=dict(zip(norms, on_host[2:], strict=True)),
             num_tokens=num_chunks * codes[0].numel(),
             num_frames=num_chunks * codes.shape[2],
-            memory={} if self.state.memory is None else memory,
+            num_starts=sum(batch.start_frame.tolist().count(0) for batch in micro_batches),
         )
 
     def _update(self, grad_norm: float) -> None:
@@ -238,10 +236,7 @@ class Trainer:
     def _carried(self, micro_batch: int, batch: Batch) -> AbstractContextManager[None]:
         if self.state.memory is None:
             return nullcontext()
-        return self.state.memory.carried(self._lanes()[micro_batch], batch)
-
-    def _lanes(self) -> list[list[int]]:
-        return lane_rows(self.args.batch_size, self.args.num_microbatches, get_rank(), get_world_size())
+        return self.state.memory.carried(self.lanes[micro_batch], batch)
 
     def _after_step(self, result: StepResult) -> None:
         args, last = self.args, self.step == self.args.max_steps
@@ -300,7 +295,8 @@ class Trainer:
         )
 
     def _log(self, result: StepResult) -> None:
-        gates = self.state.gates.metrics()  # of all processes, since gates may be in shards
+        # Both of all processes, since gates may be in shards.
+        gates, memory = self.state.gates.metrics(), self._memory_metrics(result)
         if not is_main():
             return
         seconds = self.timer.seconds()
@@ -313,7 +309,7 @@ class Trainer:
             **result.grad_norms,
             **gates,
             **self.inner_loop.metrics(),
-            **result.memory,
+            **memory,
             "step_time_sec": total,
             **{f"{phase}_time_sec": time for phase, time in seconds.items()},
             "tokens_per_sec": result.num_tokens / total,
@@ -322,6 +318,14 @@ class Trainer:
         }
         self.writer.write("train", self.step, values)
         logger.info("%s", train_line(self.step, values))
+
+    def _memory_metrics(self, result: StepResult) -> dict[str, float]:
+        """Rows of the step that went on with a memory, and that started at `W0`; of all processes."""
+        if self.state.memory is None:
+            return {}
+        num_starts = int(all_reduce_sum(torch.tensor(result.num_starts)))
+        carried = global_batch(self.args) - num_starts
+        return {"memory_carried": carried, "memory_resets": num_starts}
 
     def _utilisation(self, frames_per_sec: float) -> dict[str, float]:
         return {} if self.utilisation is None else self.utilisation.metrics(frames_per_sec)

@@ -402,6 +402,38 @@ def test_a_loss_that_is_not_finite_stops_with_the_layer_and_keeps_the_checkpoint
     load_checkpoint_model(tmp_path / "run")
 
 
+def test_a_gradient_that_is_not_finite_changes_no_parameter_no_moment_and_no_memory(
+    demo, tmp_path, monkeypatch
+):
+    original = Trainer._train_step
+    before, after = [], []
+
+    def snapshot(trainer):
+        optimizer = trainer.state.optimizer
+        moments = [optimizer.state[p][name] for p in trainer.trainable for name in ("exp_avg", "exp_avg_sq")]
+        memory = list(trainer.state.memory.tensors().values())
+        places = trainer.state.memory.places()
+        return [t.detach().clone() for t in [*trainer.trainable, *moments, *memory]], places, trainer.step
+
+    def spoil_in_third_step(self, batches):
+        if self.step < 2:
+            return original(self, batches)
+        before.append(snapshot(self))
+        self.trainable[0].register_hook(lambda gradient: gradient * torch.nan)
+        try:
+            return original(self, batches)
+        finally:
+            after.append(snapshot(self))
+
+    monkeypatch.setattr(Trainer, "_train_step", spoil_in_third_step)
+    args = run_args(demo, tmp_path / "run", max_steps=5, do_ckpt=False, do_eval=False)
+    with pytest.raises(TrainingDivergedError, match=r"step 3: the gradient of .* is not finite"):
+        run_training(args)
+    (tensors, *rest), (new_tensors, *new_rest) = before[0], after[0]
+    assert rest == new_rest
+    assert all(torch.equal(a, b) for a, b in zip(tensors, new_tensors, strict=True))
+
+
 def test_inner_loop_losses_are_written_and_plotted(demo, tmp_path):
     ttt = MODES["ttt"]["ttt"] | {"log_inner_loop_losses": True, "inner_loop_log_interval": 2}
     run_training(run_args(demo, tmp_path / "run", "ttt", ttt=ttt, max_steps=4, log_freq=100))
