@@ -111,10 +111,10 @@ def run_carried(
     num_frames = q.shape[2]
     ends = [pending + num_frames for pending in carry.num_pending]
     num_batches = -(-max(ends) // size)
-    frames = _first_frames(carry.num_pending, num_frames).to(q.device)
+    frames = frames_after(carry.num_pending, num_frames, q.device)
     aligned = not any(carry.num_pending) and num_frames % size == 0
     if not aligned:
-        layout = _layout(carry.num_pending, num_frames, size, num_batches * size).to(q.device)  # [B, G]
+        layout = _layout(carry.num_pending, num_frames, size, num_batches * size, q.device)  # [B, G]
         pending = (torch.zeros_like(carry.k), carry.k, carry.v, carry.eta)
         q, k, v, eta = (_to_grid(*pair, layout) for pair in zip(pending, (q, k, v, eta), strict=True))
     state = TTTState(
@@ -148,16 +148,27 @@ def run_carried(
     )
 
 
-def _layout(num_pending: Sequence[int], num_frames: int, size: int, width: int) -> Tensor:
+def per_row(values: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers of the host, one per row, on a device, which the host does not wait for. `[B, 1]`."""
+    on_host = torch.tensor(values)[:, None]
+    if device.type == "cuda":
+        on_host = on_host.pin_memory()  # from other memory the copy waits for all that was launched before
+    return on_host.to(device, non_blocking=True)
+
+
+def frames_after(num_before: Sequence[int], num_frames: int, device: torch.device) -> Tensor:
+    """Numbers of the frames that follow so many others in each row. `[B, T]`."""
+    return per_row(num_before, device) + torch.arange(num_frames, device=device)
+
+
+def _layout(
+    num_pending: Sequence[int], num_frames: int, size: int, width: int, device: torch.device
+) -> Tensor:
     """Where each grid column's token is in (C pending, T new, one empty). `[B, G]`."""
-    column = torch.arange(width)
-    pending = torch.tensor(num_pending)[:, None]
+    column = torch.arange(width, device=device)
+    pending = per_row(num_pending, device)
     new = torch.where(column - pending < num_frames, size + column - pending, size + num_frames)
     return torch.where(column < pending, column, new)
-
-
-def _first_frames(num_pending: Sequence[int], num_frames: int) -> Tensor:
-    return torch.tensor(num_pending)[:, None] + torch.arange(num_frames)
 
 
 def _to_grid(old: Tensor, new: Tensor, layout: Tensor) -> Tensor:
@@ -175,7 +186,7 @@ def _where(rows: Sequence[bool], new: TTTState, old: TTTState) -> TTTState:
     """The new fast weights in some rows, the old ones in the others; nothing pending in either."""
     if all(rows):
         return new
-    mask = torch.tensor(rows, device=new.start_weights[0].device)[:, None, None, None]
+    mask = per_row(rows, new.start_weights[0].device)[:, :, None, None]
     return TTTState(
         tuple(torch.where(mask, n, o) for n, o in zip(new.start_weights, old.start_weights, strict=True)),
         tuple(torch.where(mask, n, o) for n, o in zip(new.start_biases, old.start_biases, strict=True)),
@@ -189,8 +200,7 @@ def _next_carry(
 ) -> TTTCarry:
     with torch.no_grad():
         width = grid[0].shape[2]
-        first = torch.tensor([end // size * size for end in ends])[:, None]
-        rest = (first + torch.arange(size)).clamp(max=width - 1).to(grid[0].device)
+        rest = frames_after([end // size * size for end in ends], size, grid[0].device).clamp(max=width - 1)
         k, v, eta = (_take(x.detach(), rest) for x in grid)
         return TTTCarry(
             tuple(w.detach() - w0.detach() for w, w0 in zip(state.start_weights, inner.weights, strict=True)),

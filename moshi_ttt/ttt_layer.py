@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from moshi.modules.streaming import StreamingModule
 from torch import Tensor, nn
 
-from moshi_ttt.carry import TTTCarry, run_carried
+from moshi_ttt.carry import TTTCarry, frames_after, run_carried
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.format_utils import merge_heads, split_heads
 from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype
@@ -158,8 +158,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
     def _go_on(self, x: Tensor, carry: TTTCarry) -> Tensor:
         """The same from carried memory, whose successor goes into `next_carry`."""
         config = self.config
-        pending = torch.tensor(carry.num_pending)[:, None]
-        positions = ((pending + torch.arange(x.shape[1])) % config.mini_batch_size).to(x.device)
+        positions = frames_after(carry.num_pending, x.shape[1], x.device) % config.mini_batch_size
         inputs = self.inner_inputs(x, positions)
         with torch.autocast(x.device.type, enabled=False):
             run = run_carried(self._inner_loop(), inputs, carry, mini_batch_size=config.mini_batch_size)
