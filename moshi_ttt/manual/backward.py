@@ -72,6 +72,7 @@ class GroupBackward:
         self.attentions, self.outputs = self.group.recall()
         norm = self._through_output_norm(dout)
         self._prepare()
+        self._cut()
         for n in reversed(range(count)):
             self._take_back(n, fast)
             self._through_queries(n, fast)
@@ -99,7 +100,33 @@ class GroupBackward:
             self.attentions[self.last],
             *(flat(part) for part in self._attention_parts(self.last)),
         )
-        self.attentions = [x.unflatten(0, (count, -1)) for x in self.attentions]
+
+    def _cut(self) -> None:
+        """What the loop reads and writes, by layer and mini-batch (`n_`): taking views there costs time."""
+        group, c = self.group, self.c
+        layers = range(group.num_layers)
+        self.n_x = [group.x(layer).unbind() for layer in layers]
+        self.n_steps = [group.steps(layer).unbind() for layer in layers]
+        self.n_left = [left.unbind() for left in group.left]
+        rows = [(3 if layer else 2) * c for layer in layers]
+        self.n_right = [right[:, :, :stop].unbind() for right, stop in zip(group.right, rows, strict=True)]
+        self.n_both = [right[:, :, : 2 * c].unbind() for right in group.right]
+        self.n_du = [left[:, :, 2 * c :].unbind() for left in group.left]
+        self.n_slope = [group.slope(layer).unbind() for layer in layers[:-1]]
+        self.n_bend = [bend.unbind() for bend in self.bends]
+        self.n_dz = [self._dz(layer).unbind() for layer in layers]
+        self.n_dzq = [self._dzq(layer).unbind() for layer in layers]
+        self.n_dsteps, self.n_dx, self.n_dxq = (
+            [stack.unbind() for stack in stacks] for stacks in (self.dsteps, self.dx, self.dxq)
+        )
+        self.n_attention = [x.unflatten(0, (group.count, -1)).unbind() for x in self.attentions]
+        self.n_dattention = self.dattention.unflatten(0, (group.count, -1)).unbind()
+        self.n_xq = [group.xq(layer).unbind() for layer in layers]
+        self.n_output = [output.unbind() for output in self.outputs]
+        self.n_eta, self.n_z = group.eta.unbind(), group.z(self.last).unbind()
+        gradients = zip(*(buffer.unbind() for buffer in group.output_gradient()), strict=True)
+        self.n_output_gradient = [OutputGradient(*parts) for parts in gradients]
+        self.n_dy, self.n_tilt, self.n_ddy = self.dy.unbind(), self.tilt.unbind(), self.ddy.unbind()
 
     def _attention_parts(self, layer: int) -> tuple[Tensor, ...]:
         group = self.group
@@ -122,62 +149,60 @@ class GroupBackward:
 
     def _take_back(self, n: int, fast: Network) -> None:
         for layer, (weight, bias) in enumerate(zip(*fast, strict=True)):
-            steps = self.group.steps(layer)[n]
-            weight.baddbmm_(self.group.x(layer)[n].mT, steps)
+            steps = self.n_steps[layer][n]
+            weight.baddbmm_(self.n_x[layer][n].mT, steps)
             bias.add_(steps.sum(1, keepdim=True))
 
     def _through_queries(self, n: int, fast: Network) -> None:
         """dZq of all layers and the gradient of q, of one mini-batch."""
         group = self.group
-        dattention = self.dattention.unflatten(0, (group.count, -1))[n]
+        dattention = self.n_dattention[n]
         for layer in reversed(range(group.num_layers)):
             if layer < self.last:
-                parts = (part[n] for part in self._attention_parts(layer))
-                dattention = self._through_attention(self.attentions[layer][n], *parts)
-            dxq = torch.bmm(self._dzq(layer)[n], fast.weights[layer].mT, out=self.dxq[layer][n])
-            dxq.baddbmm_(dattention, group.x(layer)[n])
+                stacks = self.n_attention, self.n_dzq, self.n_steps, self.n_xq, self.n_dsteps, self.n_dx
+                dattention = self._through_attention(*(stack[layer][n] for stack in stacks))
+            dxq = torch.bmm(self.n_dzq[layer][n], fast.weights[layer].mT, out=self.n_dxq[layer][n])
+            dxq.baddbmm_(dattention, self.n_x[layer][n])
             if layer:
-                group.elementwise.through_gelu(dxq, self.outputs[layer - 1][n], self._dzq(layer - 1)[n])
+                group.elementwise.through_gelu(dxq, self.n_output[layer - 1][n], self.n_dzq[layer - 1][n])
 
     def _through_keys(self, n: int, fast: Network, dfast: Network) -> None:
         """From the gradients of the fast weights after a mini-batch to those before it."""
-        group, c = self.group, self.c
-        for layer in range(group.num_layers):
-            dsteps = self.dsteps[layer][n]
-            dsteps.baddbmm_(group.x(layer)[n], dfast.weights[layer], alpha=-1).sub_(dfast.biases[layer])
+        elementwise = self.group.elementwise
+        for layer, (weight, dweight, dbias) in enumerate(zip(fast.weights, *dfast, strict=True)):
+            dsteps = self.n_dsteps[layer][n]
+            dsteps.baddbmm_(self.n_x[layer][n], dweight, alpha=-1).sub_(dbias)
             if layer:
-                du = group.left[layer][n, :, 2 * c :]
-                torch.mul(self.dsteps[layer - 1][n], group.slope(layer - 1)[n], out=du)
-                dsteps.baddbmm_(du, fast.weights[layer])
+                du = self.n_du[layer][n]
+                torch.mul(self.n_dsteps[layer - 1][n], self.n_slope[layer - 1][n], out=du)
+                dsteps.baddbmm_(du, weight)
         self._through_output_gradient(n)
-        for layer in reversed(range(group.num_layers)):
-            dx = self.dx[layer][n].baddbmm_(group.steps(layer)[n], dfast.weights[layer].mT, alpha=-1)
-            dx.baddbmm_(self._dz(layer)[n], fast.weights[layer].mT)
+        for layer in reversed(range(self.group.num_layers)):
+            dx = self.n_dx[layer][n]
+            dx.baddbmm_(self.n_steps[layer][n], dfast.weights[layer].mT, alpha=-1)
+            dx.baddbmm_(self.n_dz[layer][n], fast.weights[layer].mT)
             if layer:
-                slope, dsteps, bend = (
-                    part[n]
-                    for part in (group.slope(layer - 1), self.dsteps[layer - 1], self.bends[layer - 1])
-                )
-                group.elementwise.through_slope(dx, slope, dsteps, bend, self._dz(layer - 1)[n])
+                stacks = self.n_slope, self.n_dsteps, self.n_bend, self.n_dz
+                slope, dsteps, bend, dz = (stack[layer - 1][n] for stack in stacks)
+                elementwise.through_slope(dx, slope, dsteps, bend, dz)
         for layer, (dweight, dbias) in enumerate(zip(*dfast, strict=True)):
-            rows = (3 if layer else 2) * c
-            dweight.baddbmm_(group.left[layer][n].mT, group.right[layer][n, :, :rows])
-            dbias.add_(group.right[layer][n, :, : 2 * c].sum(1, keepdim=True))
+            dweight.baddbmm_(self.n_left[layer][n].mT, self.n_right[layer][n])
+            dbias.add_(self.n_both[layer][n].sum(1, keepdim=True))
 
     def _through_output_gradient(self, n: int) -> None:
         """From the step of the last layer to dZ of the last layer, through the LayerNorm's own gradient."""
         group = self.group
         group.elementwise.through_output_gradient(
-            self.dsteps[self.last][n],
-            group.eta[n],
-            group.z(self.last)[n],
-            OutputGradient(*(buffer[n] for buffer in group.output_gradient())),
-            self.dy[n],
-            self.tilt[n],
+            self.n_dsteps[self.last][n],
+            self.n_eta[n],
+            self.n_z[n],
+            self.n_output_gradient[n],
+            self.n_dy[n],
+            self.n_tilt[n],
             self.norm.weight,
             group.settings.inner_grad_clip,
-            self.ddy[n],
-            self._dz(self.last)[n],
+            self.n_ddy[n],
+            self.n_dz[self.last][n],
         )
 
     def _collect(self, dout: Tensor, norm: Norm) -> GroupGradients:
