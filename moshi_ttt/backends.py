@@ -15,13 +15,17 @@ Backend = Literal["auto", "autograd", "manual", "compiled"]
 logger = logging.getLogger(__name__)
 
 
-def choose_backend(backend: Backend, tokens: Tensor) -> Literal["autograd", "manual", "compiled"]:
+def choose_backend(
+    backend: Backend, tokens: Tensor, *, state_decay: float | None = None
+) -> Literal["autograd", "manual", "compiled"]:
     """What a backend of the configuration means for these tokens.
 
     `autograd` differentiates the dual form; it alone has second derivatives. `manual` has the backward pass
     by hand. `compiled` is the same with torch.compile for what is done to each token on its own. `auto` is
     `compiled` on a GPU where a compiler is found and `manual` elsewhere: on a CPU the eager kernels are as
     fast.
+
+    A state that decays is left to `autograd`: it cannot be run backwards without loss.
 
     Args:
         backend: of the configuration.
@@ -31,7 +35,7 @@ def choose_backend(backend: Backend, tokens: Tensor) -> Literal["autograd", "man
     Raises:
         ValueError: `compiled` is asked for and there is no compiler.
     """
-    if backend == "autograd":
+    if backend == "autograd" or state_decay is not None:
         return "autograd"
     if is_fake(tokens) or tokens.device.type == "meta":
         return "manual"

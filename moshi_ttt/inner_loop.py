@@ -143,7 +143,7 @@ class InnerLoop:
             while start < num_tokens:
                 stop = min(start + mini_batch_size - state.num_pending, num_tokens)
                 num_full = (num_tokens - start) // mini_batch_size
-                by_hand = choose_backend(self.backend, tokens[0]) != "autograd"
+                by_hand = self._backend(tokens[0]) != "autograd"
                 if by_hand and not state.num_pending and num_full:
                     stop = start + num_full * mini_batch_size
                     part = tuple(x[:, :, start:stop] for x in tokens)
@@ -156,6 +156,9 @@ class InnerLoop:
                 start = stop
         return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0], state
 
+    def _backend(self, tokens: Tensor) -> str:
+        return choose_backend(self.backend, tokens, state_decay=self.state_decay)
+
     def _advance_by_hand(
         self, tokens: tuple[Tensor, ...], state: TTTState, mini_batch_size: int
     ) -> tuple[Tensor, TTTState]:
@@ -165,10 +168,7 @@ class InnerLoop:
             self.causal,
             self.eps,
             self.inner_grad_clip,
-            self.state_decay,
-            compiled=choose_backend(self.backend, tokens[0]) == "compiled",
-            # On a CPU, fast weights that are updated in place stay in its cache.
-            stacked=tokens[0].device.type != "cpu",
+            compiled=self._backend(tokens[0]) == "compiled",
         )
         out, weights, biases = run_manual(
             tokens,
@@ -176,8 +176,6 @@ class InnerLoop:
             state.start_biases,
             self.ln_weight,
             self.ln_bias,
-            self.weights,
-            self.biases,
             settings,
         )
         return out, state._replace(start_weights=weights, start_biases=biases)

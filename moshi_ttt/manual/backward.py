@@ -11,7 +11,8 @@ the queries read:
     dZ_{l-1}  = dX_l phi'(Z_{l-1}) + ds_{l-1} u_{l-1} phi''(Z_{l-1})
     Lambda_l += X_l^T dZ_l + Xq_l^T dZq_l + du_{l-1}^T s_l              lambda_l += sum(dZ_l + dZq_l)
 
-Only what holds Lambda or lambda goes from mini-batch to mini-batch; the rest is computed for the whole group.
+Fast weights are not kept: from those after the group, the steps of each mini-batch are taken back. Only what
+holds W, Lambda or lambda goes from mini-batch to mini-batch; the rest is computed for the whole group.
 
 Shapes: as in `group`.
 """
@@ -36,7 +37,7 @@ class GroupBackward:
     """The way back through groups, with buffers that all of them use.
 
     Args:
-        group: its forward pass, made for gradients.
+        group: made for gradients.
         norm: the inner LayerNorm.
     """
 
@@ -44,140 +45,180 @@ class GroupBackward:
         self.group, self.norm = group, norm
         self.c = group.settings.mini_batch_size
         self.last = group.num_layers - 1
-        self.square = norm.weight * norm.weight
         self.all_dsteps = [torch.empty_like(step[:, :, : self.c]) for step in group.right]
         self.all_dx = [torch.empty_like(x[:, :, : self.c]) for x in group.left]
         self.all_dxq = [torch.empty_like(dx) for dx in self.all_dx]
-        self.all_bends = [torch.empty_like(slope) for slope in group.slope]
-        self.work = [(torch.empty_like(slope), torch.empty_like(slope)) for slope in group.slope]
+        self.all_bends = [torch.empty_like(slope) for slope in group.slopes]
+        self.work = [(torch.empty_like(slope), torch.empty_like(slope)) for slope in group.slopes]
         self.all_dy, self.all_ddy = torch.empty_like(group.shift), torch.empty_like(group.shift)
 
-    def run(self, dout: Tensor, z_out: Tensor, after: Network, initial: Network | None) -> GroupGradients:
-        """Gradients of the tokens and norm of a group that has learned; fast weights' are moved in place.
+    def run(self, dout: Tensor, fast: Network, dfast: Network) -> GroupGradients:
+        """Gradients of the tokens and norm of the group that is loaded.
 
         Args:
             dout: gradient of the outputs, `[G, R, C, D]`.
-            z_out: what the queries read at the last layer, `[G, R, C, D]`.
-            after: gradients of the fast weights after the group; become those before it.
-            initial: gradients of `W0`, added to, when the state decays.
+            fast: fast weights after the group; become those before it.
+            dfast: gradients of the fast weights after the group; become those before it.
 
         Returns:
             Gradients, those of the tokens in buffers of the next call.
         """
         count = self.group.count
-        self.shape = dout.shape[:2]  # G, R
         self.dsteps, self.dx, self.dxq, self.bends = (
             [buffer[:count] for buffer in buffers]
             for buffers in (self.all_dsteps, self.all_dx, self.all_dxq, self.all_bends)
         )
         self.dy, self.ddy = self.all_dy[:count], self.all_ddy[:count]
-        norm = self._through_output_norm(dout, z_out)
-        dq = self._through_queries(dout)
-        for layer, bend in enumerate(self.bends):
-            work = tuple(buffer[:count] for buffer in self.work[layer])
-            self.group.elementwise.bend(self.group.z(layer), self.group.u[layer][:count], work, bend)
-        normed, _, rstd, _, _ = (buffer[:count] for buffer in self.group.output_gradient)
-        torch.addcmul(self.group.shift[:count], normed, self.square, out=self.dy)
-        self.tilt = (self.dy * normed).mean(-1, keepdim=True).mul_(rstd)
+        self.attentions, self.outputs = self.group.recall()
+        norm = self._through_output_norm(dout)
+        self._prepare()
+        self._cut()
         for n in reversed(range(count)):
-            self._through_mini_batch(n, after, initial)
-        return self._collect(dq, norm)
+            self._take_back(n, fast)
+            self._through_queries(n, fast)
+            self._through_keys(n, fast, dfast)
+        return self._collect(dout, norm)
 
-    def _through_output_norm(self, dout: Tensor, z_out: Tensor) -> Norm:
+    def _through_output_norm(self, dout: Tensor) -> Norm:
         """From `q + ln_weight * normed + ln_bias` to dZq of the last layer; the norm's own gradients."""
         eps, dz = self.group.settings.eps, self._dzq(self.last)
-        return Norm(*self.group.elementwise.through_output_norm(dout, z_out, self.norm.weight, eps, dz))
+        z = self.outputs[self.last]
+        return Norm(*self.group.elementwise.through_output_norm(dout, z, self.norm.weight, eps, dz))
 
-    def _through_queries(self, dout: Tensor) -> Tensor:
-        """All dZq, and the parts of ds and dX that come from the queries. Gradient of q `[G, R, C, D]`."""
-        group = self.group
-        attentions, outputs = group.read(num_layers=self.last)
-        for layer in reversed(range(group.num_layers)):
-            dz, steps, x, xq, dsteps, dx, dxq = (
-                flat(part)
-                for part in (
-                    self._dzq(layer),
-                    group.steps(layer),
-                    group.x(layer),
-                    group.xq(layer),
-                    self.dsteps[layer],
-                    self.dx[layer],
-                    self.dxq[layer],
-                )
-            )
-            dattention = torch.bmm(dz, steps.mT).neg_()
-            if group.settings.causal:
-                dattention.tril_()
-            torch.bmm(attentions[layer].neg_().mT, dz, out=dsteps)
-            torch.bmm(dattention.mT, xq, out=dx)
-            torch.bmm(dz, flat(group.weights[layer][: group.count]).mT, out=dxq).baddbmm_(dattention, x)
-            if layer:
-                z = outputs[layer - 1].unflatten(0, self.shape)
-                group.elementwise.through_gelu(self.dxq[layer], z, self._dzq(layer - 1))
-        return self.dxq[0].add_(dout)
+    def _prepare(self) -> None:
+        """What needs no fast weights."""
+        group, count = self.group, self.group.count
+        for layer, bend in enumerate(self.bends):
+            work = tuple(buffer[:count] for buffer in self.work[layer])
+            group.elementwise.bend(group.z(layer), group.tape.u[layer], work, bend)
+        normed, _, rstd, _, _ = group.output_gradient()
+        torch.addcmul(group.shift[:count], normed, group.square, out=self.dy)
+        self.tilt = (self.dy * normed).mean(-1, keepdim=True).mul_(rstd)
+        for attention in self.attentions:
+            attention.neg_()
+        self.dattention = self._through_attention(
+            self.attentions[self.last],
+            *(flat(part) for part in self._attention_parts(self.last)),
+        )
 
-    def _through_mini_batch(self, n: int, after: Network, initial: Network | None) -> None:
+    def _cut(self) -> None:
+        """What the loop reads and writes, by layer and mini-batch (`n_`): taking views there costs time."""
         group, c = self.group, self.c
-        decay = group.settings.state_decay
-        if decay is not None:
-            assert initial is not None
-            for gradients, of_initial in zip(after, initial, strict=True):
-                for gradient, total in zip(gradients, of_initial, strict=True):
-                    total.add_(gradient, alpha=decay)
-                    gradient.mul_(1 - decay)
-        for layer in range(group.num_layers):
-            dsteps = self.dsteps[layer][n]
-            dsteps.baddbmm_(group.x(layer)[n], after.weights[layer], alpha=-1).sub_(after.biases[layer])
-            if layer:
-                du = group.left[layer][n, :, 2 * c :]
-                torch.mul(self.dsteps[layer - 1][n], group.slope[layer - 1][n], out=du)
-                dsteps.baddbmm_(du, group.weights[layer][n])
-        self._through_output_gradient(n)
+        layers = range(group.num_layers)
+        self.n_x = [group.x(layer).unbind() for layer in layers]
+        self.n_steps = [group.steps(layer).unbind() for layer in layers]
+        self.n_left = [left.unbind() for left in group.left]
+        rows = [(3 if layer else 2) * c for layer in layers]
+        self.n_right = [right[:, :, :stop].unbind() for right, stop in zip(group.right, rows, strict=True)]
+        self.n_both = [right[:, :, : 2 * c].unbind() for right in group.right]
+        self.n_du = [left[:, :, 2 * c :].unbind() for left in group.left]
+        self.n_slope = [group.slope(layer).unbind() for layer in layers[:-1]]
+        self.n_bend = [bend.unbind() for bend in self.bends]
+        self.n_dz = [self._dz(layer).unbind() for layer in layers]
+        self.n_dzq = [self._dzq(layer).unbind() for layer in layers]
+        self.n_dsteps, self.n_dx, self.n_dxq = (
+            [stack.unbind() for stack in stacks] for stacks in (self.dsteps, self.dx, self.dxq)
+        )
+        self.n_attention = [x.unflatten(0, (group.count, -1)).unbind() for x in self.attentions]
+        self.n_dattention = self.dattention.unflatten(0, (group.count, -1)).unbind()
+        self.n_xq = [group.xq(layer).unbind() for layer in layers]
+        self.n_output = [output.unbind() for output in self.outputs]
+        self.n_eta, self.n_z = group.eta.unbind(), group.z(self.last).unbind()
+        gradients = zip(*(buffer.unbind() for buffer in group.output_gradient()), strict=True)
+        self.n_output_gradient = [OutputGradient(*parts) for parts in gradients]
+        self.n_dy, self.n_tilt, self.n_ddy = self.dy.unbind(), self.tilt.unbind(), self.ddy.unbind()
+
+    def _attention_parts(self, layer: int) -> tuple[Tensor, ...]:
+        group = self.group
+        return self._dzq(layer), group.steps(layer), group.xq(layer), self.dsteps[layer], self.dx[layer]
+
+    def _through_attention(
+        self, negative: Tensor, dz: Tensor, steps: Tensor, xq: Tensor, dsteps: Tensor, dx: Tensor
+    ) -> Tensor:
+        """The parts of ds and dX that come from the queries are written; dA `[_, C, C]`.
+
+        Args:
+            negative: minus the attention.
+        """
+        dattention = torch.bmm(dz, steps.mT).neg_()
+        if self.group.settings.causal:
+            dattention.tril_()
+        torch.bmm(negative.mT, dz, out=dsteps)
+        torch.bmm(dattention.mT, xq, out=dx)
+        return dattention
+
+    def _take_back(self, n: int, fast: Network) -> None:
+        for layer, (weight, bias) in enumerate(zip(*fast, strict=True)):
+            steps = self.n_steps[layer][n]
+            weight.baddbmm_(self.n_x[layer][n].mT, steps)
+            bias.add_(steps.sum(1, keepdim=True))
+
+    def _through_queries(self, n: int, fast: Network) -> None:
+        """dZq of all layers and the gradient of q, of one mini-batch."""
+        group = self.group
+        dattention = self.n_dattention[n]
         for layer in reversed(range(group.num_layers)):
-            dx = self.dx[layer][n].baddbmm_(group.steps(layer)[n], after.weights[layer].mT, alpha=-1)
+            if layer < self.last:
+                stacks = self.n_attention, self.n_dzq, self.n_steps, self.n_xq, self.n_dsteps, self.n_dx
+                dattention = self._through_attention(*(stack[layer][n] for stack in stacks))
+            dxq = torch.bmm(self.n_dzq[layer][n], fast.weights[layer].mT, out=self.n_dxq[layer][n])
+            dxq.baddbmm_(dattention, self.n_x[layer][n])
             if layer:
-                dx.baddbmm_(self._dz(layer)[n], group.weights[layer][n].mT)
-                dsteps, bend = self.dsteps[layer - 1][n], self.bends[layer - 1][n]
-                group.elementwise.through_slope(
-                    dx, group.slope[layer - 1][n], dsteps, bend, self._dz(layer - 1)[n]
-                )
-        for layer in range(group.num_layers):
-            rows = (3 if layer else 2) * c
-            after.weights[layer].baddbmm_(group.left[layer][n].mT, group.right[layer][n, :, :rows])
-            after.biases[layer].add_(group.right[layer][n, :, : 2 * c].sum(1, keepdim=True))
+                group.elementwise.through_gelu(dxq, self.n_output[layer - 1][n], self.n_dzq[layer - 1][n])
+
+    def _through_keys(self, n: int, fast: Network, dfast: Network) -> None:
+        """From the gradients of the fast weights after a mini-batch to those before it."""
+        elementwise = self.group.elementwise
+        for layer, (weight, dweight, dbias) in enumerate(zip(fast.weights, *dfast, strict=True)):
+            dsteps = self.n_dsteps[layer][n]
+            dsteps.baddbmm_(self.n_x[layer][n], dweight, alpha=-1).sub_(dbias)
+            if layer:
+                du = self.n_du[layer][n]
+                torch.mul(self.n_dsteps[layer - 1][n], self.n_slope[layer - 1][n], out=du)
+                dsteps.baddbmm_(du, weight)
+        self._through_output_gradient(n)
+        for layer in reversed(range(self.group.num_layers)):
+            dx = self.n_dx[layer][n]
+            dx.baddbmm_(self.n_steps[layer][n], dfast.weights[layer].mT, alpha=-1)
+            dx.baddbmm_(self.n_dz[layer][n], fast.weights[layer].mT)
+            if layer:
+                stacks = self.n_slope, self.n_dsteps, self.n_bend, self.n_dz
+                slope, dsteps, bend, dz = (stack[layer - 1][n] for stack in stacks)
+                elementwise.through_slope(dx, slope, dsteps, bend, dz)
+        for layer, (dweight, dbias) in enumerate(zip(*dfast, strict=True)):
+            dweight.baddbmm_(self.n_left[layer][n].mT, self.n_right[layer][n])
+            dbias.add_(self.n_both[layer][n].sum(1, keepdim=True))
 
     def _through_output_gradient(self, n: int) -> None:
         """From the step of the last layer to dZ of the last layer, through the LayerNorm's own gradient."""
         group = self.group
         group.elementwise.through_output_gradient(
-            self.dsteps[self.last][n],
-            group.eta[n],
-            group.z(self.last)[n],
-            OutputGradient(*(buffer[n] for buffer in group.output_gradient)),
-            self.dy[n],
-            self.tilt[n],
+            self.n_dsteps[self.last][n],
+            self.n_eta[n],
+            self.n_z[n],
+            self.n_output_gradient[n],
+            self.n_dy[n],
+            self.n_tilt[n],
             self.norm.weight,
             group.settings.inner_grad_clip,
-            self.ddy[n],
-            self._dz(self.last)[n],
+            self.n_ddy[n],
+            self.n_dz[self.last][n],
         )
 
-    def _collect(self, dq: Tensor, norm: Norm) -> GroupGradients:
-        group, count = self.group, self.group.count
-        weights = flat(group.weights[0][:count])
-        flat(self.dx[0]).baddbmm_(flat(self._dz(0)), weights.mT)
+    def _collect(self, dout: Tensor, norm: Norm) -> GroupGradients:
+        group = self.group
         dtarget = self.ddy * self.norm.weight  # negative
         dk, dv = self.dx[0].add_(dtarget), dtarget.neg()
-        normed, _, _, gradient, shrink = (buffer[:count] for buffer in group.output_gradient)
+        normed, _, _, gradient, shrink = group.output_gradient()
         if group.settings.inner_grad_clip is not None:
             gradient = gradient * shrink
         deta = (gradient * self.dsteps[self.last]).sum(-1, keepdim=True)
         # dy = weight^2 * normed + weight * (bias - target)
-        slope = group.offset[:count].addcmul_(normed, 2 * self.norm.weight)
+        slope = group.offset[: group.count].addcmul_(normed, 2 * self.norm.weight)
         dnorm = Norm(
             norm.weight + _sum_tokens(self.ddy * slope), norm.bias + _sum_tokens(self.ddy) * self.norm.weight
         )
-        return GroupGradients(Tokens(dq, dk, dv, deta), dnorm)
+        return GroupGradients(Tokens(self.dxq[0].add_(dout), dk, dv, deta), dnorm)
 
     def _dz(self, layer: int) -> Tensor:
         return self.group.right[layer][: self.group.count, :, : self.c]

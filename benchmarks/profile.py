@@ -1,0 +1,136 @@
+"""Where the time of a training step goes: the quickstart's, and that of one layer of Moshi 7B.
+
+From torch.profiler: the time of every operation itself, without what it calls, added up by what it is for.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.epoch import DEMO, QUICK_DEMO
+from benchmarks.layer import training_calls
+from benchmarks.settings import Settings
+from finetune.args import TrainArgs
+from finetune.config_io import build_args, read_yaml
+from finetune.demo.assets import make_demo_assets
+from finetune.run import run_training
+from finetune.trainer import Trainer
+
+_QUICKSTART = Path("example/quickstart.yaml")
+_WARM_UP, _PROFILED = 2, 3  # steps
+# In this order: an operation counts where it, or else what it is called from, is named first.
+GROUPS = {
+    "TTT operator, forward": ("_ManualInnerLoop",),
+    "TTT operator, backward": ("_ManualInnerLoopBackward",),
+    "optimiser": ("Optimizer.step#AdamW.step", "aten::_fused_adamw_"),
+    "attention": (
+        "aten::scaled_dot_product_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+        "aten::_scaled_dot_product_efficient_attention_backward",
+        "aten::_scaled_dot_product_flash_attention_backward",
+        "ScaledDotProductFlashAttentionForCpuBackward0",
+    ),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear"),
+    "copies and casts": ("aten::copy_", "aten::cat", "aten::clone", "aten::contiguous"),
+    "embeddings": ("aten::embedding", "aten::embedding_dense_backward"),
+}
+OTHER = "norms, elementwise, the rest"
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Seconds of each group, of a step: the mean of some steps, after others that are not counted."""
+    cases = {"quickstart": _profile_quickstart(settings)}
+    for mode, calls in training_calls(settings):
+        for name, call in calls.items():
+            cases[f"layer, {mode}, {name}"] = _profile(call, settings)
+    return {"cases": cases}
+
+
+def group_seconds(events: Iterable[FunctionEvent], *, device_time: bool) -> dict[str, float]:
+    """Seconds by group of `GROUPS`, and `OTHER`.
+
+    Args:
+        events: of torch.profiler.
+        device_time: of the kernels on the GPU, not of the CPU.
+    """
+    seconds: Counter[str] = Counter(dict.fromkeys((*GROUPS, OTHER), 0.0))
+    for event in events:
+        spent = event.self_device_time_total if device_time else event.self_cpu_time_total
+        seconds[_group_of(event)] += spent / 1e6
+    return dict(seconds)
+
+
+def _group_of(event: FunctionEvent) -> str:
+    lineage, ancestor = [], event
+    while ancestor is not None:
+        lineage.append(ancestor.name)
+        ancestor = ancestor.cpu_parent
+    for group, names in GROUPS.items():
+        if any(name in names for name in lineage):
+            return group
+    return OTHER
+
+
+def _profile(call: Any, settings: Settings) -> dict[str, float]:
+    for _ in range(_WARM_UP):
+        call()
+    with _profiler(settings) as profiler:
+        for _ in range(_PROFILED):
+            call()
+    return _per_step(profiler, settings)
+
+
+def _profiler(settings: Settings) -> profile:
+    activities = [ProfilerActivity.CPU]
+    if settings.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    return profile(activities=activities)
+
+
+def _per_step(profiler: profile, settings: Settings) -> dict[str, float]:
+    found = group_seconds(profiler.events(), device_time=settings.device.type == "cuda")
+    return {name: seconds / _PROFILED for name, seconds in found.items()}
+
+
+def _profile_quickstart(settings: Settings) -> dict[str, float]:
+    """Steps of the trainer as example/quickstart.yaml configures it, metrics and data loading included."""
+    with tempfile.TemporaryDirectory() as folder:
+        args = _quickstart_args(Path(folder), settings)
+        profiler = _profiler(settings)
+        step = Trainer._train_step
+
+        def watched(trainer: Trainer, *arguments: Any) -> Any:
+            if trainer.step != _WARM_UP:
+                return step(trainer, *arguments)
+            profiler.start()
+            return step(trainer, *arguments)
+
+        with patch.object(Trainer, "_train_step", watched):
+            run_training(args)
+        profiler.stop()
+        return _per_step(profiler, settings)
+
+
+def _quickstart_args(folder: Path, settings: Settings) -> TrainArgs:
+    demo = make_demo_assets(folder / "demo", **(QUICK_DEMO if settings.quick else DEMO))
+    values = read_yaml(_QUICKSTART)
+    values["data"] |= {"train_data": str(demo.train_jsonl), "eval_data": None}
+    return build_args(
+        TrainArgs,
+        values
+        | {
+            "moshi_paths": {"hf_repo_id": str(demo.model_dir)},
+            "run_dir": str(folder / "run"),
+            "max_steps": _WARM_UP + _PROFILED,
+            "log_freq": 1000,
+            "do_eval": False,
+            "do_ckpt": False,
+            "device": settings.device.type,
+        },
+    )
