@@ -61,7 +61,8 @@ def build_optimizer(model: nn.Module, args: TrainArgs) -> AdamW:
         for (group, decayed), parameters in split.items()
         if parameters
     ]
-    # Fused: one pass over the memory, no workspace; in 50M parameters on a CPU some 6 times as fast.
+    # Fused: one pass over the memory, no workspace. With 100M parameters on a CPU core 4 times as fast as
+    # one by one and 6 times as fast as foreach.
     return AdamW(groups, lr=args.optim.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
