@@ -4,9 +4,9 @@ Shapes: B batch rows, T frames.
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from benchmarks.timing import interleaved
 NUM_FRAMES = 500
 QUICK_NUM_FRAMES = 40
 _LEARNING_RATE = 1e-6
-_MODES = {"everything trains": False, "base frozen": True}
+MODES = {"everything trains": False, "base frozen": True}  # whether the base is frozen
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -30,38 +30,59 @@ def run(settings: Settings) -> dict[str, Any]:
     everything trains; and the base is frozen, where the layer with TTT trains TTT weights and gate, and the
     layer without passes the gradient on to its input and trains nothing, so its step has no optimiser.
     """
-    num_frames = QUICK_NUM_FRAMES if settings.quick else NUM_FRAMES
     modes = {}
-    for name, base_frozen in _MODES.items():
-        modes[name] = _mode(settings, num_frames, base_frozen)
+    for name in MODES:
+        case = training_case(name, settings)
+        times = interleaved(case.calls, settings)
+        # Now the optimisers have their states, which count as there before.
+        peaks = {key: peak_bytes(call, settings.device) for key, call in case.calls.items()}
+        modes[name] = {
+            "parameters": case.parameters,
+            "candidates": {key: times[key].record() | {"peak_bytes": peaks[key]} for key in case.calls},
+            "with_over_without": times["with ttt"].median / times["without ttt"].median,
+            "memory_with_over_without": peaks["with ttt"] / peaks["without ttt"],
+        }
+        del case
         gc.collect()  # the modules and optimisers of this mode, before those of the next one
-    return {"num_frames": num_frames, "dtype": settings.dtype_name, "modes": modes}
+    return {"num_frames": num_frames(settings), "dtype": settings.dtype_name, "modes": modes}
 
 
-def _mode(settings: Settings, num_frames: int, base_frozen: bool) -> dict[str, Any]:
-    """Both layers have the same base weights, the same tensors, so they fit into memory together."""
+class TrainingCase(NamedTuple):
+    """A layer in one mode, with TTT and without."""
+
+    calls: dict[str, Callable[[], None]]  # a training step each
+    parameters: dict[str, int]  # of the base, and of TTT with its gate
+
+
+def num_frames(settings: Settings) -> int:
+    """T."""
+    return QUICK_NUM_FRAMES if settings.quick else NUM_FRAMES
+
+
+def training_case(mode: str, settings: Settings) -> TrainingCase:
+    """Both layers have the same base weights, the same tensors, so they fit into memory together.
+
+    Args:
+        mode: of `MODES`.
+        settings: of the run.
+    """
+    base_frozen = MODES[mode]
     without = make_stock_layer(settings).requires_grad_(not base_frozen)
     with_ttt = add_ttt(without, settings)
     base = list(without.parameters())
     ttt = [*with_ttt.ttt.parameters(), *with_ttt.forward_ssm_gating.parameters()]
     base_optimizers = [] if base_frozen else [_adamw(base)]
     generator = torch.Generator().manual_seed(0)
-    shape = (2, 1, num_frames, with_ttt.ttt.config.model_dim)
+    shape = (2, 1, num_frames(settings), with_ttt.ttt.config.model_dim)
     x, cotangent = torch.randn(shape, generator=generator).to(settings.device, settings.dtype)
     x.requires_grad_()
-    calls = {
-        "without ttt": partial(_step, without, x, cotangent, base_optimizers),
-        "with ttt": partial(_step, with_ttt, x, cotangent, [*base_optimizers, _adamw(ttt)]),
-    }
-    times = interleaved(calls, settings)
-    # Now the optimisers have their states, which count as there before.
-    peaks = {name: peak_bytes(call, settings.device) for name, call in calls.items()}
-    return {
-        "parameters": {"base": num_parameters(base), "ttt": num_parameters(ttt)},
-        "candidates": {name: times[name].record() | {"peak_bytes": peaks[name]} for name in calls},
-        "with_over_without": times["with ttt"].median / times["without ttt"].median,
-        "memory_with_over_without": peaks["with ttt"] / peaks["without ttt"],
-    }
+    return TrainingCase(
+        {
+            "without ttt": partial(_step, without, x, cotangent, base_optimizers),
+            "with ttt": partial(_step, with_ttt, x, cotangent, [*base_optimizers, _adamw(ttt)]),
+        },
+        {"base": num_parameters(base), "ttt": num_parameters(ttt)},
+    )
 
 
 def _adamw(parameters: Sequence[nn.Parameter]) -> AdamW:

@@ -3,6 +3,7 @@
 From torch.profiler: the time of every operation itself, without what it calls, added up by what it is for.
 """
 
+import gc
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.epoch import DEMO, QUICK_DEMO
-from benchmarks.layer import training_calls
+from benchmarks.layer import MODES, training_case
 from benchmarks.settings import Settings
 from finetune.args import TrainArgs
 from finetune.config_io import build_args, read_yaml
@@ -22,7 +23,7 @@ from finetune.demo.assets import make_demo_assets
 from finetune.run import run_training
 from finetune.trainer import Trainer
 
-_QUICKSTART = Path("example/quickstart.yaml")
+_QUICKSTART = Path(__file__).parents[1] / "example" / "quickstart.yaml"
 _WARM_UP, _PROFILED = 2, 3  # steps
 # In this order: an operation counts where it, or else what it is called from, is named first.
 GROUPS = {
@@ -44,11 +45,17 @@ OTHER = "norms, elementwise, the rest"
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Seconds of each group, of a step: the mean of some steps, after others that are not counted."""
+    """Seconds of each group in a training step, the mean of some steps after others that are not counted.
+
+    The profiler costs something at every operation, so that sums are larger than times without it.
+    """
     cases = {"quickstart": _profile_quickstart(settings)}
-    for mode, calls in training_calls(settings):
-        for name, call in calls.items():
+    for mode in MODES:
+        case = training_case(mode, settings)
+        for name, call in case.calls.items():
             cases[f"layer, {mode}, {name}"] = _profile(call, settings)
+        del case, call
+        gc.collect()  # gigabytes, before those of the next mode
     return {"cases": cases}
 
 
@@ -120,7 +127,7 @@ def _profile_quickstart(settings: Settings) -> dict[str, float]:
 def _quickstart_args(folder: Path, settings: Settings) -> TrainArgs:
     demo = make_demo_assets(folder / "demo", **(QUICK_DEMO if settings.quick else DEMO))
     values = read_yaml(_QUICKSTART)
-    values["data"] |= {"train_data": str(demo.train_jsonl), "eval_data": None}
+    values["data"] |= {"train_data": str(demo.train_jsonl), "eval_data": ""}
     return build_args(
         TrainArgs,
         values

@@ -106,12 +106,27 @@ def _epoch(part: dict[str, Any]) -> list[str]:
     ]
 
 
+def _profile(part: dict[str, Any]) -> list[str]:
+    cases = part["cases"]
+    groups = next(iter(cases.values()))
+    rows = []
+    for group in groups:
+        cells = []
+        for seconds in cases.values():
+            share = seconds[group] / sum(seconds.values())
+            cells.append(f"{1e3 * seconds[group]:.1f} ({100 * share:.0f} %)")
+        rows.append([group, *cells])
+    rows.append(["sum", *(f"{1e3 * sum(seconds.values()):.0f}" for seconds in cases.values())])
+    return _table(["ms per step (share)", *cases], rows)
+
+
 _PARTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "operator": _operator,
     "scaling": _scaling,
     "streaming": _streaming,
     "layer": _layer,
     "epoch": _epoch,
+    "profile": _profile,
 }
 
 

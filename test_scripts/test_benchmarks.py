@@ -17,6 +17,7 @@ from benchmarks.inputs import Size, make_inputs
 from benchmarks.memory import peak_bytes
 from benchmarks.moshi_layer import add_ttt, make_stock_layer
 from benchmarks.operator import UnequalResultsError, check_equal, operators
+from benchmarks.profile import GROUPS, OTHER
 from benchmarks.report import PARTS
 from benchmarks.scaling import straight_line
 from benchmarks.settings import Settings
@@ -56,7 +57,7 @@ def test_the_report_says_what_was_measured_on_what(report):
         *("repetitions", "quick", "clock", "float32_matmul_precision"),
     }
     assert report["environment"]["clock"] == "process time"
-    assert set(report["parts"]) == {"operator", "scaling", "streaming", "layer", "epoch"}
+    assert set(report["parts"]) == {"operator", "scaling", "streaming", "layer", "epoch", "profile"}
 
 
 def test_all_numbers_are_finite_and_times_and_sizes_positive(report):
@@ -132,6 +133,18 @@ def test_layer_part(report):
         assert set(mode["candidates"]) == {"with ttt", "without ttt"}
         for candidate in mode["candidates"].values():
             assert set(candidate) == TIMES | {"peak_bytes"}
+
+
+def test_profile_part(report):
+    cases = report["parts"]["profile"]["cases"]
+    assert len(cases) == 5 and next(iter(cases)) == "quickstart"
+    for name, seconds in cases.items():
+        assert set(seconds) == {*GROUPS, OTHER}
+        has_ttt = name == "quickstart" or name.endswith("with ttt")
+        for group in ("TTT operator, forward", "TTT operator, backward"):
+            assert (seconds[group] > 0) == has_ttt, name
+        assert seconds["matrix products"] > 0
+        assert (seconds["optimiser"] == 0) == (name == "layer, base frozen, without ttt")
 
 
 def test_epoch_part(report):
