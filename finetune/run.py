@@ -28,6 +28,7 @@ from finetune.distributed import (
     process_group,
     set_up_logging,
 )
+from finetune.errors import ConfigError
 from finetune.flops import utilisation
 from finetune.interruption import StopRequest
 from finetune.loading import find_checkpoint, warm_start
@@ -43,6 +44,7 @@ from finetune.saving import Saver
 from finetune.summary import model_summary
 from finetune.trainer import Trainer
 from finetune.unigram import unigram_losses
+from moshi_ttt.backends import choose_backend
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ def run_training(args: TrainArgs) -> None:
     check_wandb(args)
     strategy = choose_strategy(args, num_started())
     device = choose_device(args.device)
+    _check_backend(args, device)
     stop = StopRequest()
     # Slurm's warning may come while the model is still loading; it must not end the process then.
     with stop.on(signal.SIGUSR1), process_group(device, alone=strategy == "fsdp"):
@@ -74,6 +77,13 @@ def run_training(args: TrainArgs) -> None:
             args = _with_base_of(args, find_checkpoint(args.init_from))
         info = find_model_files(args.moshi_paths)
         _train(args, recordings, info, device, point=point, stop=stop)
+
+
+def _check_backend(args: TrainArgs, device: torch.device) -> None:
+    try:
+        choose_backend(args.ttt.backend, torch.empty(0, device=device))
+    except ValueError as error:
+        raise ConfigError(f"ttt.{error}") from None
 
 
 def _with_base_of(args: TrainArgs, folder: Path) -> TrainArgs:

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from finetune.args import TrainArgs
+from finetune.config_io import build_args
+from finetune.errors import ConfigError
 from finetune.memory_trace import StorageTracker
+from finetune.run import _check_backend
 from moshi_ttt import backends
 from moshi_ttt.backends import choose_backend
 from moshi_ttt.config import TTTConfig
@@ -144,6 +148,9 @@ def test_compiled_without_a_compiler_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(backends, "_has_compiler", lambda device: False)
     with pytest.raises(ValueError, match=r"backend 'compiled' needs a C\+\+ compiler.*use 'manual'"):
         choose_backend("compiled", torch.zeros(1))
+    args = build_args(TrainArgs, {"ttt": {"enable": True, "backend": "compiled"}})
+    with pytest.raises(ConfigError, match=r"^ttt.backend 'compiled' needs"):
+        _check_backend(args, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("backend", ["autograd", "manual", needs_compiler("compiled")])

@@ -57,7 +57,7 @@ class _ManualInnerLoop(torch.autograd.Function):
         num_batches = len(tokens.q)
         tape = arguments.tape(num_batches if keep else 1, settings)
         group = arguments.group(1, settings, backward=False)
-        fast = _network([w.contiguous().clone() for w in arguments.fast])
+        fast = _network([w.clone(memory_format=torch.contiguous_format) for w in arguments.fast])
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         out_batches = _mini_batches(out, settings.mini_batch_size)
         after_groups: list[Tensor] = []
