@@ -6,18 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moshi_ttt.config import TTTConfig
-from moshi_ttt.ttt_layer import TTTLayer
-from ttt_inputs import assert_close
+from ttt_inputs import MINI_BATCH_SIZE as C
+from ttt_inputs import assert_close, make_layer
 
-C = 4
 B = 3
-
-
-def make_layer(**settings):
-    torch.manual_seed(0)
-    config = TTTConfig(model_dim=16, num_heads=2, ttt_base_lr=5.0, mini_batch_size=C, **settings)
-    return TTTLayer(config, dtype=torch.float64).eval().requires_grad_(False)
 
 
 class CountUses(TorchDispatchMode):

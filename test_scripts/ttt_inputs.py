@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moshi_ttt import backends
+from moshi_ttt.config import TTTConfig
+from moshi_ttt.ttt_layer import TTTLayer
+
+MINI_BATCH_SIZE = 4
 
 
 class TTTInputs(NamedTuple):
@@ -73,6 +77,14 @@ def make_inputs(
         leaf(inputs.ln_weight),
         leaf(inputs.ln_bias),
     )
+
+
+def make_layer(**settings: Any) -> TTTLayer:
+    """A small TTT layer in float64 that learns visibly, for streaming; C is MINI_BATCH_SIZE."""
+    torch.manual_seed(0)
+    sizes = {"model_dim": 16, "num_heads": 2, "mini_batch_size": MINI_BATCH_SIZE}
+    config = TTTConfig(**sizes, ttt_base_lr=5.0, **settings)
+    return TTTLayer(config, dtype=torch.float64).eval().requires_grad_(False)
 
 
 def needs_compiler(backend: str) -> Any:

@@ -38,11 +38,10 @@ class GroupBackward:
 
     Args:
         group: made for gradients.
-        norm: the inner LayerNorm.
     """
 
-    def __init__(self, group: Group, norm: Norm) -> None:
-        self.group, self.norm = group, norm
+    def __init__(self, group: Group) -> None:
+        self.group, self.norm = group, group.norm
         self.c = group.settings.mini_batch_size
         self.last = group.num_layers - 1
         self.all_dsteps = [torch.empty_like(step[:, :, : self.c]) for step in group.right]

@@ -56,14 +56,14 @@ class _ManualInnerLoop(torch.autograd.Function):
         tokens = _in_mini_batches(arguments.tokens, settings.mini_batch_size)
         num_batches = len(tokens.q)
         tape = arguments.tape(num_batches if keep else 1, settings)
-        group = arguments.group(1, settings, backward=False)
+        group = arguments.group(1, settings, norm, backward=False)
         fast = _network([w.clone(memory_format=torch.contiguous_format) for w in arguments.fast])
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         out_batches = _mini_batches(out, settings.mini_batch_size)
         after_groups: list[Tensor] = []
         for n in range(num_batches):
             part = slice(n, n + 1)
-            group.load(Tokens(*(x[part] for x in tokens)), tape.part(part) if keep else tape, norm)
+            group.load(Tokens(*(x[part] for x in tokens)), tape.part(part) if keep else tape)
             normed, _, _ = normalise(group.answer(fast), settings.eps)
             torch.add(normed.mul_(norm.weight).add_(norm.bias), tokens.q[part], out=out_batches[part])
             if keep and (n + 1) % GROUP_SIZE == 0 and n + 1 < num_batches:
@@ -97,14 +97,14 @@ class _ManualInnerLoop(torch.autograd.Function):
         dfast = _gradients_to_move(arguments.fast, dlast)
         dnorm = Norm(torch.zeros_like(norm.weight), torch.zeros_like(norm.bias))
         num_batches = len(tokens.q)
-        group = arguments.group(min(GROUP_SIZE, num_batches), settings, backward=True)
-        way_back = GroupBackward(group, norm)
+        group = arguments.group(min(GROUP_SIZE, num_batches), settings, norm, backward=True)
+        way_back = GroupBackward(group)
         for index, start in reversed(list(enumerate(range(0, num_batches, GROUP_SIZE)))):
             part = slice(start, start + GROUP_SIZE)
             after = after_groups[2 * num_layers * index : 2 * num_layers * (index + 1)]
             for own, kept in zip((*fast.weights, *fast.biases), after, strict=True):
                 own.copy_(kept.view(own.shape))
-            group.load(Tokens(*(x[part] for x in tokens)), tape.part(part), norm)
+            group.load(Tokens(*(x[part] for x in tokens)), tape.part(part))
             found = way_back.run(dout_batches[part].contiguous(), fast, dfast)
             for batches, gradient in zip(dtoken_batches, found.tokens, strict=True):
                 batches[part] = gradient
@@ -123,8 +123,8 @@ class _Arguments:
         weights = self.fast[:num_layers]
         self.dims = [weights[0].shape[-2], *(w.shape[-1] for w in weights)]
 
-    def group(self, size: int, settings: Settings, *, backward: bool) -> Group:
-        return Group(self.dims, size, self.rows.numel(), settings, self.tokens[0], backward=backward)
+    def group(self, size: int, settings: Settings, norm: Norm, *, backward: bool) -> Group:
+        return Group(self.dims, size, self.rows.numel(), settings, norm, backward=backward)
 
     def tape(self, length: int, settings: Settings) -> Tape:
         c, like = settings.mini_batch_size, self.tokens[0]

@@ -88,7 +88,7 @@ class Group:
         size: G.
         num_rows: R.
         settings: of the inner loop.
-        like: dtype and device.
+        norm: the inner LayerNorm.
         backward: whether gradients follow.
     """
 
@@ -98,16 +98,17 @@ class Group:
         size: int,
         num_rows: int,
         settings: Settings,
-        like: Tensor,
+        norm: Norm,
         *,
         backward: bool,
     ) -> None:
         c = settings.mini_batch_size
 
         def stack(*shape: int) -> Tensor:
-            return like.new_empty(size, num_rows, *shape)
+            return norm.weight.new_empty(size, num_rows, *shape)
 
-        self.settings = settings
+        self.settings, self.norm = settings, norm
+        self.square = norm.weight * norm.weight
         self.elementwise = elementwise(compiled=settings.compiled)
         self.count = size
         self.num_layers = len(dims) - 1
@@ -120,15 +121,14 @@ class Group:
             stack(c, dims[-1]), stack(c, 1), stack(c, 1), stack(c, dims[-1]), stack(c, 1)
         )
 
-    def load(self, tokens: Tokens, tape: Tape, norm: Norm) -> None:
+    def load(self, tokens: Tokens, tape: Tape) -> None:
         """Take in the tokens of the group, at most G mini-batches, and the tape of as many."""
         self.count = len(tokens.q)
         self.eta, self.tape = tokens.eta, tape
         self.x(0).copy_(tokens.k)
         self.xq(0).copy_(tokens.q)
-        torch.sub(tokens.k, tokens.v, out=self.offset[: self.count]).add_(norm.bias)
-        torch.mul(self.offset[: self.count], norm.weight, out=self.shift[: self.count])
-        self.square = norm.weight * norm.weight
+        torch.sub(tokens.k, tokens.v, out=self.offset[: self.count]).add_(self.norm.bias)
+        torch.mul(self.offset[: self.count], self.norm.weight, out=self.shift[: self.count])
 
     # Views [G, R, C, _] of the mini-batches that are there.
     def x(self, layer: int) -> Tensor:
