@@ -318,6 +318,11 @@ class TrainArgs:
         return self
 
     @property
+    def carries_memory(self) -> bool:
+        """Whether rows follow recordings and the fast weights go on from chunk to chunk."""
+        return self.ttt.enable and self.ttt.persistent_states
+
+    @property
     def chunk_frames(self) -> int:
         """Frames of a chunk: `duration_sec` at 12.5 frames a second, rounded up."""
         # 0.56 * 12.5 is a little more than 7 in floating point.

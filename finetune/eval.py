@@ -1,17 +1,21 @@
 """Evaluation on held-out chunks: text and audio loss apart, and true perplexities."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
+from finetune.data.contiguous_sampler import follow_recordings
 from finetune.data.dataset import Batch, ChunkDataset, build_eval_loader
+from finetune.data.sampler import eval_rows
 from finetune.distributed import all_reduce_sum, get_rank, get_world_size
 from finetune.loss import LossSums, LossWeights, loss_sums, loss_weights
 from finetune.sharding import put_back_into_shards
+from finetune.training_memory import TrainingMemory
 from finetune.wrapped_model import autocast
 
 
@@ -59,9 +63,21 @@ class LossAverage:
         }
 
 
-def eval_batches(data: ChunkDataset, args: TrainArgs) -> Iterable[Batch]:
-    """This process's share of all chunks, in order."""
-    return build_eval_loader(data, batch_size=args.batch_size, rank=get_rank(), world_size=get_world_size())
+def eval_batches(data: ChunkDataset, args: TrainArgs) -> Iterator[tuple[list[int], Batch | None]]:
+    """This process's share of all chunks; in all processes as many batches, some of them None.
+
+    Yields:
+        The lanes of the rows, which with carried memory follow recordings, and the batch.
+    """
+    split = {"batch_size": args.batch_size, "rank": get_rank(), "world_size": get_world_size()}
+    if args.carries_memory:
+        rows = follow_recordings(data.chunks, **split)
+    else:
+        rows = [list(enumerate(indices)) for indices in eval_rows(len(data), **split)]
+    plan = [([lane for lane, _ in pairs], [index for _, index in pairs]) for pairs in rows]
+    batches = iter(build_eval_loader(data, [indices for _, indices in plan if indices]))
+    for lanes, indices in plan:
+        yield lanes, next(batches) if indices else None
 
 
 @torch.no_grad()
@@ -70,21 +86,26 @@ def evaluate(
 ) -> dict[str, float]:
     """Losses of the model over all chunks, see `LossAverage.result`. Leaves the model in training mode.
 
-    Every process makes the same number of passes, since a sharded model needs all of them for each.
+    Where training carries memory, so does evaluation, in memories of its own: those of the training stay as
+    they are. Every process makes the same number of passes, since a sharded model needs all of them for each.
     """
     model.eval()
     average = LossAverage()
-    batches = iter(eval_batches(data, args))
+    memory = TrainingMemory(model, device, chunk_frames=args.chunk_frames) if args.carries_memory else None
     nothing = torch.full((1, model.num_codebooks, args.chunk_frames), model.zero_token_id)
     try:
-        for _ in range(math.ceil(len(data) / (get_world_size() * args.batch_size))):
-            batch = next(batches, None)
-            codes = nothing if batch is None else batch.codes
-            codes = codes.to(device, non_blocking=True)
-            weights = loss_weights(codes, model, args)
-            with autocast(args, device):
+        for lanes, batch in eval_batches(data, args):
+            codes = (nothing if batch is None else batch.codes).to(device, non_blocking=True)
+            context = None if batch is None else batch.context.to(device, non_blocking=True)
+            weights = loss_weights(codes, model, args, context)
+            remembering = nullcontext()
+            if memory is not None and batch is not None:
+                remembering = memory.carried(lanes, batch)
+            with remembering, autocast(args, device):
                 output = model(codes)
             average.add(loss_sums(output, codes, weights, model), weights)
+            if memory is not None:
+                memory.commit()
     finally:
         put_back_into_shards(model)
         model.train()

@@ -42,21 +42,29 @@ def audio_targets(codes: Tensor, model: LMModel) -> Tensor:
     return codes[:, model.audio_offset : model.audio_offset + model.dep_q]
 
 
-def loss_weights(codes: Tensor, model: LMModel, args: TrainArgs) -> LossWeights:
+def loss_weights(
+    codes: Tensor, model: LMModel, args: TrainArgs, context: Tensor | None = None
+) -> LossWeights:
     """Weights of the targets, known from the codes alone.
 
-    A codebook delayed by d frames is never predicted in the last d frames of a chunk, and zero tokens
-    (padding) are no targets.
+    A codebook delayed by d frames is predicted d frames later, so never in the last d frames of a pass. Zero
+    tokens (padding) are no targets.
 
     Args:
         codes: `[B, 1 + n_q, T]`, text first.
+        context: frames of each row before the chunk itself, `[B]`; counted is what is predicted in the
+            `args.chunk_frames` frames after them. None: all frames count.
     """
     text, audio = codes[:, : model.audio_offset], audio_targets(codes, model)
     text_valid, audio_valid = text != model.zero_token_id, audio != model.zero_token_id
     delays = model.delays[: model.audio_offset + model.dep_q]
+    frames = torch.arange(codes.shape[2], device=codes.device)
+    first, end = 0, codes.shape[2]
+    if context is not None:
+        first = context[:, None]
+        end = (first + args.chunk_frames).clamp(max=end)
     for row, delay in zip((text_valid[:, 0], *audio_valid.unbind(1)), delays, strict=True):
-        if delay:
-            row[:, -delay:] = False
+        row &= (first <= frames + delay) & (frames + delay < end)
     text_weights, audio_weights = text_valid.float(), audio_valid.float()
     for token in (model.text_padding_token_id, model.end_of_text_padding_id):
         text_weights = torch.where(text == token, text_weights * args.text_padding_weight, text_weights)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from finetune.args import TrainArgs
 from finetune.fake_step import LayerKind, Part, fake_model, layer_kinds, reduced, run_step, walk
+from finetune.training_memory import context_frames
 
 
 class Level(NamedTuple):
@@ -99,7 +100,8 @@ def step_peak(args: TrainArgs, lm_kwargs: dict[str, Any], model: LMModel) -> Ste
     small_args, small_kwargs, chosen = reduced(args, lm_kwargs, kinds)
     num_depformer_layers = len(model.depformer.layers)
     small_kwargs["depformer_num_layers"] = min(2, num_depformer_layers)
-    curves = trace_step(small_args, small_kwargs, num_frames=args.chunk_frames)
+    context = context_frames(model) if args.carries_memory else 0
+    curves = trace_step(small_args, small_kwargs, num_frames=context + args.chunk_frames)
 
     level, gradients, peak = 0.0, 0.0, [0.0, 0.0]
     for part in walk(len(kinds), num_depformer_layers):

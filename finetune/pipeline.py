@@ -24,6 +24,7 @@ from finetune.distributed import alike, barrier, get_rank, get_world_size, is_ma
 from finetune.errors import CheckpointError, ConfigError
 from finetune.repository import MOSHI_ERRORS, one_line
 from finetune.safe_names import check_counts
+from finetune.training_memory import context_frames
 from finetune.weight_files import count_parameters
 
 logger = logging.getLogger(__name__)
@@ -149,6 +150,8 @@ def build_datasets(
         cache.fill(everything, mimi, rank=get_rank(), world_size=get_world_size(), progress=on_terminal)
     tokenizer = load_tokenizer(info)
 
+    context = context_frames(model) if args.carries_memory else 0
+
     def dataset(part: list[Recording], name: str) -> ChunkDataset:
         frames = [cache.num_frames(recording) for recording in part]
         chunks = build_index(frames, chunk_frames=args.chunk_frames)
@@ -159,6 +162,7 @@ def build_datasets(
             chunks,
             cache,
             chunk_frames=args.chunk_frames,
+            context_frames=context,
             frame_rate=FRAME_RATE,
             tokenizer=tokenizer,
             text_padding_id=model.text_padding_token_id,
@@ -191,7 +195,7 @@ def build_train_batches(
         "seed": args.seed,
         "shuffle": args.data.shuffle,
     }
-    if args.ttt.enable and args.ttt.persistent_states:
+    if args.carries_memory:
         microbatches = args.num_microbatches
         sampler = ContiguousBatchSampler(data.chunks, num_microbatches=microbatches, start_step=step, **split)
     else:

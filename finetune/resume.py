@@ -197,7 +197,7 @@ def _batch_lines(point: ResumePoint, args: TrainArgs) -> list[str]:
     if old == new:
         return []
     hint = "the product of processes, batch_size and num_microbatches"
-    if args.ttt.enable and args.ttt.persistent_states:
+    if args.carries_memory:
         raise ConfigError(
             f"batch_size: a step has {new} chunks ({hint}), the run to resume has {old}, and its memories "
             "belong to these; choose batch_size and num_microbatches so that it is the same."

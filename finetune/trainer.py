@@ -108,11 +108,13 @@ class Trainer:
         self.trainable = [parameter for group in self.groups.values() for parameter in group]
         self.lanes = lane_rows(args.batch_size, args.num_microbatches, get_rank(), get_world_size())
         self.training_pass = TrainingPass(model, args)
-        carries = args.ttt.enable and args.ttt.persistent_states
+        memory = None
+        if args.carries_memory:
+            memory = TrainingMemory(model, self.device, chunk_frames=args.chunk_frames)
         self.state = TrainState(
             model,
             build_optimizer(model, args),
-            memory=TrainingMemory(model, self.device) if carries else None,
+            memory=memory,
             gates=GateMonitor(model),
         )
         self.scheduler = build_scheduler(self.state.optimizer, args)
@@ -179,7 +181,11 @@ class Trainer:
         with self.timer.phase("data"):
             micro_batches = [next(batches) for _ in range(self.args.num_microbatches)]
             all_codes = [batch.codes.to(self.device, non_blocking=True) for batch in micro_batches]
-        all_weights = [loss_weights(codes, self.model, self.args) for codes in all_codes]
+            contexts = [batch.context.to(self.device, non_blocking=True) for batch in micro_batches]
+        all_weights = [
+            loss_weights(codes, self.model, self.args, context)
+            for codes, context in zip(all_codes, contexts, strict=True)
+        ]
         totals = all_reduce_sum(sum(weights.totals() for weights in all_weights))
         sums = torch.zeros(2, device=self.device)
         self.inner_loop.clear()
@@ -211,15 +217,14 @@ class Trainer:
         on_host = torch.cat([sums / totals, totals, torch.stack(list(norms.values()))]).tolist()
         text_loss, audio_loss, *on_host = on_host  # NaN without any target
         weighted = zip((text_loss, audio_loss), on_host[:2], strict=True)
-        codes = micro_batches[0].codes
-        num_chunks = global_batch(self.args)
+        num_frames = global_batch(self.args) * self.args.chunk_frames
         return StepResult(
             loss=sum(loss for loss, weight in weighted if weight > 0),
             text_loss=text_loss,
             audio_loss=audio_loss,
             grad_norms=dict(zip(norms, on_host[2:], strict=True)),
-            num_tokens=num_chunks * codes[0].numel(),
-            num_frames=num_chunks * codes.shape[2],
+            num_tokens=num_frames * self.model.num_codebooks,
+            num_frames=num_frames,
             num_starts=sum(batch.start_frame.tolist().count(0) for batch in micro_batches),
         )
 

@@ -13,7 +13,7 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.data.dataset import Batch
-from moshi_ttt.carry import TTTCarry, empty_carry, row_of_carry, stack_carries
+from moshi_ttt.carry import NewFrames, TTTCarry, empty_carry, row_of_carry, stack_carries
 from moshi_ttt.hybrid_model import ttt_layers
 from moshi_ttt.inner_loop import compute_dtype
 
@@ -33,16 +33,26 @@ class LaneMemory:
     carries: dict[int, TTTCarry]
 
 
+def context_frames(model: LMModel) -> int:
+    """Frames before a chunk with which its first frame has the input that it has in the whole recording.
+
+    The input is the frame before, of which a codebook delayed by d shows the frame d earlier.
+    """
+    return 1 + max(model.delays)
+
+
 class TrainingMemory:
     """The memories of this process's lanes; without TTT layers there is nothing to remember.
 
     Args:
         model: a prepared model.
         device: of the memories.
+        chunk_frames: frames of a chunk, its context not counted.
     """
 
-    def __init__(self, model: LMModel, device: torch.device) -> None:
+    def __init__(self, model: LMModel, device: torch.device, *, chunk_frames: int) -> None:
         self._layers = ttt_layers(model)
+        self._chunk_frames = chunk_frames
         self._device = device
         self.lanes: dict[int, LaneMemory] = {}
         self._staged: dict[int, LaneMemory] = {}
@@ -51,23 +61,28 @@ class TrainingMemory:
     def carried(self, lanes: Sequence[int], batch: Batch) -> Iterator[None]:
         """Let the passes inside go on from these lanes' memories; backward belongs inside as well.
 
-        What they remember afterwards counts from `commit` on, so a step that is rejected changes nothing.
+        What they remember afterwards counts from `commit` on, so a step that is rejected changes nothing. The
+        context of a chunk is read with the memory and not learned again.
 
         Args:
             lanes: of the batch's rows.
             batch: a row whose chunk starts a recording starts at `W0`.
         """
         rows = list(zip(lanes, batch.recording.tolist(), batch.start_frame.tolist(), strict=True))
+        new_frames = None
+        if batch.codes.shape[2] > self._chunk_frames:
+            new_frames = NewFrames(tuple(batch.context.tolist()), self._chunk_frames)
         for index, layer in self._layers.items():
             layer.carry = stack_carries([self._carry(index, *row) for row in rows])
+            layer.new_frames = new_frames
         try:
             yield
             for row, (lane, recording, start_frame) in enumerate(rows):
                 carries = {i: row_of_carry(layer.next_carry, row) for i, layer in self._layers.items()}
-                self._staged[lane] = LaneMemory(recording, start_frame + batch.codes.shape[2], carries)
+                self._staged[lane] = LaneMemory(recording, start_frame + self._chunk_frames, carries)
         finally:
             for layer in self._layers.values():
-                layer.carry = layer.next_carry = None
+                layer.carry = layer.next_carry = layer.new_frames = None
 
     def commit(self) -> None:
         """Make what was learned since the last commit the memory that the next chunks start from."""

@@ -49,8 +49,8 @@ def fit_unigram(dataset: ChunkDataset, model: LMModel, args: TrainArgs) -> Unigr
     num_chunks = len(dataset)
     step = max(1, num_chunks // _MAX_CHUNKS)
     for index in range(get_rank() * step, num_chunks, step * get_world_size()):
-        codes = dataset[index][None]
-        weights = loss_weights(codes, model, args)
+        batch = dataset.batch([index])
+        codes, weights = batch.codes, loss_weights(batch.codes, model, args, batch.context)
         _count(text[None], codes[:, : model.audio_offset], weights.text)
         _count(audio, audio_targets(codes, model), weights.audio)
     return UnigramModel(all_reduce_sum(text), all_reduce_sum(audio))
@@ -66,8 +66,10 @@ def unigram_losses(
     """
     unigram = fit_unigram(train_data, model, args)
     average = LossAverage()
-    for batch in eval_batches(eval_data, args):
-        weights = loss_weights(batch.codes, model, args)
+    for _, batch in eval_batches(eval_data, args):
+        if batch is None:
+            continue
+        weights = loss_weights(batch.codes, model, args, batch.context)
         average.add(weighted_sums(*unigram.losses(batch.codes, model), weights), weights)
     losses = average.result(model.dep_q)
     text, audio = losses["text_loss"], losses["audio_loss"]

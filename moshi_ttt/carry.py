@@ -31,6 +31,34 @@ class TTTCarry(NamedTuple):
     num_pending: tuple[int, ...]  # per row, less than C; on the host, so that nothing waits for the device
 
 
+class NewFrames(NamedTuple):
+    """Which frames of a pass are new; the others are context, which is attended to but teaches nothing.
+
+    The new ones are consecutive and as many in every row: S = T + the context before and after them.
+    """
+
+    first: tuple[int, ...]  # of each row; on the host, see TTTCarry
+    num_frames: int  # T
+
+    def of(self, x: Tensor) -> Tensor:
+        """The new frames, `[B, S, ...]` to `[B, T, ...]`."""
+        parts = [row[first : first + self.num_frames] for row, first in zip(x, self.first, strict=True)]
+        return torch.stack(parts)
+
+    def others(self, x: Tensor) -> Tensor:
+        """The context, `[B, S, ...]` to `[B, S - T, ...]`."""
+        parts = [
+            torch.cat([row[:first], row[first + self.num_frames :]])
+            for row, first in zip(x, self.first, strict=True)
+        ]
+        return torch.stack(parts)
+
+    def join(self, new: Tensor, others: Tensor) -> Tensor:
+        """What `of` and `others` took apart."""
+        rows = zip(new, others, self.first, strict=True)
+        return torch.stack([torch.cat([rest[:first], part, rest[first:]]) for part, rest, first in rows])
+
+
 class CarriedRun(NamedTuple):
     """A chunk that went on where the one before ended."""
 

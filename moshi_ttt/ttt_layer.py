@@ -3,7 +3,7 @@
 Shapes: B batch rows, T frames, H heads, D head_dim, dim = H * D, C mini_batch_size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from moshi.modules.streaming import StreamingModule
 from torch import Tensor, nn
 
-from moshi_ttt.carry import TTTCarry, frames_after, run_carried
+from moshi_ttt.carry import NewFrames, TTTCarry, frames_after, run_carried
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.format_utils import merge_heads, split_heads
 from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype
@@ -57,6 +57,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         token_mask: `[B, T]`, False where a frame of the coming forward pass is padding and teaches nothing;
             None means all True.
         carry: memory that the coming forward pass outside streaming goes on from; None: it starts at `W0`.
+        new_frames: which frames of that pass are learned from and part of `next_carry`; the others only
+            read what the carry holds. None: all.
         next_carry: memory after the last such pass, for the next chunk of the same recordings. The carry
             itself stays as it was, so that gradient checkpointing can run the pass again.
         frozen: the inner rate is 0, so that the fast weights stay at `W0`.
@@ -87,6 +89,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         self.post_norm = nn.LayerNorm(dim, eps=_POST_NORM_EPS, **factory)
         self.token_mask: Tensor | None = None
         self.carry: TTTCarry | None = None
+        self.new_frames: NewFrames | None = None
         self.next_carry: TTTCarry | None = None
         self.frozen = False
         self.recorder: Callable[[TTTRecord], None] | None = None
@@ -127,13 +130,13 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         if state is not None:
             return self._stream(x, state)
         if self.carry is not None:
-            return self._go_on(x, self.carry)
+            return self._go_on(x, self.carry, self.new_frames)
         positions = torch.arange(x.shape[1], device=x.device)[None] % self.config.mini_batch_size
-        inputs = self.inner_inputs(x, positions)
+        inputs = self.inner_inputs(x, positions, self.token_mask)
         out, last_state = self._inner_loop().run(inputs, None, mini_batch_size=self.config.mini_batch_size)
         update = self._project_out(out, x.dtype)
         if self.recorder is not None:
-            self._record(inputs[1:], last_state, update)
+            self._record(inputs[1:], last_state, update, self.token_mask)
         return update
 
     def _inner_loop(self, *, detached: bool = False) -> InnerLoop:
@@ -155,11 +158,32 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
             backend=config.backend,
         )
 
-    def _go_on(self, x: Tensor, carry: TTTCarry) -> Tensor:
+    def _go_on(self, x: Tensor, carry: TTTCarry, new: NewFrames | None) -> Tensor:
         """The same from carried memory, whose successor goes into `next_carry`."""
+        mask = self.token_mask
+        if new is None:
+            return self._learn_on(x, carry, mask)
+        others = self._read(new.others(x), carry, before=new.first)
+        return new.join(self._learn_on(new.of(x), carry, None if mask is None else new.of(mask)), others)
+
+    def _read(self, x: Tensor, carry: TTTCarry, *, before: Sequence[int]) -> Tensor:
+        """The updates of frames that the memory does not learn from, `[B, L, dim]`.
+
+        Args:
+            before: frames of each row that come right before the new ones; the rest follows after all.
+        """
+        starts = [pending - frames for pending, frames in zip(carry.num_pending, before, strict=True)]
+        positions = frames_after(starts, x.shape[1], x.device) % self.config.mini_batch_size
+        q, k, v, eta = self.inner_inputs(x, positions, None)
+        tokens = (q, k, v, torch.zeros_like(eta))
+        with torch.autocast(x.device.type, enabled=False):
+            run = run_carried(self._inner_loop(), tokens, carry, mini_batch_size=self.config.mini_batch_size)
+        return self._project_out(run.out, x.dtype)
+
+    def _learn_on(self, x: Tensor, carry: TTTCarry, token_mask: Tensor | None) -> Tensor:
         config = self.config
         positions = frames_after(carry.num_pending, x.shape[1], x.device) % config.mini_batch_size
-        inputs = self.inner_inputs(x, positions)
+        inputs = self.inner_inputs(x, positions, token_mask)
         with torch.autocast(x.device.type, enabled=False):
             run = run_carried(self._inner_loop(), inputs, carry, mini_batch_size=config.mini_batch_size)
         self.next_carry = run.carry
@@ -171,15 +195,16 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
                 (),
                 (),
             )
-            self._record(run.grid, run.state, update, start=start, frames=run.frames)
+            self._record(run.grid, run.state, update, token_mask, start=start, frames=run.frames)
         return update
 
-    def inner_inputs(self, x: Tensor, positions: Tensor) -> InnerInputs:
+    def inner_inputs(self, x: Tensor, positions: Tensor, token_mask: Tensor | None = None) -> InnerInputs:
         """Queries, keys, targets and inner rates of frames x.
 
         Args:
             x: `[B, T, dim]`.
             positions: of the frames in their mini-batch, `[B, T]` or `[1, T]`.
+            token_mask: `[B, T]`, False where a frame teaches nothing; None means all True.
         """
         config = self.config
         x = self._normalise_input(x)
@@ -191,7 +216,10 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
             q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
             if config.use_rope:
                 q, k = (apply_rope(part, positions, theta=config.rope_theta) for part in (q, k))
-            return InnerInputs(q, k, self.reconstruction_target(k, v), self.inner_rate(x.to(dtype)))
+            eta = self.inner_rate(x.to(dtype))
+            if token_mask is not None:
+                eta = eta * token_mask[:, None]
+            return InnerInputs(q, k, self.reconstruction_target(k, v), eta)
 
     def reconstruction_target(self, k: Tensor, v: Tensor) -> Tensor:
         """`LN(v - k) * w + b + k` with the inner LayerNorm's w and b, biased variance. `[B, H, T, D]`."""
@@ -200,15 +228,13 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         return normed * weight.to(normed) + bias.to(normed) + k
 
     def inner_rate(self, x: Tensor) -> Tensor:
-        """`base_lr * sigmoid(x . w_h + c_h) / head_dim / C`, 0 for padding and when frozen.
+        """`base_lr * sigmoid(x . w_h + c_h) / head_dim / C`, 0 when frozen.
 
         `[B, T, dim]` to `[B, H, T]`.
         """
         weight, bias = self.learnable_ttt_lr_weight.to(x), self.learnable_ttt_lr_bias.to(x)
         rate = torch.sigmoid(F.linear(x, weight, bias)).transpose(1, 2)
         rate = rate * (self.config.ttt_base_lr / self.config.head_dim / self.config.mini_batch_size)
-        if self.token_mask is not None:
-            rate = rate * self.token_mask[:, None]
         return torch.zeros_like(rate) if self.frozen else rate
 
     def _normalise_input(self, x: Tensor) -> Tensor:
@@ -230,6 +256,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         tokens: tuple[Tensor, Tensor, Tensor],
         state: TTTState,
         update: Tensor,
+        token_mask: Tensor | None,
         *,
         start: TTTState | None = None,
         frames: Tensor | None = None,
@@ -245,14 +272,14 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
                 frames,
                 _detached(state),
                 update.detach(),
-                self.token_mask,
+                token_mask,
             )
         )
 
     def _stream(self, x: Tensor, state: TTTStreamingState) -> Tensor:
         frames = torch.arange(x.shape[1], device=x.device)
         positions = (state.offsets[:, None] + frames) % self.config.mini_batch_size
-        inputs = self.inner_inputs(x, positions)
+        inputs = self.inner_inputs(x, positions, self.token_mask)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             out, finite = stream_blocks(state, inputs)
         return torch.where(finite[:, :, None], self._project_out(out, x.dtype), 0)

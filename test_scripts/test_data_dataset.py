@@ -10,7 +10,7 @@ from finetune.data import dataset as dataset_module
 from finetune.data.chunks import build_index
 from finetune.data.dataset import Batch, ChunkDataset, build_eval_loader, build_train_loader
 from finetune.data.manifest import Recording
-from finetune.data.sampler import GlobalBatchSampler
+from finetune.data.sampler import GlobalBatchSampler, eval_rows
 from finetune.errors import DataError
 
 K = 2
@@ -34,6 +34,10 @@ class CountingCache:
 
 @pytest.fixture
 def dataset(tmp_path):
+    return make_dataset(tmp_path)
+
+
+def make_dataset(tmp_path, *, context_frames=0):
     recordings = []
     for i, length in enumerate(LENGTHS):
         path = tmp_path / f"{i}.wav"
@@ -45,6 +49,7 @@ def dataset(tmp_path):
         build_index(LENGTHS, chunk_frames=CHUNK_FRAMES),
         CountingCache(),
         chunk_frames=CHUNK_FRAMES,
+        context_frames=context_frames,
         frame_rate=12.5,
         tokenizer=LetterTokenizer(),
         text_padding_id=3,
@@ -69,7 +74,7 @@ def test_item_has_text_then_left_then_right(dataset):
     item = dataset[0]
     assert item.dtype == torch.int64
     assert item.tolist() == [
-        [3, 0, 11, 12],  # the word starts at 0.17 s, in frame 2, and its last letter is in the next chunk
+        [3, 0, 11, 12],  # the word starts at 0.17 s, in frame 2, and goes on in the next chunk
         [0, 1, 2, 3],
         [100, 101, 102, 103],
         [200, 201, 202, 203],
@@ -80,8 +85,25 @@ def test_item_has_text_then_left_then_right(dataset):
 def test_frames_after_the_end_are_minus_one_in_all_rows(dataset):
     item = dataset[1]  # frames 4 to 6; "d" starts at 0.40 s, in frame 5 of the recording
     assert item[:, 3].tolist() == [-1] * 5
-    assert item[0].tolist() == [0, 14, 3, -1]
+    assert item[0].tolist() == [13, 14, 3, -1]
     assert item[1].tolist() == [4, 5, 6, -1]
+
+
+def test_context_is_in_front_of_the_chunk_and_the_rest_is_filled_up(tmp_path):
+    dataset = make_dataset(tmp_path, context_frames=3)
+    batch = dataset.batch([3, 4, 5])  # the third recording has 9 frames
+    assert batch.context.tolist() == [0, 3, 3]
+    assert batch.codes[0, 1].tolist() == [2000, 2001, 2002, 2003, -1, -1, -1]
+    assert batch.codes[1, 1].tolist() == [2001, 2002, 2003, 2004, 2005, 2006, 2007]
+    assert batch.codes[2, 1].tolist() == [2005, 2006, 2007, 2008, -1, -1, -1]
+    assert batch.codes[1, 0].tolist() == [0, 11, 12, 13, 14, 3, 3]
+
+
+def test_context_longer_than_a_chunk_is_what_the_recording_has(tmp_path):
+    dataset = make_dataset(tmp_path, context_frames=6)
+    batch = dataset.batch([4, 5])
+    assert batch.context.tolist() == [4, 6]
+    assert batch.codes[0, 1].tolist() == [*range(2000, 2008), -1, -1]
 
 
 def test_words_at_frame_boundaries_keep_their_frame_in_every_chunk(dataset, tmp_path):
@@ -131,15 +153,16 @@ def test_data_set_smaller_than_a_batch_repeats(dataset):
 def test_evaluation_has_every_chunk_once(dataset, world_size, batch_size):
     places = []
     for rank in range(world_size):
-        loader = build_eval_loader(dataset, batch_size=batch_size, rank=rank, world_size=world_size)
-        for batch in loader:
+        rows = eval_rows(len(dataset), batch_size=batch_size, rank=rank, world_size=world_size)
+        assert len(rows) == -(-len(dataset) // (batch_size * world_size))
+        for batch in build_eval_loader(dataset, [indices for indices in rows if indices]):
             assert 1 <= len(batch.codes) <= batch_size
             places += zip(batch.recording.tolist(), batch.start_frame.tolist(), strict=True)
     assert sorted(places) == [(chunk.recording, chunk.start_frame) for chunk in dataset.chunks]
 
 
 def test_evaluation_is_in_order_and_can_be_repeated(dataset):
-    loader = build_eval_loader(dataset, batch_size=4, rank=0, world_size=1)
+    loader = build_eval_loader(dataset, eval_rows(len(dataset), batch_size=4, rank=0, world_size=1))
     first = list(loader)
     assert torch.cat([batch.start_frame for batch in first]).tolist() == [0, 4, 0, 0, 4, 8]
     assert_same(list(loader), first)
@@ -162,10 +185,10 @@ def test_word_timings_are_read_once_while_they_fit(dataset, monkeypatch):
             dataset[i]
     assert reads == ["0", "1", "2"]
 
-    monkeypatch.setattr(dataset_module, "MAX_CACHED_TRANSCRIPTS", 1)
+    monkeypatch.setattr(dataset_module, "MAX_CACHED_TEXTS", 1)
     dataset[0]
     assert reads == ["0", "1", "2"]  # still there from before
-    dataset._words.clear()
+    dataset._texts.clear()
     for i in (0, 2, 0):
         dataset[i]
     assert reads[3:] == ["0", "1", "0"]

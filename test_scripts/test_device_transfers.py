@@ -18,7 +18,7 @@ from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.pipeline import load_codec
 from finetune.run import run_training
 from finetune.trainer import Trainer
-from finetune.training_memory import TrainingMemory
+from finetune.training_memory import TrainingMemory, context_frames
 from finetune.wrapped_model import build_meta_model
 from memory_measure import TINY
 from run_helpers import TTT, run_args
@@ -189,15 +189,16 @@ def test_no_pass_of_a_training_step_waits_for_the_device(duration_sec, demo, tmp
     device = torch.device("meta")
     args = run_args(demo, tmp_path / "run", "lora_ttt", duration_sec=duration_sec)
     model = build_meta_model(args, TINY)
-    memory = TrainingMemory(model, device)
-    frames = args.chunk_frames
-    on_host = torch.zeros(2, model.num_codebooks, frames, dtype=torch.long)
+    frames, context = args.chunk_frames, context_frames(model)
+    memory = TrainingMemory(model, device, chunk_frames=frames)
+    on_host = torch.zeros(2, model.num_codebooks, context + frames, dtype=torch.long)
     places = [((0, 1), (0, 0)), ((0, 1), (frames, frames)), ((2, 1), (0, 2 * frames))]
     for recordings, starts in places:
-        batch = Batch(on_host, torch.tensor(recordings), torch.tensor(starts))
-        codes = on_host.to(device)
+        starts = torch.tensor(starts)
+        batch = Batch(on_host, torch.tensor(recordings), starts, starts.clamp(max=context))
+        codes, in_front = on_host.to(device), batch.context.to(device)
         with _BlockingCopies() as copies, memory.carried([0, 1], batch):
-            weights = loss_weights(codes, model, args)
+            weights = loss_weights(codes, model, args, in_front)
             sums = loss_sums(model(codes), codes, weights, model)
             total_loss(sums, weights.totals()).backward()
         memory.commit()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from conftest import make_codes, make_tiny_lm
 from finetune.args import TrainArgs, TTTArgs
+from finetune.data.chunks import Chunk
 from finetune.data.dataset import Batch
 from finetune.eval import evaluate
 from finetune.loss import audio_targets, loss_sums, loss_weights, total_loss
@@ -20,12 +21,14 @@ class FixedChunks:
 
     def __init__(self, codes):
         self.codes = codes
+        self.chunks = [Chunk(recording, 0, codes.shape[2]) for recording in range(len(codes))]
 
     def __len__(self):
         return len(self.codes)
 
     def batch(self, indices):
-        return Batch(self.codes[list(indices)], torch.zeros(len(indices)), torch.zeros(len(indices)))
+        zeros = torch.zeros(len(indices), dtype=torch.long)
+        return Batch(self.codes[list(indices)], torch.tensor(indices), zeros, zeros)
 
 
 def make_args(**overrides) -> TrainArgs:

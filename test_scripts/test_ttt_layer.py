@@ -19,8 +19,9 @@ def make_layer(dtype: torch.dtype = torch.float64, **overrides) -> TTTLayer:
     return TTTLayer(make_config(**overrides), dtype=dtype)
 
 
-def inner_inputs(layer: TTTLayer, x: torch.Tensor):
-    return layer.inner_inputs(x, torch.arange(x.shape[1])[None] % layer.config.mini_batch_size)
+def inner_inputs(layer: TTTLayer, x: torch.Tensor, token_mask: torch.Tensor | None = None):
+    positions = torch.arange(x.shape[1])[None] % layer.config.mini_batch_size
+    return layer.inner_inputs(x, positions, token_mask)
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])
@@ -80,8 +81,7 @@ def test_padded_frames_have_inner_rate_zero():
     layer = make_layer()
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[1, 5:] = False
-    layer.token_mask = mask
-    eta = inner_inputs(layer, torch.randn(2, 9, 32, dtype=torch.float64)).eta
+    eta = inner_inputs(layer, torch.randn(2, 9, 32, dtype=torch.float64), mask).eta
     assert (eta[1, :, 5:] == 0).all()
     assert (eta[0] > 0).all() and (eta[1, :, :5] > 0).all()
 

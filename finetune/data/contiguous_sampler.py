@@ -44,12 +44,7 @@ class ContiguousBatchSampler(Sampler[list[int]]):
             shuffle: Draw a new order of the recordings for each epoch.
             start_step: Steps to skip.
         """
-        self._recordings: list[tuple[int, int]] = []  # first chunk, number of chunks
-        first = 0
-        for _, group in groupby(chunks, key=lambda chunk: chunk.recording):
-            count = len(list(group))
-            self._recordings.append((first, count))
-            first += count
+        self._recordings = _chunks_of_recordings(chunks)
         self.num_lanes = num_microbatches * world_size * batch_size
         self._rows = lane_rows(batch_size, num_microbatches, rank, world_size)
         self._seed, self._shuffle, self._start_step = seed, shuffle, start_step
@@ -85,3 +80,41 @@ def lane_rows(batch_size: int, num_microbatches: int, rank: int, world_size: int
         [(micro * world_size + rank) * batch_size + row for row in range(batch_size)]
         for micro in range(num_microbatches)
     ]
+
+
+def follow_recordings(
+    chunks: Sequence[Chunk], *, batch_size: int, rank: int, world_size: int
+) -> list[list[tuple[int, int]]]:
+    """One pass over all chunks in which each lane follows recordings from their first to their last chunk.
+
+    The longest recordings are dealt first, each to the lane with the least to do.
+
+    Args:
+        chunks: By recording, then by time.
+        batch_size: Lanes per rank.
+        rank: This process, from 0.
+        world_size: Number of processes.
+
+    Returns:
+        Pairs of lane and chunk index of each batch of this rank. Ranks have the same number of batches; those
+        of lanes that have nothing left to do are smaller, even empty.
+    """
+    lanes: list[list[int]] = [[] for _ in range(batch_size * world_size)]
+    free = [(0, lane) for lane in range(len(lanes))]
+    for first, count in sorted(_chunks_of_recordings(chunks), key=lambda part: -part[1]):
+        length, lane = free[0]
+        lanes[lane] += range(first, first + count)
+        heapq.heapreplace(free, (length + count, lane))
+    own = range(rank * batch_size, (rank + 1) * batch_size)
+    num_batches = max(map(len, lanes))
+    return [[(lane, lanes[lane][i]) for lane in own if i < len(lanes[lane])] for i in range(num_batches)]
+
+
+def _chunks_of_recordings(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
+    """First chunk and number of chunks of each recording."""
+    recordings, first = [], 0
+    for _, group in groupby(chunks, key=lambda chunk: chunk.recording):
+        count = len(list(group))
+        recordings.append((first, count))
+        first += count
+    return recordings

@@ -1,20 +1,18 @@
 """Chunks of text and audio tokens, and the loaders that batch them.
 
-Shapes: B batch rows, K codebooks of one channel, T frames of a chunk.
+Shapes: B batch rows, K codebooks of one channel, T frames of a chunk, L frames of context.
 """
 
 import signal
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import LongTensor
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.data.alignments import Word, load_alignments
+from finetune.data.alignments import load_alignments
 from finetune.data.chunks import Chunk
 from finetune.data.code_cache import CodeCache
 from finetune.data.interleaver import Tokenizer, interleave_text
@@ -22,19 +20,24 @@ from finetune.data.manifest import Recording
 from finetune.errors import DataError
 
 ZERO_TOKEN_ID = -1
-MAX_CACHED_TRANSCRIPTS = 256
+MAX_CACHED_TEXTS = 256
 
 
 class Batch(NamedTuple):
     """Chunks of a batch and where they come from, all int64."""
 
-    codes: LongTensor  # [B, 1 + 2K, T]: text, left channel, right channel; ZERO_TOKEN_ID after the end
+    codes: LongTensor  # [B, 1 + 2K, L + T]: text, left channel, right channel; ZERO_TOKEN_ID after the end
     recording: LongTensor  # [B], index of the recording
-    start_frame: LongTensor  # [B], first frame within the recording
+    start_frame: LongTensor  # [B], first frame of the chunk within the recording
+    context: LongTensor  # [B], frames in front of the chunk: L, or as many as the recording has there
 
 
 class ChunkDataset(Dataset[LongTensor]):
-    """The token streams of chunks: item i is ``[1 + 2K, chunk_frames]``, int64, the text row first."""
+    """The token streams of chunks: item i is ``[1 + 2K, L + T]``, int64, the text row first.
+
+    A chunk is a cut through its recording, text included. It is preceded by up to L frames of context, and
+    followed by ``ZERO_TOKEN_ID``.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class ChunkDataset(Dataset[LongTensor]):
         cache: CodeCache,
         *,
         chunk_frames: int,
+        context_frames: int = 0,
         frame_rate: float,
         tokenizer: Tokenizer,
         text_padding_id: int,
@@ -55,7 +59,8 @@ class ChunkDataset(Dataset[LongTensor]):
             recordings: What the chunks' ``recording`` counts.
             chunks: The items.
             cache: Codes of all recordings.
-            chunk_frames: T; shorter chunks are filled up with ``ZERO_TOKEN_ID`` in all rows.
+            chunk_frames: T.
+            context_frames: L.
             frame_rate: Frames per second.
             tokenizer: See ``interleave_text``, as are the other arguments.
             text_padding_id: Token of frames without text.
@@ -66,6 +71,7 @@ class ChunkDataset(Dataset[LongTensor]):
         self.chunks = chunks
         self.cache = cache
         self.chunk_frames = chunk_frames
+        self.context_frames = context_frames
         self.frame_rate = frame_rate
         self._text_settings = {
             "frame_rate": frame_rate,
@@ -74,25 +80,30 @@ class ChunkDataset(Dataset[LongTensor]):
             "end_of_text_padding_id": end_of_text_padding_id,
             "main_speaker": main_speaker,
         }
-        self._words: OrderedDict[int, list[Word]] = OrderedDict()
+        self._num_frames = {chunk.recording: chunk.start_frame + chunk.num_frames for chunk in chunks}
+        self._texts: OrderedDict[int, LongTensor] = OrderedDict()
 
     def __len__(self) -> int:
         """Returns the number of chunks."""
         return len(self.chunks)
 
     def __getitem__(self, index: int) -> LongTensor:
-        """Returns the codes of one chunk, ``[1 + 2K, chunk_frames]``.
+        """Returns the codes of one chunk, ``[1 + 2K, L + T]``.
 
         Raises:
             DataError: The codes or the word timings of the recording cannot be used.
         """
         chunk = self.chunks[index]
-        audio = self.cache.load(self.recordings[chunk.recording], chunk.start_frame, chunk.num_frames)
-        text = interleave_text(self._chunk_words(chunk), num_frames=chunk.num_frames, **self._text_settings)
-        codes = torch.full((1 + len(audio), self.chunk_frames), ZERO_TOKEN_ID)
-        codes[0, : chunk.num_frames] = text
-        codes[1:, : chunk.num_frames] = audio
+        start, end = chunk.start_frame - self.context_of(chunk), chunk.start_frame + chunk.num_frames
+        audio = self.cache.load(self.recordings[chunk.recording], start, end - start)
+        codes = torch.full((1 + len(audio), self.context_frames + self.chunk_frames), ZERO_TOKEN_ID)
+        codes[0, : end - start] = self._text(chunk.recording)[start:end]
+        codes[1:, : end - start] = audio
         return codes
+
+    def context_of(self, chunk: Chunk) -> int:
+        """Returns the frames of context that a chunk has."""
+        return min(self.context_frames, chunk.start_frame)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Returns several chunks as a batch; raises as ``__getitem__`` does."""
@@ -101,32 +112,19 @@ class ChunkDataset(Dataset[LongTensor]):
             codes=torch.stack([self[index] for index in indices]),
             recording=torch.tensor([chunk.recording for chunk in chunks]),
             start_frame=torch.tensor([chunk.start_frame for chunk in chunks]),
+            context=torch.tensor([self.context_of(chunk) for chunk in chunks]),
         )
 
-    def _chunk_words(self, chunk: Chunk) -> list[Word]:
-        """Returns the words that start in a chunk, with times from its start."""
-        words = self._recording_words(chunk.recording)
-        start_sec = chunk.start_frame / self.frame_rate
-        end_sec = (chunk.start_frame + chunk.num_frames) / self.frame_rate
-        first = bisect_left(words, start_sec, key=lambda word: word.start_sec)
-        last = bisect_left(words, end_sec, key=lambda word: word.start_sec)
-        # To microseconds: 0.48 - 0.32 is a little below 0.16 and would put a word one frame early.
-        return [
-            replace(
-                word,
-                start_sec=round(word.start_sec - start_sec, 6),
-                end_sec=round(word.end_sec - start_sec, 6),
-            )
-            for word in words[first:last]
-        ]
-
-    def _recording_words(self, recording: int) -> list[Word]:
-        if recording not in self._words:
-            if len(self._words) >= MAX_CACHED_TRANSCRIPTS:
-                self._words.popitem(last=False)
-            self._words[recording] = load_alignments(self.recordings[recording].alignment_path)
-        self._words.move_to_end(recording)
-        return self._words[recording]
+    def _text(self, recording: int) -> LongTensor:
+        """Returns the text tokens of a whole recording, one per frame."""
+        if recording not in self._texts:
+            if len(self._texts) >= MAX_CACHED_TEXTS:
+                self._texts.popitem(last=False)
+            words = load_alignments(self.recordings[recording].alignment_path)
+            num_frames = self._num_frames[recording]
+            self._texts[recording] = interleave_text(words, num_frames=num_frames, **self._text_settings)
+        self._texts.move_to_end(recording)
+        return self._texts[recording]
 
 
 def build_train_loader(
@@ -147,25 +145,18 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    dataset: ChunkDataset, *, batch_size: int, rank: int, world_size: int, num_workers: int = 0
+    dataset: ChunkDataset, batches: Sequence[Sequence[int]], *, num_workers: int = 0
 ) -> Iterable[Batch]:
-    """Returns the batches of one pass in order; over all ranks, every chunk comes exactly once.
-
-    Rank r has the chunks r, r + world_size, and so on. The last batch may be smaller and ranks may have
-    different numbers of batches, even none: sums over ranks belong after the pass.
+    """Returns the batches of one pass.
 
     Args:
         dataset: The chunks.
-        batch_size: B, at most, per rank.
-        rank: This process, from 0.
-        world_size: Number of processes.
+        batches: Chunk indices of each batch, of ``eval_rows`` or ``follow_recordings``; none is empty.
         num_workers: Loader processes; 0 loads in this process.
 
     Raises:
         DataError: While iterating, when a chunk cannot be loaded.
     """
-    share = range(rank, len(dataset), world_size)
-    batches = [list(share[i : i + batch_size]) for i in range(0, len(share), batch_size)]
     return _Batches(dataset, batches, num_workers=num_workers, pin_memory=False)
 
 

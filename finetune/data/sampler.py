@@ -78,3 +78,14 @@ def epoch_order(size: int, epoch: int, *, seed: int, shuffle: bool) -> np.ndarra
     if not shuffle:
         return np.arange(size)
     return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def eval_rows(num_chunks: int, *, batch_size: int, rank: int, world_size: int) -> list[list[int]]:
+    """The batches of one rank in one pass over all chunks, which over all ranks come exactly once.
+
+    Rank r has the chunks r, r + world_size, and so on. Ranks have the same number of batches; the last ones
+    may be smaller than the others, even empty.
+    """
+    share = range(rank, num_chunks, world_size)
+    num_batches = -(-num_chunks // (world_size * batch_size))
+    return [list(share[i * batch_size : (i + 1) * batch_size]) for i in range(num_batches)]
