@@ -1,0 +1,1 @@
+"""Does the memory carry what lies beyond the attention window? Five arms of a tiny Moshi on two tasks."""

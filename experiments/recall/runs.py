@@ -1,0 +1,115 @@
+"""One file per run: what was trained, how it went; runs that are there already are not trained again."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.recall.arms import ArmName, Settings, build_arm, num_parameters
+from experiments.recall.tasks import Task
+from experiments.recall.training import Schedule, train
+from finetune.errors import UserError
+from moshi_ttt.hybrid_model import ttt_layers
+from moshi_ttt.state_file import replacing
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained arm.
+
+    Attributes:
+        description: everything that decides the outcome.
+        steps, losses, minutes: of the evaluations.
+        by_position: loss of the last evaluation by position, nats.
+        num_parameters: of the model.
+        gates: mean |tanh alpha| of each TTT layer at the end.
+        problem: why the run ended early, None when it did not.
+    """
+
+    description: Mapping[str, Any]
+    steps: list[int]
+    losses: list[float]
+    minutes: list[float]
+    by_position: list[float]
+    num_parameters: int
+    gates: dict[str, float]
+    problem: str | None
+
+
+def run_arm(
+    folder: Path, label: str, name: ArmName, task: Task, settings: Settings, schedule: Schedule, *, seed: int
+) -> Run:
+    """Train an arm, or read what it did when it is in the folder already.
+
+    Args:
+        folder: of the files, made where it does not exist.
+        label: what tells runs of one arm apart, part of the file name.
+        name, task, settings, schedule, seed: what to train.
+
+    Raises:
+        UserError: the folder has a run of this label and seed with other settings.
+    """
+    path = folder / f"{task.name}.{label}.seed{seed}.json"
+    description = {
+        "arm": name,
+        "task": {"name": task.name, **_numbers(vars(task))},
+        "settings": asdict(settings),
+        "schedule": asdict(schedule),
+        "seed": seed,
+    }
+    description = json.loads(json.dumps(description))
+    if path.is_file():
+        run = Run(**json.loads(path.read_text()))
+        if run.description != description:
+            raise UserError(f"{path}: is a run with other settings; give another --out, or remove it.")
+        return run
+    run = _train(name, task, settings, schedule, seed=seed, description=description)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(asdict(run)) + "\n")
+    return run
+
+
+def _train(
+    name: ArmName,
+    task: Task,
+    settings: Settings,
+    schedule: Schedule,
+    *,
+    seed: int,
+    description: Mapping[str, Any],
+) -> Run:
+    lm = build_arm(name, task, settings, seed=seed)
+    points, problem = [], None
+    try:
+        for point in train(lm, task, schedule, seed=seed):
+            points.append(point)
+            logger.info("%s seed %d step %d: loss %.4f", name, seed, point.step, point.loss)
+    except FloatingPointError as error:
+        problem = str(error)
+    if problem is None and points[-1].step < schedule.num_steps:
+        problem = f"out of time after {points[-1].step} of {schedule.num_steps} steps"
+    gates = {
+        str(index): torch.tanh(lm.transformer.layers[index].forward_ssm_gating.gating_alpha.detach())
+        for index in ttt_layers(lm)
+    }
+    return Run(
+        description,
+        [point.step for point in points],
+        [point.loss for point in points],
+        [point.minutes for point in points],
+        points[-1].by_position.tolist() if points else [],
+        num_parameters(lm),
+        {index: gate.abs().mean().item() for index, gate in gates.items()},
+        problem,
+    )
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if isinstance(value, (int, float, str))}

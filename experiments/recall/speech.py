@@ -1,0 +1,137 @@
+"""The speech task: some seconds of synthetic speech, heard again after several attention windows.
+
+Shapes: B sequences, K codebooks, T frames, N frames of a voice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from moshi.models.lm import LMModel
+from moshi.models.loaders import FRAME_RATE
+from torch import Tensor
+
+from finetune.data.alignments import load_alignments
+from finetune.data.code_cache import CodeCache
+from finetune.data.manifest import load_manifest
+from finetune.demo.assets import find_demo_assets
+from finetune.demo.dialogues import MAIN, USER
+from finetune.demo.repository import open_repository
+from finetune.demo.tiny_mimi import NUM_BINS
+from finetune.errors import UserError
+from finetune.loss import audio_targets
+
+_CODEBOOKS = 4
+
+
+@dataclass
+class SpeechTask:
+    """A passage of a speaker, then the same passage again, in Moshi's own stream of Mimi codes.
+
+    Attributes:
+        demo: folder of the demo's recordings and codec (`python -m finetune.demo`).
+        period: length of the passage, frames of 80 ms.
+        num_frames: length of a sequence.
+        window: see `Task`.
+        dim, num_heads, num_layers: of the transformer.
+    """
+
+    demo: Path = Path("demo_assets")
+    period: int = 96
+    num_frames: int = 192
+    window: int = 16
+    dim: int = 64
+    num_heads: int = 4
+    num_layers: int = 3
+    name: str = "speech"
+    _voices: dict[bool, list[Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def scored(self) -> Tensor:
+        """All frames of the second time."""
+        return torch.arange(self.num_frames) >= self.period
+
+    @property
+    def model_settings(self) -> Mapping[str, Any]:
+        """Moshi with one voice of four codebooks, delayed as those of Moshi 7B, and no text."""
+        return {
+            "n_q": _CODEBOOKS,
+            "dep_q": _CODEBOOKS,
+            "delays": [0, 0, *(1 for _ in range(_CODEBOOKS - 1))],
+            "card": NUM_BINS,
+            "text_card": 4,
+            "dim": self.dim,
+            "num_heads": self.num_heads,
+            "num_layers": self.num_layers,
+            "hidden_scale": 4.125,
+            "gating": "silu",
+            "norm": "rms_norm_f32",
+            "positional_embedding": "rope",
+            "depformer_dim": 32,
+            "depformer_dim_feedforward": 132,
+            "depformer_num_heads": 2,
+            "depformer_num_layers": 1,
+            "depformer_layer_scale": None,
+            "depformer_multi_linear": True,
+            "depformer_context": _CODEBOOKS,
+            "depformer_gating": "silu",
+            "depformer_pos_emb": "none",
+            "depformer_weights_per_step": True,
+        }
+
+    def batch(self, size: int, generator: torch.Generator, *, held_out: bool = False) -> Tensor:
+        """See `Task`; passages of the demo's training dialogues, or of those it holds out."""
+        if held_out not in self._voices:
+            self._voices[held_out] = _read_voices(self.demo, held_out=held_out, min_frames=self.period)
+        voices = self._voices[held_out]
+        chosen = torch.randint(len(voices), (size,), generator=generator).tolist()
+        passages = []
+        for voice in (voices[index] for index in chosen):
+            first = int(torch.randint(voice.shape[1] - self.period + 1, (), generator=generator))
+            passages.append(voice[:, first : first + self.period])
+        repeats = -(-self.num_frames // self.period)
+        audio = torch.stack(passages).repeat(1, 1, repeats)[:, :, : self.num_frames]
+        return torch.cat([torch.full_like(audio[:, :1], -1), audio], 1)
+
+    def losses(self, lm: LMModel, codes: Tensor) -> Tensor:
+        """See `Task`; means over the codebooks. The last frame's delayed codebooks are never predicted."""
+        targets = audio_targets(codes, lm)  # [B, K, T]
+        logits = lm(codes).logits
+        losses = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none")
+        valid = torch.ones_like(targets, dtype=torch.bool)
+        valid[:, 1:, -1] = False
+        losses = torch.where(valid, losses.view_as(targets), 0)
+        return losses.sum(1) / valid.sum(1)
+
+
+def _read_voices(demo: Path, *, held_out: bool, min_frames: int) -> list[Tensor]:
+    """Codes of each speaker of each dialogue, only frames in which the speaker speaks, `[K, N]`.
+
+    Raises:
+        UserError: there are no demo assets.
+    """
+    assets = find_demo_assets(demo)
+    if assets is None:
+        raise UserError(f"{demo}: no demo recordings here; make them with python -m finetune.demo.")
+    info = open_repository(assets.model_dir)
+    mimi = info.get_mimi()
+    cache = CodeCache(
+        mimi_weights=info.mimi_weights, mimi_config=info.mimi_config, num_codebooks=mimi.num_codebooks
+    )
+    recordings = load_manifest(assets.eval_jsonl if held_out else assets.train_jsonl, key="--demo")
+    cache.fill(recordings, mimi, progress=False)
+    voices = []
+    for recording in recordings:
+        codes = cache.load(recording).view(2, mimi.num_codebooks, -1)[:, :_CODEBOOKS]
+        words = load_alignments(recording.alignment_path)
+        for channel, speaker in zip(codes, (MAIN, USER), strict=True):
+            middles_sec = (torch.arange(codes.shape[2]) + 0.5) / FRAME_RATE
+            speaks = torch.zeros(codes.shape[2], dtype=torch.bool)
+            for word in words:
+                if word.speaker == speaker:
+                    speaks |= (word.start_sec <= middles_sec) & (middles_sec < word.end_sec)
+            voices.append(channel[:, speaks])
+    return [voice for voice in voices if voice.shape[1] >= min_frames]
