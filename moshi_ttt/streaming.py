@@ -218,9 +218,9 @@ class TTTStreamingState(State):
             weight.mT.flatten(0, 1).baddbmm_(gradient.flatten(0, 1).mT, x.flatten(0, 1), alpha=-1)
             bias.sub_(gradient.sum(2, keepdim=True))
         if self.inner.state_decay is not None:
-            share = wide * self.inner.state_decay
+            share = wide.to(self.inner.dtype) * self.inner.state_decay
             for current, initial in zip((*weights, *biases), self._initial, strict=True):
-                current.lerp_(initial, share.to(current))
+                current.lerp_(initial, share)
         self._empty_slots(full)
 
     def _empty_slots(self, rows: Tensor) -> None:
