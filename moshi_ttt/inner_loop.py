@@ -215,7 +215,13 @@ class InnerLoop:
         with torch.autocast(k.device.type, enabled=False):
             k, v, eta = (x.to(self.dtype) for x in (k, v, eta))
             first = initial_state(self.weights, self.biases, k.shape[0])
-            state = first if state is None else state
+            if state is None:
+                state = first
+            else:  # in the same memory layout the same weights give the same losses, to the last bit
+                layouts = zip(first.start_weights, state.start_weights, strict=True)
+                first = first._replace(
+                    start_weights=tuple(torch.empty_like(w).copy_(w0) for w0, w in layouts)
+                )
             start, num_tokens = 0, k.shape[2]
             while start < num_tokens:
                 num_pending = state.num_pending
