@@ -22,7 +22,7 @@ from finetune.monitoring.trajectories import (
 )
 from finetune.monitoring.ttt_metrics import InnerLoopRecorder
 from finetune.ttt_integration import apply_ttt_to_model
-from moshi_ttt.carry import empty_carry
+from moshi_ttt.carry import empty_carry, stack_carries
 from moshi_ttt.hybrid_model import set_ttt_mode, ttt_layers
 from moshi_ttt.inner_loop import InnerLoop
 from moshi_ttt.ops import inner_losses, ttt_mlp_with_states
@@ -102,6 +102,28 @@ def test_streaming_gives_the_losses_of_carried_training_chunks(size):
     carried = torch.cat(parts, 1)
     assert_same(streamed(lm, codes, 7).losses(), {0: carried})
     assert (carried[0, size:] > carried[1, size:]).double().mean() > 0.5  # W0 is not where the chunk starts
+
+
+def test_padding_of_a_carried_chunk_has_no_losses_and_its_frames_are_those_of_the_recording():
+    # Rows at different places of their mini-batch; only frames that are padding in both are left out.
+    lm = patched(
+        TTTArgs(enable=True, layers="0", mini_batch_size=C, base_lr=5.0), positional_embedding="rope"
+    )
+    lm.transformer.layers[0].self_attn.out_projs[0].weight.data.zero_()
+    codes, layer = make_codes(lm, 2, 16), ttt_layers(lm)[0]
+    codes[0, :, 13:] = codes[1, :, 11:] = lm.zero_token_id
+    carries = []
+    for row, num_heard in enumerate((6, 3)):
+        layer.carry = empty_carry(layer.config, batch_size=1, dtype=torch.float64)
+        one_pass(lm, codes[row : row + 1, :, :num_heard])
+        carries.append(layer.next_carry)
+    layer.carry = stack_carries(carries)
+    losses = one_pass(lm, torch.stack([codes[0, :, 6:16], codes[1, :, 3:13]]))[0]
+    layer.carry = None
+    alone = [one_pass(lm, codes[row : row + 1])[0] for row in range(2)]
+    assert_close(losses[:, :7], (alone[0][:, 6:13] + alone[1][:, 3:10]) / 2, 1e-9)
+    assert_close(losses[:, 7], alone[1][:, 10], 1e-9)
+    assert losses[:, 8:].isnan().all()
 
 
 def test_losses_may_start_anywhere_in_a_mini_batch():

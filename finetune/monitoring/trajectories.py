@@ -46,7 +46,7 @@ class StreamTrajectories:
     def recording(self) -> Iterator[None]:
         """Record what streams inside, after what was recorded before. Not from a CUDA graph.
 
-        The inner losses cost about two more inner steps per frame; outside nothing is left of them.
+        The TTT layers take up to twice their time inside; outside they take what they always did.
         """
         for index, layer in self._layers.items():
             layer.stream_recorder = partial(self._record, index)
