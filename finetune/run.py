@@ -178,7 +178,7 @@ def _report_inner_losses(args: TrainArgs, record: Path) -> list[Path]:
     for index, part in losses.items():
         summary = summarise(part)
         logger.info(
-            "Inner loop at step %d, layer %d: W0 > before > after at %.1f %% of frames, gain per step %.3g.",
+            "Inner loop at step %d, layer %d: W0 > before > after at %.2f %% of frames, gain per step %.3g.",
             step,
             index,
             100 * summary.share_ordered,

@@ -450,7 +450,7 @@ def test_inner_loop_losses_are_written_summarised_and_plotted(demo, tmp_path, ca
     assert {p.name for p in plots.iterdir()} == {"inner_loss_layer_1.png", "inner_loss_layer_3.png"}
     for layer in (1, 3):
         summary = summarise(torch.tensor(records[1]["layers"][str(layer)]))
-        share, gain = f"{100 * summary.share_ordered:.1f} %", f"{summary.gain_per_step:.3g}"
+        share, gain = f"{100 * summary.share_ordered:.2f} %", f"{summary.gain_per_step:.3g}"
         head = f"Inner loop at step 4, layer {layer}: W0 > before > after at"
         assert f"{head} {share} of frames, gain per step {gain}." in logs(caplog)
 

@@ -378,7 +378,7 @@ def test_the_command_prints_a_table_and_writes_plots_and_a_summary(tmp_path, cap
     assert summary["layers"]["11"]["gain_per_step"] == pytest.approx(0.5, rel=1e-5)
     printed = capsys.readouterr().out
     head, *rows = summary_lines({3: summarise(read_inner_losses(run / "inner_loop_losses.jsonl").losses[3])})
-    assert head in printed and "100.0%" in printed
+    assert head in printed and "100.00%" in printed
     if what != "safetensors":
         assert rows[0] in printed
 

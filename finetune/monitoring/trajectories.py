@@ -208,8 +208,8 @@ def summary_lines(summaries: Mapping[int, TrajectorySummary]) -> list[str]:
         f"{'before/1000':>11} {'gain/1000':>9}"
     )
     lines = [
-        f"{index:>5} {s.num_frames:>8,} {s.num_excluded:>8,} {s.share_ordered:>15.1%} "
-        f"{s.share_below_w0:>9.1%} {s.share_step_helps:>12.1%} {s.loss_w0:>8.3f} {s.loss_before:>8.3f} "
+        f"{index:>5} {s.num_frames:>8,} {s.num_excluded:>8,} {s.share_ordered:>15.2%} "
+        f"{s.share_below_w0:>9.2%} {s.share_step_helps:>12.2%} {s.loss_w0:>8.3f} {s.loss_before:>8.3f} "
         f"{s.gain_over_w0:>9.3f} {s.gain_per_step:>12.3g} {s.trend_before:>+11.3f} {s.trend_gain:>+9.3f}"
         for index, s in summaries.items()
     ]
