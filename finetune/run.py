@@ -28,12 +28,14 @@ from finetune.distributed import (
     process_group,
     set_up_logging,
 )
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, UserError
 from finetune.flops import utilisation
 from finetune.interruption import StopRequest
 from finetune.loading import find_checkpoint, warm_start
+from finetune.monitoring.inner_loop_log import INNER_LOSSES_FILE, read_inner_losses
 from finetune.monitoring.metrics import MetricsWriter, check_wandb
-from finetune.monitoring.plots import INNER_LOSSES_FILE, plot_inner_losses, plot_run
+from finetune.monitoring.plots import plot_run, plot_trajectories
+from finetune.monitoring.trajectories import summarise
 from finetune.parallel import build_parallel_model, choose_strategy
 from finetune.pipeline import Recordings, build_datasets, load_codec, load_recordings
 from finetune.repository import base_fingerprint, find_model_files, lm_config
@@ -162,12 +164,29 @@ def _data_facts(data: ChunkDataset) -> dict[str, Any]:
 def _report(args: TrainArgs, run_dir: Path) -> None:
     try:
         written = plot_run(run_dir)
-        if args.ttt.save_inner_loop_plots and (run_dir / INNER_LOSSES_FILE).exists():
-            written += plot_inner_losses(run_dir, run_dir / args.ttt.inner_loop_plot_dir)
+        record = run_dir / INNER_LOSSES_FILE
+        if record.exists() and record.stat().st_size:
+            written += _report_inner_losses(args, record)
         logger.info("Plots: %s", ", ".join(str(path) for path in written))
-    except OSError as error:
+    except (OSError, UserError) as error:
         logger.error("The plots cannot be written (%s); everything else is saved.", error)
     logger.info("Everything of this run is in %s; curves: tensorboard --logdir %s", run_dir, run_dir / "tb")
+
+
+def _report_inner_losses(args: TrainArgs, record: Path) -> list[Path]:
+    step, losses = read_inner_losses(record)
+    for index, part in losses.items():
+        summary = summarise(part)
+        logger.info(
+            "Inner loop at step %d, layer %d: W0 > before > after at %.2f %% of frames, gain per step %.3g.",
+            step,
+            index,
+            100 * summary.share_ordered,
+            summary.gain_per_step,
+        )
+    if not args.ttt.save_inner_loop_plots:
+        return []
+    return plot_trajectories(losses, record.parent / args.ttt.inner_loop_plot_dir, title=f"step {step}")
 
 
 def _seed_everything(seed: int) -> None:

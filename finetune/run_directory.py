@@ -10,8 +10,8 @@ from finetune.config_io import dump_yaml
 from finetune.distributed import is_main
 from finetune.errors import ConfigError
 from finetune.files import rename_to_backup
+from finetune.monitoring.inner_loop_log import INNER_LOSSES_FILE
 from finetune.monitoring.metrics import METRICS_FILE
-from finetune.monitoring.plots import INNER_LOSSES_FILE
 from finetune.resume import ResumePoint, step_of_newest
 from moshi_ttt.state_file import replacing
 

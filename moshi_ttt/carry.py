@@ -64,6 +64,7 @@ class CarriedRun(NamedTuple):
 
     out: Tensor  # [B, H, T, D]
     carry: TTTCarry  # for the next chunk, detached
+    start: TTTState  # fast weights at the first frame of the grid
     state: TTTState  # fast weights after the last frame
     grid: tuple[Tensor, Tensor, Tensor]  # k, v [B, H, G, D] and eta [B, H, G], mini-batches aligned
     frames: Tensor  # [B, T], where the chunk's frames are in the grid
@@ -145,14 +146,14 @@ def run_carried(
         layout = _layout(carry.num_pending, num_frames, size, num_batches * size, q.device)  # [B, G]
         pending = (torch.zeros_like(carry.k), carry.k, carry.v, carry.eta)
         q, k, v, eta = (_to_grid(*pair, layout) for pair in zip(pending, (q, k, v, eta), strict=True))
-    state = TTTState(
+    start_state = TTTState(
         tuple(w + delta for w, delta in zip(inner.weights, carry.weights, strict=True)),
         tuple(b + delta for b, delta in zip(inner.biases, carry.biases, strict=True)),
         tuple(w.new_zeros(*w.shape[:2], 0, w.shape[2]) for w in carry.weights),
         tuple(w.new_zeros(*w.shape[:2], 0, w.shape[3]) for w in carry.weights),
     )
     outs = []
-    kept = seen = state
+    kept = seen = state = start_state
     all_full = min(ends) // size
     for start, stop in [(0, all_full), *((n, n + 1) for n in range(all_full, num_batches))]:
         if start == stop:
@@ -170,6 +171,7 @@ def run_carried(
     return CarriedRun(
         out=out if aligned else _take(out, frames),
         carry=_next_carry(inner, kept, (k, v, eta), ends, size),
+        start=start_state,
         state=seen,
         grid=(k, v, eta),
         frames=frames,

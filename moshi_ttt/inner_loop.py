@@ -184,17 +184,63 @@ class InnerLoop:
         self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, state: TTTState
     ) -> tuple[Tensor, TTTState]:
         """Learn from and answer the next tokens of one mini-batch. q, k, v `[B, H, t, D]`."""
-        inputs, gradients = self.token_gradients(k, v, eta, state.start_weights, state.start_biases)
         num_pending = state.num_pending
-        if num_pending:
+        state = self.learn(k, v, eta, state)
+        visible = lower_triangle(state.pending_inputs[0], q, diagonal=num_pending) if self.causal else None
+        z = self.read(q, state, visible=visible)
+        return q + self.layer_norm(z), state
+
+    def learn(self, k: Tensor, v: Tensor, eta: Tensor, state: TTTState) -> TTTState:
+        """The steps of the next tokens of one mini-batch, k, v `[B, H, t, D]`, pending in the state."""
+        inputs, gradients = self.token_gradients(k, v, eta, state.start_weights, state.start_biases)
+        if state.num_pending:
             inputs = tuple(torch.cat(pair, 2) for pair in zip(state.pending_inputs, inputs, strict=True))
             gradients = tuple(
                 torch.cat(pair, 2) for pair in zip(state.pending_gradients, gradients, strict=True)
             )
-        state = state._replace(pending_inputs=inputs, pending_gradients=gradients)
-        visible = lower_triangle(gradients[0], q, diagonal=num_pending) if self.causal else None
-        z = self.read(q, state, visible=visible)
-        return q + self.layer_norm(z), state
+        return state._replace(pending_inputs=inputs, pending_gradients=gradients)
+
+    @torch.no_grad()
+    def losses(
+        self, k: Tensor, v: Tensor, eta: Tensor, state: TTTState | None, *, mini_batch_size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Inner loss of every token at `W0`, just before its own step and just after it. `[B, H, T]` each.
+
+        Args:
+            k, v: `[B, H, T, D]`, any T; the steps are causal.
+            eta: `[B, H, T]`.
+            state: at the first token, anywhere in a mini-batch; None starts at `W0`.
+        """
+        losses: list[list[Tensor]] = [[], [], []]
+        with torch.autocast(k.device.type, enabled=False):
+            k, v, eta = (x.to(self.dtype) for x in (k, v, eta))
+            first = initial_state(self.weights, self.biases, k.shape[0])
+            if state is None:
+                state = first
+            else:  # in the same memory layout the same weights give the same losses, to the last bit
+                layouts = zip(first.start_weights, state.start_weights, strict=True)
+                first = first._replace(
+                    start_weights=tuple(torch.empty_like(w).copy_(w0) for w0, w in layouts)
+                )
+            start, num_tokens = 0, k.shape[2]
+            while start < num_tokens:
+                num_pending = state.num_pending
+                stop = min(start + mini_batch_size - num_pending, num_tokens)
+                keys, values, rates = (x[:, :, start:stop] for x in (k, v, eta))
+                state = self.learn(keys, values, rates, state)
+                steps = state.pending_inputs[0]
+                readings = (
+                    self.read(keys, first, visible=None),
+                    self.read(keys, state, visible=lower_triangle(steps, keys, diagonal=num_pending - 1)),
+                    self.read(keys, state, visible=lower_triangle(steps, keys, diagonal=num_pending)),
+                )
+                for out, z in zip(losses, readings, strict=True):
+                    out.append(0.5 * (self.layer_norm(z) - (values - keys)).square().sum(-1))
+                if stop < num_tokens:
+                    state = self.commit(state)
+                start = stop
+        at_w0, before, after = (torch.cat(parts, 2) for parts in losses)
+        return at_w0, before, after
 
     def token_gradients(
         self, k: Tensor, v: Tensor, eta: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]

@@ -6,11 +6,10 @@ Shapes: B batch rows, H heads, T tokens, D head_dim.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moshi_ttt.backends import Backend
-from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype, initial_state, lower_triangle
+from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype
 
 __all__ = ["TTTState", "inner_losses", "ttt_mlp", "ttt_mlp_with_states"]
 
@@ -118,39 +117,20 @@ def inner_losses(
     A diagnostic: no gradients, causal, arguments as `ttt_mlp`.
 
     Args:
-        start: fast weights at the first token, the start of a mini-batch; None: `W0`.
+        start: where an earlier part of the sequence ended, anywhere in a mini-batch; None: at `W0`.
 
     Returns:
         Three tensors `[B, H, T]`: at `W0`, before, after.
     """
-    dtype = compute_dtype(xk)
     inner = InnerLoop(
         weights,
         biases,
         ln_weight,
         ln_bias,
-        dtype=dtype,
+        dtype=compute_dtype(xk),
         causal=True,
         eps=eps,
         inner_grad_clip=inner_grad_clip,
         state_decay=state_decay,
     )
-    losses: list[list[Tensor]] = [[], [], []]
-    with torch.no_grad(), torch.autocast(xk.device.type, enabled=False):
-        tokens = [x.to(dtype).split(mini_batch_size, 2) for x in (xk, xv, eta)]
-        state = first = initial_state(inner.weights, inner.biases, xk.shape[0])
-        if start is not None:
-            state = first._replace(start_weights=start.start_weights, start_biases=start.start_biases)
-        for k, v, rate in zip(*tokens, strict=True):
-            inputs, gradients = inner.token_gradients(k, v, rate, state.start_weights, state.start_biases)
-            state = state._replace(pending_inputs=inputs, pending_gradients=gradients)
-            readings = (
-                inner.read(k, first, visible=None),
-                inner.read(k, state, visible=lower_triangle(k, k, diagonal=-1)),
-                inner.read(k, state, visible=lower_triangle(k, k, diagonal=0)),
-            )
-            for out, z in zip(losses, readings, strict=True):
-                out.append(0.5 * (inner.layer_norm(z) - (v - k)).square().sum(-1))
-            state = inner.commit(state)
-    at_w0, before, after = (torch.cat(parts, 2) for parts in losses)
-    return at_w0, before, after
+    return inner.losses(xk, xv, eta, start, mini_batch_size=mini_batch_size)

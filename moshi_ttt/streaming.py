@@ -10,7 +10,7 @@ key, for its gradient on the way back, and for the query, which needs that gradi
 Shapes: B batch rows, H heads, C mini_batch_size, t tokens of a block (at most C), D head_dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -66,6 +66,20 @@ class TTTStreamingState(State):
     @property
     def _initial(self) -> tuple[Tensor, ...]:
         return (*self.inner.weights, *self.inner.biases)
+
+    def row(self, index: int) -> TTTState:
+        """What one row holds now, as views of the buffers. Waits for the device.
+
+        Returns:
+            Fast weights at the start of the mini-batch in progress, and its slots in use, with B = 1.
+        """
+        slots = slice(int(self.offsets[index]))
+        weights, biases, inputs, gradients = (
+            tuple(buffer[index : index + 1] for buffer in buffers) for buffers in self.buffers
+        )
+        return TTTState(
+            weights, biases, tuple(x[:, :, slots] for x in inputs), tuple(g[:, :, slots] for g in gradients)
+        )
 
     def reset(self, reset_mask: Tensor) -> None:
         """Forget: rows of `reset_mask` `[B]` go back to `W0` and the start of a mini-batch."""
@@ -204,9 +218,9 @@ class TTTStreamingState(State):
             weight.mT.flatten(0, 1).baddbmm_(gradient.flatten(0, 1).mT, x.flatten(0, 1), alpha=-1)
             bias.sub_(gradient.sum(2, keepdim=True))
         if self.inner.state_decay is not None:
-            share = wide * self.inner.state_decay
+            share = wide.to(self.inner.dtype) * self.inner.state_decay
             for current, initial in zip((*weights, *biases), self._initial, strict=True):
-                current.lerp_(initial, share.to(current))
+                current.lerp_(initial, share)
         self._empty_slots(full)
 
     def _empty_slots(self, rows: Tensor) -> None:
@@ -233,16 +247,28 @@ def _scalar_products(x: Tensor, lines: Tensor) -> Tensor:
     return products.view(*lines.shape[:3], -1).mT
 
 
-def stream_blocks(state: TTTStreamingState, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def stream_blocks(
+    state: TTTStreamingState,
+    tokens: Sequence[Tensor],
+    *,
+    before_block: Callable[[slice], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """`TTTStreamingState.step` over any number of tokens, in blocks of at most C.
 
     Args:
         state: updated.
         tokens: q, k, v `[B, H, T, D]` and eta `[B, H, T]`.
+        before_block: called with the place of each block among the tokens, before the state learns from it.
 
     Returns:
         Output `[B, H, T, D]`, and which of its tokens are finite, `[B, T]`.
     """
-    blocks = zip(*(part.split(state.mini_batch_size, 2) for part in tokens), strict=True)
-    outputs, finite = zip(*(state.step(*block) for block in blocks), strict=True)
+    outputs, finite = [], []
+    for start in range(0, tokens[0].shape[2], state.mini_batch_size):
+        block = slice(start, start + state.mini_batch_size)
+        if before_block is not None:
+            before_block(block)
+        out, is_finite = state.step(*(part[:, :, block] for part in tokens))
+        outputs.append(out)
+        finite.append(is_finite)
     return torch.cat(outputs, 2), torch.cat(finite, 1)

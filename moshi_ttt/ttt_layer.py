@@ -4,6 +4,7 @@ Shapes: B batch rows, T frames, H heads, D head_dim, dim = H * D, C mini_batch_s
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -46,6 +47,16 @@ class TTTRecord(NamedTuple):
     token_mask: Tensor | None  # [B, T]
 
 
+class TTTBlock(NamedTuple):
+    """What a recorder sees of t streamed frames, at most C, just before they are learnt from."""
+
+    k: Tensor  # [B, H, t, D]
+    v: Tensor  # [B, H, t, D]
+    eta: Tensor  # [B, H, t]
+    state: TTTStreamingState  # as the block finds it: the live one, only to be read
+    token_mask: Tensor | None  # [B, t]
+
+
 class TTTLayer(StreamingModule[TTTStreamingState]):
     """An MLP per head that learns while it listens (TTT-MLP, Sun et al. 2024; Dalal et al. 2025).
 
@@ -63,6 +74,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
             itself stays as it was, so that gradient checkpointing can run the pass again.
         frozen: the inner rate is 0, so that the fast weights stay at `W0`.
         recorder: called with a `TTTRecord` at the end of each forward pass outside streaming, when set.
+        stream_recorder: called with a `TTTBlock` before each block of streamed frames, when set. Not from a
+            CUDA graph: a graph replays what it captured, and that does not include the call.
     """
 
     def __init__(
@@ -93,6 +106,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         self.next_carry: TTTCarry | None = None
         self.frozen = False
         self.recorder: Callable[[TTTRecord], None] | None = None
+        self.stream_recorder: Callable[[TTTBlock], None] | None = None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -189,13 +203,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         self.next_carry = run.carry
         update = self._project_out(run.out, x.dtype)
         if self.recorder is not None:
-            start = TTTState(
-                tuple(w + delta for w, delta in zip(self.weights, carry.weights, strict=True)),
-                tuple(b + delta for b, delta in zip(self.biases, carry.biases, strict=True)),
-                (),
-                (),
-            )
-            self._record(run.grid, run.state, update, token_mask, start=start, frames=run.frames)
+            self._record(run.grid, run.state, update, token_mask, start=run.start, frames=run.frames)
         return update
 
     def inner_inputs(self, x: Tensor, positions: Tensor, token_mask: Tensor | None = None) -> InnerInputs:
@@ -280,9 +288,18 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         frames = torch.arange(x.shape[1], device=x.device)
         positions = (state.offsets[:, None] + frames) % self.config.mini_batch_size
         inputs = self.inner_inputs(x, positions, self.token_mask)
+        before_block = None
+        if self.stream_recorder is not None:
+            before_block = partial(self._record_block, inputs, state)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            out, finite = stream_blocks(state, inputs)
+            out, finite = stream_blocks(state, inputs, before_block=before_block)
         return torch.where(finite[:, :, None], self._project_out(out, x.dtype), 0)
+
+    def _record_block(self, inputs: InnerInputs, state: TTTStreamingState, frames: slice) -> None:
+        assert self.stream_recorder is not None
+        k, v, eta = (part[:, :, frames] for part in inputs[1:])
+        mask = None if self.token_mask is None else self.token_mask[:, frames]
+        self.stream_recorder(TTTBlock(k, v, eta, state, mask))
 
     def _init_streaming_state(self, batch_size: int) -> TTTStreamingState:
         if not self.config.causal:

@@ -16,6 +16,7 @@ from finetune.checkpoint_files import list_checkpoints
 from finetune.config_io import load_train_args
 from finetune.errors import CheckpointError, TrainingDivergedError
 from finetune.loading import find_checkpoint, load_checkpoint_model
+from finetune.monitoring.trajectories import summarise
 from finetune.repository import find_model_files
 from finetune.run import run_training
 from finetune.trainer import Trainer
@@ -434,7 +435,7 @@ def test_a_gradient_that_is_not_finite_changes_no_parameter_no_moment_and_no_mem
     assert all(torch.equal(a, b) for a, b in zip(tensors, new_tensors, strict=True))
 
 
-def test_inner_loop_losses_are_written_and_plotted(demo, tmp_path):
+def test_inner_loop_losses_are_written_summarised_and_plotted(demo, tmp_path, caplog, logs):
     ttt = MODES["ttt"]["ttt"] | {"log_inner_loop_losses": True, "inner_loop_log_interval": 2}
     run_training(run_args(demo, tmp_path / "run", "ttt", ttt=ttt, max_steps=4, log_freq=100))
     lines = (tmp_path / "run" / "inner_loop_losses.jsonl").read_text().splitlines()
@@ -447,6 +448,18 @@ def test_inner_loop_losses_are_written_and_plotted(demo, tmp_path):
     assert before[0] < at_w0[0]  # the second chunk of a recording goes on with the memory of the first
     plots = tmp_path / "run" / "evaluation_plots" / "inner_loop"
     assert {p.name for p in plots.iterdir()} == {"inner_loss_layer_1.png", "inner_loss_layer_3.png"}
+    for layer in (1, 3):
+        summary = summarise(torch.tensor(records[1]["layers"][str(layer)]))
+        share, gain = f"{100 * summary.share_ordered:.2f} %", f"{summary.gain_per_step:.3g}"
+        head = f"Inner loop at step 4, layer {layer}: W0 > before > after at"
+        assert f"{head} {share} of frames, gain per step {gain}." in logs(caplog)
+
+
+def test_without_the_plots_the_summary_is_still_logged(demo, tmp_path, caplog, logs):
+    ttt = MODES["ttt"]["ttt"] | {"log_inner_loop_losses": True, "save_inner_loop_plots": False}
+    run_training(run_args(demo, tmp_path / "run", "ttt", ttt=ttt, max_steps=1, do_ckpt=False))
+    assert any(line.startswith("Inner loop at step 1, layer 3: ") for line in logs(caplog))
+    assert not (tmp_path / "run" / "evaluation_plots").exists()
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("full_ttt", "float32"), ("lora_ttt", "bfloat16")])

@@ -4,15 +4,29 @@ Shapes: T frames of a chunk.
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from finetune.args import TTTArgs
 from finetune.distributed import is_main
+from finetune.errors import ConfigError, DataError
 from finetune.files import finite_or_null
-from finetune.monitoring.plots import INNER_LOSSES_FILE
+
+INNER_LOSSES_FILE = "inner_loop_losses.jsonl"
+_STEP = re.compile(r'\{"step": (\d+), ')  # what a record starts with
+
+
+class InnerLossRecord(NamedTuple):
+    """One record of a run."""
+
+    step: int
+    losses: dict[int, Tensor]  # by layer, [3, T] float32, NaN where every row of the batch was padding
 
 
 class InnerLoopLog:
@@ -45,3 +59,52 @@ class InnerLoopLog:
         }
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "layers": layers}) + "\n")
+
+
+def read_inner_losses(path: Path, step: int | None = None) -> InnerLossRecord:
+    """A record of a run; a last line that was cut off does not count.
+
+    Args:
+        path: of the `inner_loop_losses.jsonl`.
+        step: whose record, None: the last.
+
+    Raises:
+        ConfigError: the file does not exist, or has no record of the step.
+        DataError: it is damaged.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path}: does not exist.")
+    found, steps = "", []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                break
+            start = _STEP.match(line)
+            if start is None:
+                raise DataError(f"{path}: line {number} is not a record of inner losses.")
+            steps.append(int(start[1]))
+            if step in (None, steps[-1]):
+                found = line
+    if not steps:
+        raise ConfigError(f"{path}: has no record yet.")
+    if not found:
+        raise ConfigError(f"--step: {path} has no record of step {step}, only of {_listed(steps)}.")
+    try:
+        record = json.loads(found)
+        losses = {int(index): _losses(rows) for index, rows in record["layers"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{path}: the record of step {_STEP.match(found)[1]} is damaged.") from None
+    return InnerLossRecord(record["step"], dict(sorted(losses.items())))
+
+
+def _losses(rows: list[list[float | None]]) -> Tensor:
+    losses = torch.tensor([[math.nan if value is None else value for value in row] for row in rows])
+    if losses.dim() != 2 or len(losses) != 3:
+        raise ValueError(losses.shape)
+    return losses
+
+
+def _listed(steps: list[int]) -> str:
+    if len(steps) <= 6:
+        return ", ".join(map(str, steps))
+    return f"{', '.join(map(str, steps[:3]))}, … {steps[-1]} ({len(steps)} records)"

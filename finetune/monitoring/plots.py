@@ -1,18 +1,19 @@
 """PNG plots of a run, drawn from its metrics."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from finetune.monitoring.metrics import read_metrics
 
 matplotlib.use("Agg")
 
-INNER_LOSSES_FILE = "inner_loop_losses.jsonl"
-_INNER_LABELS = ("W0", "before the step", "after the step")
+_SMOOTHED_FROM = 512  # frames
 
 
 def plot_run(run_dir: Path) -> list[Path]:
@@ -32,26 +33,24 @@ def plot_run(run_dir: Path) -> list[Path]:
     return written
 
 
-def plot_inner_losses(run_dir: Path, folder: Path) -> list[Path]:
-    """Plot the last record of `inner_loop_losses.jsonl`, one file per layer.
+def plot_trajectories(losses: Mapping[int, Tensor], folder: Path, *, title: str) -> list[Path]:
+    """Plot inner-loop trajectories, one file per layer: the losses, and what memory and step gain.
+
+    Long ones are shown as they are, faintly, and as a running mean.
+
+    Args:
+        losses: by layer, `[3, T]`: at `W0`, before and after the frame's own step.
+        folder: made if need be.
+        title: said beside the layer.
 
     Returns:
         The files written.
     """
-    lines = (run_dir / INNER_LOSSES_FILE).read_text(encoding="utf-8").splitlines()
-    if not lines:
-        return []
-    record = json.loads(lines[-1])
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for layer, losses in record["layers"].items():
-        figure, axes = _figure("frame", "inner loss")
-        for label, values in zip(_INNER_LABELS, losses, strict=True):
-            axes.plot([float("nan") if value is None else value for value in values], label=label)
-        axes.set_title(f"layer {layer}, step {record['step']}")
-        axes.legend()
-        written.append(_save(figure, folder / f"inner_loss_layer_{layer}.png"))
-    return written
+    return [
+        _plot_trajectory(part, folder / f"inner_loss_layer_{index}.png", title=f"layer {index}, {title}")
+        for index, part in losses.items()
+    ]
 
 
 def _plot_losses(train: Sequence[dict], evaluation: Sequence[dict], path: Path) -> Path:
@@ -79,6 +78,48 @@ def _plot_gates(train: Sequence[dict], path: Path) -> Path:
         axes.set_ylabel(label)
         axes.legend()
     return _save(figure, path)
+
+
+def _plot_trajectory(losses: Tensor, path: Path, *, title: str) -> Path:
+    values = losses.double().numpy()
+    at_w0, before, after = np.where(np.isfinite(values), values, np.nan)
+    window = len(at_w0) // _SMOOTHED_FROM * 4 + 1
+    figure = Figure(figsize=(10, 9), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 1, 1))
+    curves = (
+        (panels[0], "W0", at_w0, "tab:grey"),
+        (panels[0], "before the step", before, "tab:blue"),
+        (panels[0], "after the step", after, "tab:orange"),
+        (panels[1], "W0 - before", at_w0 - before, "tab:blue"),
+        (panels[2], "before - after", before - after, "tab:orange"),
+    )
+    for axes, label, series, colour in curves:
+        _plot_smoothed(axes, series, window, label=label, colour=colour)
+    panels[0].set_title(title if window == 1 else f"{title} (running mean of {window} frames)")
+    panels[-1].set_xlabel("frame")
+    for axes, ylabel in zip(panels, ("inner loss", "gain over W0", "gain per step"), strict=True):
+        axes.set_ylabel(ylabel)
+        axes.legend()
+    for axes in panels[1:]:
+        axes.axhline(0, color="black", linewidth=0.5)
+    return _save(figure, path)
+
+
+def _plot_smoothed(axes: Axes, series: np.ndarray, window: int, *, label: str, colour: str) -> None:
+    if window > 1:
+        axes.plot(series, alpha=0.2, linewidth=0.5, color=colour)
+        series = _running_mean(series, window)
+    axes.plot(series, label=label, color=colour, linewidth=1)
+
+
+def _running_mean(series: np.ndarray, window: int) -> np.ndarray:
+    """Centred, shorter at the ends; NaN is left out, and stays where there is nothing else."""
+    finite = np.isfinite(series)
+    sums, counts = (np.concatenate([[0], np.cumsum(x)]) for x in (np.where(finite, series, 0), finite))
+    frames = np.arange(len(series))
+    start, stop = np.maximum(frames - window // 2, 0), np.minimum(frames + window // 2 + 1, len(series))
+    with np.errstate(invalid="ignore"):
+        return (sums[stop] - sums[start]) / (counts[stop] - counts[start])
 
 
 def _plot_lines(

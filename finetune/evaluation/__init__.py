@@ -1,0 +1,1 @@
+"""Evaluating checkpoints: long recordings and what their memory does."""
