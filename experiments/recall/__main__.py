@@ -14,14 +14,15 @@ from pathlib import Path
 
 import torch
 
+from experiments.recall.report import write_report
 from experiments.recall.runs import run_arm
-from experiments.recall.studies import arms, initialisations
-from experiments.recall.tasks import PatternTask
+from experiments.recall.studies import EXPERIMENTS, plans_of
 from experiments.recall.training import Schedule
 from finetune.cli import Parser, run_command
+from finetune.errors import ConfigError
 from finetune.inference.options import positive_integer
 
-EXPERIMENTS = {"pattern": lambda: arms(PatternTask()), "init": initialisations}
+logger = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -29,24 +30,56 @@ def main() -> int:
     options = _parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
-    plans = [p for p in EXPERIMENTS[options.experiment]() if not options.only or p.label in options.only]
+    experiment = EXPERIMENTS[options.experiment]
+    plans = plans_of(options.experiment, demo=options.demo)
+    if options.only:
+        unknown = set(options.only) - {plan.label for plan in plans}
+        if unknown:
+            labels = ", ".join(plan.label for plan in plans)
+            raise ConfigError(f"--only: there is no run {sorted(unknown)[0]!r}, choose from {labels}.")
+        plans = [plan for plan in plans if plan.label in options.only]
+    schedule = Schedule(
+        num_steps=options.steps or experiment.num_steps,
+        batch_size=options.batch_size,
+        budget_min=options.budget_min,
+    )
+    folder = options.out / options.experiment
     for seed in options.seeds:
         for plan in plans:
-            schedule = Schedule(num_steps=options.steps, lr=plan.lr, budget_min=options.budget_min)
-            run = run_arm(options.out, plan.label, plan.arm, plan.task, plan.settings, schedule, seed=seed)
-            print(f"{plan.label} seed {seed}: loss {run.losses[-1]:.4f} after {run.steps[-1]} steps")
+            run = run_arm(folder, plan, schedule, seed=seed)
+            loss = f"loss {run.losses[-1]:.4f} after {run.steps[-1]} steps" if run.losses else "no loss"
+            logger.info(
+                "%s seed %d: %s%s", plan.label, seed, loss, f" ({run.problem})" if run.problem else ""
+            )
+    for path in write_report(folder, options.experiment):
+        logger.info("%s", path)
     return 0
 
 
 def _parse() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m experiments.recall",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--out", type=Path, default=Path("runs/recall"), help="folder of the results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and sequences")
-    parser.add_argument("--only", nargs="+", metavar="LABEL", help="runs to make")
-    parser.add_argument("--steps", type=positive_integer, default=2400, help="optimiser steps (%(default)s)")
-    parser.add_argument("--budget-min", type=float, help="minutes after which a run stops where it is")
+    parser.add_argument(
+        "--seeds", type=positive_integer, nargs="+", default=[1, 2, 3], help="of weights and sequences"
+    )
+    parser.add_argument("--only", nargs="+", metavar="LABEL", help="runs to make instead of all")
+    parser.add_argument("--steps", type=positive_integer, help="optimiser steps instead of the experiment's")
+    parser.add_argument(
+        "--batch-size", type=positive_integer, default=16, help="sequences per step (%(default)s)"
+    )
+    parser.add_argument(
+        "--budget-min", type=float, help="minutes after which a run stops where it is, and says so"
+    )
     parser.add_argument("--threads", type=positive_integer, default=1, help="of the CPU (%(default)s)")
+    parser.add_argument(
+        "--demo", type=Path, default=Path("demo_assets"), help="recordings of `speech` (%(default)s)"
+    )
     return parser.parse_args()
 
 

@@ -9,16 +9,31 @@ from matplotlib.figure import Figure
 
 from experiments.recall.arms import ARMS
 from experiments.recall.runs import Run
-from experiments.recall.studies import FIRST_LAYER_STDS, HEAD_DIMS
+from experiments.recall.studies import EXPERIMENTS, FIRST_LAYER_STDS, HEAD_DIMS
 
 _Runs = Mapping[str, Sequence[Run]]  # by label, one per seed
 
 
-def read_runs(folder: Path, task: str) -> dict[str, list[Run]]:
-    """All runs of a task by their label, in order of the seeds; labels of arms are the arms' names."""
+def write_report(folder: Path, experiment: str) -> list[Path]:
+    """Tables and plots of what is there so far.
+
+    Returns:
+        The files written.
+    """
+    runs = read_runs(folder)
+    report = folder / "report.md"
+    if experiment == "init":
+        report.write_text(initialisation_table(runs) + "\n")
+        return [report]
+    report.write_text(arms_table(runs) + "\n")
+    return [report, plot_arms(runs, folder / "arms.png", unit=EXPERIMENTS[experiment].unit)]
+
+
+def read_runs(folder: Path) -> dict[str, list[Run]]:
+    """All runs of an experiment by their label, in order of the seeds; labels of arms are the arms' names."""
     runs: dict[str, list[Run]] = {}
-    for path in sorted(folder.glob(f"{task}.*.json")):
-        label = path.name.removeprefix(f"{task}.").rpartition(".seed")[0]
+    for path in sorted(folder.glob("*.seed*.json")):
+        label = path.name.rpartition(".seed")[0]
         runs.setdefault(label, []).append(Run(**json.loads(path.read_text())))
     for same in runs.values():
         same.sort(key=lambda run: run.description["seed"])
@@ -76,7 +91,7 @@ def initialisation_table(runs: _Runs) -> str:
     return "\n".join(lines + _problems(runs))
 
 
-def plot_arms(runs: _Runs, path: Path, *, xlabel: str) -> Path:
+def plot_arms(runs: _Runs, path: Path, *, unit: str) -> Path:
     """Loss by position at the end, and loss over the training, a line per arm with its seeds behind."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     by_position, over_steps = figure.subplots(1, 2)
@@ -91,7 +106,7 @@ def plot_arms(runs: _Runs, path: Path, *, xlabel: str) -> Path:
                 axes.plot(x, y, color=f"C{color}", alpha=0.25, linewidth=0.8)
             mean = np.mean([y for _, y in lines], axis=0)
             axes.plot(lines[0][0], mean, color=f"C{color}", label=meaning)
-    by_position.set_xlabel(xlabel)
+    by_position.set_xlabel(unit)
     by_position.set_ylabel("loss (nats)")
     over_steps.set_xlabel("step")
     over_steps.set_ylabel("loss of the scored positions (nats)")

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from experiments.recall.arms import ArmName, Settings, build_arm, num_parameters
-from experiments.recall.tasks import Task
+from experiments.recall.arms import build_arm, num_parameters
+from experiments.recall.studies import Plan
 from experiments.recall.training import Schedule, train
 from finetune.errors import UserError
 from moshi_ttt.hybrid_model import ttt_layers
@@ -42,24 +42,21 @@ class Run:
     problem: str | None
 
 
-def run_arm(
-    folder: Path, label: str, name: ArmName, task: Task, settings: Settings, schedule: Schedule, *, seed: int
-) -> Run:
+def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
     """Train an arm, or read what it did when it is in the folder already.
 
     Args:
         folder: of the files, made where it does not exist.
-        label: what tells runs of one arm apart, part of the file name.
-        name, task, settings, schedule, seed: what to train.
+        plan, schedule, seed: what to train.
 
     Raises:
         UserError: the folder has a run of this label and seed with other settings.
     """
-    path = folder / f"{task.name}.{label}.seed{seed}.json"
+    path = folder / f"{plan.label}.seed{seed}.json"
     description = {
-        "arm": name,
-        "task": {"name": task.name, **_numbers(vars(task))},
-        "settings": asdict(settings),
+        "arm": plan.arm,
+        "task": _numbers(vars(plan.task)),
+        "settings": asdict(plan.settings),
         "schedule": asdict(schedule),
         "seed": seed,
     }
@@ -69,28 +66,20 @@ def run_arm(
         if run.description != description:
             raise UserError(f"{path}: is a run with other settings; give another --out, or remove it.")
         return run
-    run = _train(name, task, settings, schedule, seed=seed, description=description)
+    run = _train(plan, schedule, seed=seed, description=description)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(asdict(run)) + "\n")
     return run
 
 
-def _train(
-    name: ArmName,
-    task: Task,
-    settings: Settings,
-    schedule: Schedule,
-    *,
-    seed: int,
-    description: Mapping[str, Any],
-) -> Run:
-    lm = build_arm(name, task, settings, seed=seed)
+def _train(plan: Plan, schedule: Schedule, *, seed: int, description: Mapping[str, Any]) -> Run:
+    lm = build_arm(plan.arm, plan.task, plan.settings, seed=seed)
     points, problem = [], None
     try:
-        for point in train(lm, task, schedule, seed=seed):
+        for point in train(lm, plan.task, schedule, seed=seed):
             points.append(point)
-            logger.info("%s seed %d step %d: loss %.4f", name, seed, point.step, point.loss)
+            logger.info("%s seed %d step %d: loss %.4f", plan.label, seed, point.step, point.loss)
     except FloatingPointError as error:
         problem = str(error)
     if problem is None and points[-1].step < schedule.num_steps:

@@ -16,6 +16,8 @@ from experiments.recall.tasks import Task
 from finetune.args import OptimArgs, TrainArgs, TTTArgs
 from finetune.optim import build_optimizer, build_scheduler
 
+_EVAL_BATCH = 32
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -96,10 +98,9 @@ def evaluate(lm: LMModel, task: Task, schedule: Schedule) -> Tensor:
     """Mean loss by position over held-out sequences, the same for all arms and seeds. `[T]`."""
     lm.eval()
     generator = torch.Generator().manual_seed(2**31)
-    size = schedule.batch_size
     parts = [
-        task.losses(lm, task.batch(min(size, schedule.num_eval - first), generator, held_out=True))
-        for first in range(0, schedule.num_eval, size)
+        task.losses(lm, task.batch(min(_EVAL_BATCH, schedule.num_eval - first), generator, held_out=True))
+        for first in range(0, schedule.num_eval, _EVAL_BATCH)
     ]
     lm.train()
     return torch.cat(parts).mean(0)
