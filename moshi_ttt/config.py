@@ -45,7 +45,8 @@ class TTTOptions:
     )
     inner_init: Literal["unit_variance", "published"] = Field(
         default="unit_variance",
-        description="Inner weights at start: N(0, 1) then N(0, 1/fan_in), or N(0, 0.02^2) as published.",
+        description="Weights at start. unit_variance: inner layers N(0, 1) then N(0, 1/fan_in), projections "
+        "N(0, 1/dim); published: N(0, 0.02^2) throughout.",
     )
     gating: Literal["residual", "blend"] = Field(
         default="residual",

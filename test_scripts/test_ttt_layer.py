@@ -86,6 +86,15 @@ def test_padded_frames_have_inner_rate_zero():
     assert (eta[0] > 0).all() and (eta[1, :, :5] > 0).all()
 
 
+def test_projections_keep_the_scale_of_their_input_unless_published():
+    layer = make_layer(model_dim=256, num_heads=4)
+    x = torch.randn(500, 256, dtype=torch.float64)
+    for linear in (layer.wq, layer.wk, layer.wv, layer.wo):
+        assert 0.95 < linear(x).std() < 1.05
+    published = make_layer(model_dim=256, num_heads=4, inner_init="published")
+    assert 0.31 < published.wo(x).std() < 0.33  # 0.02 * sqrt(256)
+
+
 def test_inner_mlp_depth_and_widths_follow_the_configuration():
     layer = make_layer(ttt_mlp_layers=3, ttt_mlp_hidden_dims=[5, 7])
     assert [tuple(w.shape) for w in layer.weights] == [(4, 8, 5), (4, 5, 7), (4, 7, 8)]
