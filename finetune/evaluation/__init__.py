@@ -1,0 +1,1 @@
+"""Measuring trained models: the work of evaluate.py."""

@@ -1,0 +1,1 @@
+"""Losses of a model along hours of speech, with its memory learning, frozen and left out."""
