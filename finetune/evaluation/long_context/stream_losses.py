@@ -117,7 +117,7 @@ def stream_chunks_exactly(lm: LMModel) -> None:
 
 
 def delayed_codes(lm: LMModel, stream: CodeStream, start: int, stop: int) -> Tensor:
-    """What steps `start` to `stop` predict, `[1 + n_q, stop - start]` on the CPU; -1 to begin with is allowed.
+    """What steps `start` (-1 or later) to `stop` predict, `[1 + n_q, stop - start]` on the CPU.
 
     Start tokens before a codebook's first frame, zero tokens after its last: nothing is known there.
     """
