@@ -1,5 +1,8 @@
-"""Reading stereo recordings, with every fault of a file reported instead of padded over."""
+"""Reading recordings, with every fault of a file reported instead of padded over."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +15,44 @@ MAX_MISSING_SEC = 0.1
 MAX_EXCESS_SEC = 1.0
 
 
-def read_audio(path: Path, *, sample_rate: int, expected_duration_sec: float | None = None) -> np.ndarray:
-    """Reads a stereo file at a given sample rate.
+@dataclass(frozen=True)
+class AudioHeader:
+    """What an audio file says about itself.
+
+    Attributes:
+        channels: How many it has.
+        sample_rate: Samples per second.
+        num_samples: Per channel.
+    """
+
+    channels: int
+    sample_rate: int
+    num_samples: int
+
+
+def read_audio(
+    path: Path, *, sample_rate: int, expected_duration_sec: float | None = None, channels: int = 2
+) -> np.ndarray:
+    """Reads a file at a given sample rate.
 
     Args:
         path: Audio file: left channel Moshi, right channel the user.
         sample_rate: Samples per second of the result; the file is resampled when it has another rate.
         expected_duration_sec: What the manifest says, in seconds; the file may be 0.1 s shorter or 1 s
             longer.
+        channels: How many the file must have, 1 or 2.
 
     Returns:
-        float32 samples, ``[2, num_samples]``, with ``num_samples = round(n * sample_rate / file_rate)`` for a
-        file of ``n`` samples per channel.
+        float32 samples, ``[channels, num_samples]``, with
+        ``num_samples = round(n * sample_rate / file_rate)`` for a file of ``n`` samples per channel.
 
     Raises:
-        DataError: The file is unreadable, truncated, empty or not stereo, holds NaN or infinite samples, or
-            does not last as long as expected.
+        DataError: The file is unreadable, truncated or empty, has other channels, holds NaN or infinite
+            samples, or does not last as long as expected.
     """
-    samples, file_rate = _decode(path, stereo=True)
+    samples, file_rate = _decode(path, channels=channels)
     if expected_duration_sec is not None:
-        _check_duration(path, samples.shape[1] / file_rate, expected_duration_sec=expected_duration_sec)
+        check_duration(path, samples.shape[1] / file_rate, expected_duration_sec=expected_duration_sec)
     return _resample(samples, file_rate=file_rate, sample_rate=sample_rate)
 
 
@@ -54,15 +75,43 @@ def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
     return _resample(samples[-1:], file_rate=file_rate, sample_rate=sample_rate)[0]
 
 
-def _decode(path: Path, *, stereo: bool = False) -> tuple[np.ndarray, int]:
-    """Returns samples [channels, n] and the file's own rate, after checking header and values."""
-    try:
+def audio_header(path: Path) -> AudioHeader:
+    """Reads how many channels and samples a file claims, without decoding it.
+
+    Raises:
+        DataError: The file is missing, or no audio that can be read.
+    """
+    return _open(path)[1]
+
+
+def check_duration(path: Path, duration_sec: float, *, expected_duration_sec: float) -> None:
+    """Compares the length of a file with what a manifest says; see ``read_audio``.
+
+    Raises:
+        DataError: The file is more than 0.1 s shorter or more than 1 s longer.
+    """
+    difference_sec = duration_sec - expected_duration_sec
+    if -MAX_MISSING_SEC <= difference_sec <= MAX_EXCESS_SEC:
+        return
+    relation = "shorter" if difference_sec < 0 else "longer"
+    raise DataError(
+        f"{path}: lasts {duration_sec:.2f} s, {relation} than the manifest's {expected_duration_sec:.2f} s; "
+        "correct the manifest or the file."
+    )
+
+
+def _open(path: Path) -> tuple[sphn.FileReader, AudioHeader]:
+    with _readable(path):
         reader = sphn.FileReader(str(path))
-        file_rate = reader.sample_rate
-        claimed = round(reader.duration_sec * file_rate)
-        if stereo or reader.channels > 2:
-            _check_channels(path, reader.channels)
-        samples = np.ascontiguousarray(reader.decode_all(), dtype=np.float32)
+        claimed = round(reader.duration_sec * reader.sample_rate)
+        return reader, AudioHeader(reader.channels, reader.sample_rate, claimed)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns whatever sphn raises into a DataError."""
+    try:
+        yield
     except BaseException as error:
         # sphn panics at some headers, and its panic is no Exception.
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -71,6 +120,16 @@ def _decode(path: Path, *, stereo: bool = False) -> tuple[np.ndarray, int]:
         raise DataError(
             f"{path}: cannot be read as audio ({reason}); is it complete? Stereo wav and flac files are fine."
         ) from error
+
+
+def _decode(path: Path, *, channels: int | None = None) -> tuple[np.ndarray, int]:
+    """Returns samples [channels, n] and the file's own rate, after checking header and values."""
+    reader, header = _open(path)
+    file_rate, claimed = header.sample_rate, header.num_samples
+    if channels is not None or header.channels > 2:
+        _check_channels(path, header.channels, wanted=channels or 2)
+    with _readable(path):
+        samples = np.ascontiguousarray(reader.decode_all(), dtype=np.float32)
     # sphn returns what it finds before a premature end of the file and says nothing.
     if samples.shape[1] < claimed:
         raise DataError(
@@ -84,23 +143,13 @@ def _decode(path: Path, *, stereo: bool = False) -> tuple[np.ndarray, int]:
     return samples, file_rate
 
 
-def _check_channels(path: Path, channels: int) -> None:
+def _check_channels(path: Path, channels: int, *, wanted: int) -> None:
+    if channels == wanted:
+        return
     fix = "make it a stereo file with Moshi on the left and the user on the right."
     if channels == 1:
         raise DataError(f"{path}: mono, which trains 9 streams instead of 17; {fix}")
-    if channels != 2:
-        raise DataError(f"{path}: has {channels} channels, 2 are needed; {fix}")
-
-
-def _check_duration(path: Path, duration_sec: float, *, expected_duration_sec: float) -> None:
-    difference_sec = duration_sec - expected_duration_sec
-    if -MAX_MISSING_SEC <= difference_sec <= MAX_EXCESS_SEC:
-        return
-    relation = "shorter" if difference_sec < 0 else "longer"
-    raise DataError(
-        f"{path}: lasts {duration_sec:.2f} s, {relation} than the manifest's {expected_duration_sec:.2f} s; "
-        "correct the manifest or the file."
-    )
+    raise DataError(f"{path}: has {channels} channels, {wanted} are needed; {fix}")
 
 
 def _resample(samples: np.ndarray, *, file_rate: int, sample_rate: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import LongTensor, Tensor, nn
 
 @torch.no_grad()
 def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor, *, block_sec: float = 60.0) -> LongTensor:
-    """Encodes a stereo recording of any length.
+    """Encodes a recording of any length.
 
     Mimi is causal with a finite reach, so a block that is preceded by that much audio has the codes of one
     pass over the whole recording, up to floating point. A block of the published Mimi needs about 80 s of
@@ -22,20 +22,22 @@ def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor, *, block_sec: 
 
     Args:
         mimi: The codec, not in streaming mode; it decides device, dtype and K.
-        audio: float samples ``[2, num_samples]`` at ``mimi.sample_rate``; the end is padded with zeros to a
-            whole frame.
+        audio: float samples ``[channels, num_samples]`` at ``mimi.sample_rate``, one or two channels; the end
+            is padded with zeros to a whole frame.
         block_sec: New audio per pass, in seconds.
 
     Returns:
-        int64 codes on the CPU, ``[2, K, T]``: left channel, right channel;
+        int64 codes on the CPU, ``[channels, K, T]``: left channel, right channel;
         ``T = ceil(num_samples / mimi.frame_size)``.
 
     Raises:
         ValueError: ``audio`` has another shape or no samples, or ``mimi`` is streaming.
     """
     audio = torch.as_tensor(audio)
-    if audio.dim() != 2 or audio.shape[0] != 2 or audio.shape[1] == 0:
-        raise ValueError(f"audio must be [2, num_samples] with at least 1 sample, not {list(audio.shape)}.")
+    if audio.dim() != 2 or audio.shape[0] not in (1, 2) or audio.shape[1] == 0:
+        raise ValueError(
+            f"audio must be [1 or 2, num_samples] with at least 1 sample, not {list(audio.shape)}."
+        )
     if mimi.is_streaming:
         raise ValueError("mimi is in streaming mode; encode recordings outside of it.")
     parameter = next(mimi.parameters())
@@ -49,7 +51,7 @@ def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor, *, block_sec: 
         left = 0 if reach is None else max(0, start - reach)
         stop = min(start + block_frames, num_frames)
         samples = audio[:, left * frame_size : stop * frame_size]
-        codes = mimi.encode(samples.to(parameter)[:, None])  # [2, K, stop - left]
+        codes = mimi.encode(samples.to(parameter)[:, None])  # [channels, K, stop - left]
         blocks.append(codes[:, :, start - left :].cpu())
     return torch.cat(blocks, dim=-1).long()
 

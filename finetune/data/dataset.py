@@ -4,17 +4,15 @@ Shapes: B batch rows, K codebooks of one channel, T frames of a chunk.
 """
 
 import signal
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import LongTensor
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.data.alignments import Word, load_alignments
+from finetune.data.alignments import Word, load_alignments, words_within
 from finetune.data.chunks import Chunk
 from finetune.data.code_cache import CodeCache
 from finetune.data.interleaver import Tokenizer, interleave_text
@@ -108,17 +106,7 @@ class ChunkDataset(Dataset[LongTensor]):
         words = self._recording_words(chunk.recording)
         start_sec = chunk.start_frame / self.frame_rate
         end_sec = (chunk.start_frame + chunk.num_frames) / self.frame_rate
-        first = bisect_left(words, start_sec, key=lambda word: word.start_sec)
-        last = bisect_left(words, end_sec, key=lambda word: word.start_sec)
-        # To microseconds: 0.48 - 0.32 is a little below 0.16 and would put a word one frame early.
-        return [
-            replace(
-                word,
-                start_sec=round(word.start_sec - start_sec, 6),
-                end_sec=round(word.end_sec - start_sec, 6),
-            )
-            for word in words[first:last]
-        ]
+        return words_within(words, start_sec, end_sec)
 
     def _recording_words(self, recording: int) -> list[Word]:
         if recording not in self._words:

@@ -1,1 +1,1 @@
-"""Losses of a model along hours of speech, with its memory learning, frozen and left out."""
+"""Losses along recordings that are much longer than the attention window."""
