@@ -11,44 +11,53 @@ _SLOPES = (OVERALL, *THIRDS)
 
 
 def score_tables(results: Mapping[str, Any]) -> list[str]:
-    """Lines with one table per metric that has a loss: an arm or difference per row.
+    """Lines with a table per metric that has a loss; of the audio loss, intervals and differences too.
 
     Args:
         results: of `score`.
     """
-    lines = []
+    lines: list[str] = []
     for metric in METRICS:
         rows = {arm: by_metric[metric] for arm, by_metric in results["details"].items()}
         if all(row[LOSS]["value"] is None for row in rows.values()):
             continue
-        names = [name for name in next(iter(rows.values())) if name not in _SLOPES]
-        titles = ["all" if name == LOSS else name.removeprefix("librilight_") for name in names]
-        table = [["arm", *titles, *_SLOPES]]
-        table += [[arm, *(_cell(row[name]) for name in (*names, *_SLOPES))] for arm, row in rows.items()]
-        for pair, by_metric in results["differences"].items():
-            table.append([pair, *(_difference_cell(by_metric[metric][name]) for name in names)])
-        lines += ["", f"{metric} loss, nats; slopes in nats per 1,000 frames", *_aligned(table)]
+        means = [name for name in next(iter(rows.values())) if name not in _SLOPES]
+        lines += _table(f"{metric} loss in nats", rows, means)
+        if metric == METRICS[0]:
+            pairs = {pair: by_metric[metric] for pair, by_metric in results["differences"].items()}
+            lines += _table("differences with 95 % intervals over recordings", pairs, means, signed=True)
+        lines += _table("slope in nats per 1,000 frames", rows, _SLOPES, signed=True)
     return lines
 
 
-def _cell(entry: Mapping[str, Any]) -> str:
-    return _NOTHING if entry["value"] is None else f"{entry['value']:.4f}"
+def _table(
+    title: str, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], *, signed: bool = False
+) -> list[str]:
+    """Lines with a row per arm or difference and a column per score; signed ones have intervals."""
+    if not rows:
+        return []
+    heads = ["all" if name == LOSS else name.removeprefix("librilight_") for name in names]
+    table = [["", *heads]]
+    table += [[label, *(_cell(row[name], signed=signed) for name in names)] for label, row in rows.items()]
+    return ["", title, *_aligned(table)]
 
 
-def _difference_cell(entry: Mapping[str, Any]) -> str:
+def _cell(entry: Mapping[str, Any], *, signed: bool) -> str:
+    if entry["value"] is None:
+        return _NOTHING
+    if not signed:
+        return f"{entry['value']:.4f}"
     if entry["interval"] is None:
-        return _NOTHING if entry["value"] is None else f"{entry['value']:+.4f}"
+        return f"{entry['value']:+.4f}"
     low, high = entry["interval"]
     return f"{entry['value']:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    num_columns = max(map(len, table))
-    filled = [[*row, *[""] * (num_columns - len(row))] for row in table]
-    widths = [max(map(len, column)) for column in zip(*filled, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
-    for first, *others in filled:
-        cells = [first.ljust(widths[0])]
-        cells += [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
+    for label, *cells in table:
+        padded = [label.ljust(widths[0])]
+        padded += [text.rjust(width) for text, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join(padded).rstrip())
     return lines
