@@ -30,27 +30,24 @@ class AudioHeader:
     num_samples: int
 
 
-def read_audio(
-    path: Path, *, sample_rate: int, expected_duration_sec: float | None = None, channels: int = 2
-) -> np.ndarray:
-    """Reads a file at a given sample rate.
+def read_audio(path: Path, *, sample_rate: int, expected_duration_sec: float | None = None) -> np.ndarray:
+    """Reads a stereo file at a given sample rate.
 
     Args:
         path: Audio file: left channel Moshi, right channel the user.
         sample_rate: Samples per second of the result; the file is resampled when it has another rate.
         expected_duration_sec: What the manifest says, in seconds; the file may be 0.1 s shorter or 1 s
             longer.
-        channels: How many the file must have, 1 or 2.
 
     Returns:
-        float32 samples, ``[channels, num_samples]``, with
-        ``num_samples = round(n * sample_rate / file_rate)`` for a file of ``n`` samples per channel.
+        float32 samples, ``[2, num_samples]``, with ``num_samples = round(n * sample_rate / file_rate)`` for a
+        file of ``n`` samples per channel.
 
     Raises:
-        DataError: The file is unreadable, truncated or empty, has other channels, holds NaN or infinite
-            samples, or does not last as long as expected.
+        DataError: The file is unreadable, truncated, empty or not stereo, holds NaN or infinite samples, or
+            does not last as long as expected.
     """
-    samples, file_rate = _decode(path, channels=channels)
+    samples, file_rate = _decode(path, stereo=True)
     if expected_duration_sec is not None:
         check_duration(path, samples.shape[1] / file_rate, expected_duration_sec=expected_duration_sec)
     return _resample(samples, file_rate=file_rate, sample_rate=sample_rate)
@@ -75,15 +72,6 @@ def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
     return _resample(samples[-1:], file_rate=file_rate, sample_rate=sample_rate)[0]
 
 
-def audio_header(path: Path) -> AudioHeader:
-    """Reads how many channels and samples a file claims, without decoding it.
-
-    Raises:
-        DataError: The file is missing, or no audio that can be read.
-    """
-    return _open(path)[1]
-
-
 def check_duration(path: Path, duration_sec: float, *, expected_duration_sec: float) -> None:
     """Compares the length of a file with what a manifest says; see ``read_audio``.
 
@@ -100,15 +88,16 @@ def check_duration(path: Path, duration_sec: float, *, expected_duration_sec: fl
     )
 
 
-def _open(path: Path) -> tuple[sphn.FileReader, AudioHeader]:
-    with _readable(path):
+def open_audio(path: Path) -> tuple[sphn.FileReader, AudioHeader]:
+    """Opens a file that is not Opus; raises DataError when it is missing, or no audio that can be read."""
+    with readable(path):
         reader = sphn.FileReader(str(path))
         claimed = round(reader.duration_sec * reader.sample_rate)
         return reader, AudioHeader(reader.channels, reader.sample_rate, claimed)
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turns whatever sphn raises into a DataError."""
     try:
         yield
@@ -118,45 +107,57 @@ def _readable(path: Path) -> Iterator[None]:
             raise
         reason = str(error).removeprefix(f'"{path}": ')
         raise DataError(
-            f"{path}: cannot be read as audio ({reason}); is it complete? Stereo wav and flac files are fine."
+            f"{path}: cannot be read as audio ({reason}); is it complete? Wav and flac files are fine."
         ) from error
 
 
-def _decode(path: Path, *, channels: int | None = None) -> tuple[np.ndarray, int]:
+def _decode(path: Path, *, stereo: bool = False) -> tuple[np.ndarray, int]:
     """Returns samples [channels, n] and the file's own rate, after checking header and values."""
-    reader, header = _open(path)
-    file_rate, claimed = header.sample_rate, header.num_samples
-    if channels is not None or header.channels > 2:
-        _check_channels(path, header.channels, wanted=channels or 2)
-    with _readable(path):
+    reader, header = open_audio(path)
+    if stereo or header.channels > 2:
+        _check_stereo(path, header.channels)
+    with readable(path):
         samples = np.ascontiguousarray(reader.decode_all(), dtype=np.float32)
+    check_length(path, samples.shape[1], header)
+    check_finite(path, samples)
+    return samples, header.sample_rate
+
+
+def check_length(path: Path, num_samples: int, header: AudioHeader) -> None:
+    """Raises DataError when a decoded file is empty or shorter than its header says."""
     # sphn returns what it finds before a premature end of the file and says nothing.
-    if samples.shape[1] < claimed:
+    if num_samples < header.num_samples:
         raise DataError(
-            f"{path}: truncated, the header claims {claimed} samples and the file holds {samples.shape[1]}; "
-            "copy or export it again."
+            f"{path}: truncated, the header claims {header.num_samples} samples and the file holds "
+            f"{num_samples}; copy or export it again."
         )
-    if samples.shape[1] == 0:
+    if num_samples == 0:
         raise DataError(f"{path}: holds no samples; remove it from the manifest or export it again.")
+
+
+def check_finite(path: Path, samples: np.ndarray) -> None:
+    """Raises DataError when a sample is NaN or infinite."""
     if not np.isfinite(samples).all():
         raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.")
-    return samples, file_rate
 
 
-def _check_channels(path: Path, channels: int, *, wanted: int) -> None:
-    if channels == wanted:
-        return
+def _check_stereo(path: Path, channels: int) -> None:
     fix = "make it a stereo file with Moshi on the left and the user on the right."
     if channels == 1:
         raise DataError(f"{path}: mono, which trains 9 streams instead of 17; {fix}")
-    raise DataError(f"{path}: has {channels} channels, {wanted} are needed; {fix}")
+    if channels != 2:
+        raise DataError(f"{path}: has {channels} channels, 2 are needed; {fix}")
 
 
 def _resample(samples: np.ndarray, *, file_rate: int, sample_rate: int) -> np.ndarray:
     if file_rate == sample_rate:
         return samples
     num_samples = round(samples.shape[1] * sample_rate / file_rate)
-    resampled = soxr.resample(samples.T, file_rate, sample_rate).T[:, :num_samples]
-    # soxr rounds its length in its own way and may be one sample off.
-    missing = num_samples - resampled.shape[1]
-    return np.ascontiguousarray(np.pad(resampled, ((0, 0), (0, missing))), dtype=np.float32)
+    return fit_length(soxr.resample(samples.T, file_rate, sample_rate).T, num_samples)
+
+
+def fit_length(samples: np.ndarray, num_samples: int) -> np.ndarray:
+    """Cuts or pads ``[channels, n]``: soxr rounds lengths in its own way and may be one sample off."""
+    samples = samples[:, :num_samples]
+    missing = num_samples - samples.shape[1]
+    return np.ascontiguousarray(np.pad(samples, ((0, 0), (0, missing))), dtype=np.float32)

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,24 +137,26 @@ class CodeCache:
             logger.info("Encoded %d recordings on rank %d.", len(share), rank)
         return len(share)
 
-    def add(self, recording: Recording, mimi: MimiModel, audio: np.ndarray) -> None:
+    def add(self, recording: Recording, mimi: MimiModel, audio: np.ndarray | Iterable[np.ndarray]) -> None:
         """Encodes one recording and keeps its codes.
 
         Args:
             recording: Whose codes these are.
             mimi: The codec with ``num_codebooks`` active codebooks, on any device.
-            audio: float samples ``[channels, num_samples]`` at ``mimi.sample_rate``.
+            audio: float samples ``[channels, num_samples]`` at ``mimi.sample_rate``, or consecutive pieces of
+                them.
 
         Raises:
             UnwritableCacheError: The cache cannot be written.
             ValueError: ``mimi`` has another number of codebooks, or ``audio`` of channels.
         """
         self._check_codebooks(mimi)
-        if len(audio) != self.channels:
-            raise ValueError(f"the audio has {len(audio)} channels, the cache {self.channels}.")
         self._make_folder(recording)
         path, key = self._locate(recording)
-        self._write(path, key=key, codes=encode_recording(mimi, audio))
+        codes = encode_recording(mimi, audio)
+        if len(codes) != self.channels:
+            raise ValueError(f"the audio has {len(codes)} channels, the cache {self.channels}.")
+        self._write(path, key=key, codes=codes)
 
     def num_frames(self, recording: Recording) -> int:
         """Returns T of a cached recording from its file's header.

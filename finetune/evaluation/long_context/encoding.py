@@ -12,11 +12,11 @@ from moshi.models import MimiModel
 from moshi.models.loaders import CheckpointInfo
 from torch import LongTensor
 
-from finetune.data.audio import AudioHeader, audio_header, check_duration, read_audio
+from finetune.data.audio import AudioHeader
 from finetune.data.code_cache import CodeCache
 from finetune.data.codec import context_frames, encode_recording
+from finetune.data.long_audio import read_header, read_pieces
 from finetune.data.manifest import Recording
-from finetune.errors import DataError
 from finetune.evaluation.long_context.sources import Source
 
 
@@ -50,20 +50,9 @@ class CodeStore:
         """Returns what a file says about itself.
 
         Raises:
-            DataError: It cannot be read, has more than two channels, or is not as long as its manifest says.
+            DataError: It cannot be read, or has more than two channels.
         """
-        header = audio_header(source.path)
-        if header.channels not in self._caches:
-            raise DataError(
-                f"{source.path}: has {header.channels} channels; mono and stereo can be measured."
-            )
-        if source.duration_sec is not None:
-            check_duration(
-                source.path,
-                header.num_samples / header.sample_rate,
-                expected_duration_sec=source.duration_sec,
-            )
-        return header
+        return read_header(source.path)
 
     def expected_frames(self, header: AudioHeader) -> int:
         """Returns T of a file that is as long as it says."""
@@ -81,11 +70,8 @@ class CodeStore:
             UnwritableCacheError: The cache cannot be written.
             DataError: The recording cannot be used.
         """
-        audio = read_audio(
-            source.path,
-            sample_rate=self.mimi.sample_rate,
-            expected_duration_sec=source.duration_sec,
-            channels=header.channels,
+        audio = read_pieces(
+            source.path, sample_rate=self.mimi.sample_rate, expected_duration_sec=source.duration_sec
         )
         self._caches[header.channels].add(_recording(source), self.mimi, audio)
 
