@@ -25,7 +25,7 @@ WINDOWS = ("--at", "30,66,80,5000", "--half-width", 10, "--bin-frames", 25, "--r
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Three stereo recordings with word timings, of 60 to 90 frames, whose codes are cached by the first test."""
+    """Three stereo recordings of 60 to 90 frames with word timings; the first test encodes them."""
     folder = tmp_path_factory.mktemp("recordings")
     generator = np.random.default_rng(0)
     for name, num_frames in FRAMES.items():

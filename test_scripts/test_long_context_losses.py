@@ -10,6 +10,7 @@ from moshi.models.lm import LMGen, LMModel
 
 from conftest import make_tiny_lm
 from evaluation_helpers import FakeStream, nearly_equal, open_ttt, random_stream
+from finetune.evaluation.long_context.measure import LossFiles, measure
 from finetune.evaluation.long_context.stream_losses import delayed_codes, stream_losses
 from moshi_ttt.hybrid_model import set_ttt_mode, streaming_states
 
@@ -221,3 +222,25 @@ def test_losses_that_are_not_finite_are_told_from_missing_targets():
     assert bad.first_failure() == first + 1
     assert torch.equal(bad.audio[0].isinf().nonzero()[0], torch.tensor([first + 2]))
     assert bad.text.isnan().all() and bad.memory_resets > 0
+
+
+def test_a_watcher_knows_recording_and_arm_and_may_look_at_every_chunk(tmp_path):
+    lm = ttt_lm()
+    seen = []
+
+    @contextmanager
+    def watch(name, arm):
+        @contextmanager
+        def around(start, stop):
+            seen.append((name, arm, start, stop))
+            yield
+
+        yield around
+        seen.append("end")
+
+    stream = random_stream(lm, 40)
+    files = LossFiles(tmp_path, {}, own_text=False)
+    measure(lm, [stream], arms=("on", "off"), files=files, chunk_frames=32, watch=watch)
+    name = stream.name
+    assert seen[:3] == [(name, "on", 0, 32), (name, "on", 32, 41), "end"]
+    assert seen[3:] == [(name, "off", 0, 32), (name, "off", 32, 41), "end"]

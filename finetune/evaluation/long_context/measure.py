@@ -7,7 +7,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from finetune.inference.terminal import say
 from moshi_ttt.state_file import StateError, StateFile, write_state_file
 
 KIND = "moshi-ttt losses 1"
+
+Watch = Callable[[str, str], AbstractContextManager[AroundChunk | None]]
 
 
 @dataclass(frozen=True)
@@ -122,44 +125,29 @@ def measure(
     arms: Sequence[str],
     files: LossFiles,
     chunk_frames: int,
-    around_chunk: AroundChunk | None = None,
+    watch: Watch | None = None,
 ) -> Measured:
     """Losses of all recordings in all arms, of which those in `files` are not computed again.
 
     Args:
-        lm, chunk_frames, around_chunk: see `stream_losses`.
+        lm, chunk_frames: see `stream_losses`.
         streams: the recordings.
         arms: of `choose_arms`.
         files: where losses are and go.
+        watch: called with the recording's name and the arm before each pass; the context that it returns is
+            entered around the pass and may give an `AroundChunk`.
 
     Raises:
         ConfigError: a chunk does not fit into memory.
         StateError: the losses cannot be written.
     """
-    recordings, failures, num_reused = [], {}, 0
-    num_steps = [stream.num_frames + max(lm.delays) for stream in streams]
-    with tqdm(total=len(arms) * sum(num_steps), unit="frame", disable=None, leave=False) as bar:
-        for stream, steps in zip(streams, num_steps, strict=True):
+    num_steps = sum(stream.num_frames + max(lm.delays) for stream in streams)
+    recordings, failures = [], {}
+    with tqdm(total=len(arms) * num_steps, unit="frame", disable=None, leave=False) as bar:
+        measurement = _Measurement(lm, arms, files, chunk_frames, watch, bar)
+        for stream in streams:
             try:
-                recording = Recording(stream.name, stream.num_frames, codes_digest(stream))
-                for arm in arms:
-                    path = files.path(recording.name, recording.codes_sha256, arm)
-                    identity = {
-                        "arm": arm,
-                        "name": recording.name,
-                        "num_frames": recording.num_frames,
-                        "codes_sha256": recording.codes_sha256,
-                    }
-                    losses = files.read(path, identity, num_codebooks=lm.dep_q)
-                    if losses is None:
-                        enter_arm(lm, arm)
-                        losses = _measure_one(lm, stream, arm, files, chunk_frames, around_chunk, bar)
-                        files.write(path, identity, losses)
-                    else:
-                        num_reused += 1
-                        bar.total -= steps
-                        bar.refresh()
-                    recording.files[arm], recording.losses[arm] = path, losses
+                recording = measurement.of_recording(stream)
             except DataError as error:
                 failures[stream.name] = str(error)
                 continue
@@ -168,38 +156,68 @@ def measure(
                 recordings.append(recording)
             else:
                 failures[stream.name] = reason
-    return Measured(recordings, failures, num_reused)
+    return Measured(recordings, failures, measurement.num_reused)
 
 
-def _measure_one(
-    lm: LMModel,
-    stream: CodeStream,
-    arm: str,
-    files: LossFiles,
-    chunk_frames: int,
-    around_chunk: AroundChunk | None,
-    bar: tqdm,
-) -> StreamLosses:
-    bar.set_description(f"{stream.name[-30:]} [{arm}]")
-    start = time.perf_counter()
-    try:
-        losses = stream_losses(
-            lm,
-            stream,
-            chunk_frames=chunk_frames,
-            own_text=files.own_text,
-            around_chunk=around_chunk,
-            on_steps=bar.update,
-        )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise ConfigError(
-            f"--chunk-frames: {chunk_frames} frames at once do not fit into memory; take fewer."
-        ) from None
-    seconds = time.perf_counter() - start
-    mean = float(losses.audio.nanmean())
-    with bar.external_write_mode():
-        say(f"{stream.name} [{arm}]: {stream.num_frames:,} frames in {seconds:.1f} s, audio loss {mean:.4f}")
-    return losses
+@dataclass
+class _Measurement:
+    """What the passes of a measurement share, see `measure`."""
+
+    lm: LMModel
+    arms: Sequence[str]
+    files: LossFiles
+    chunk_frames: int
+    watch: Watch | None
+    bar: tqdm
+    num_reused: int = 0
+
+    def of_recording(self, stream: CodeStream) -> Recording:
+        """A recording in all arms, each from its file or kept as one."""
+        recording = Recording(stream.name, stream.num_frames, codes_digest(stream))
+        identity = {
+            "name": recording.name,
+            "num_frames": recording.num_frames,
+            "codes_sha256": recording.codes_sha256,
+        }
+        for arm in self.arms:
+            path = self.files.path(recording.name, recording.codes_sha256, arm)
+            losses = self.files.read(path, identity | {"arm": arm}, num_codebooks=self.lm.dep_q)
+            if losses is None:
+                losses = self._run(stream, arm)
+                self.files.write(path, identity | {"arm": arm}, losses)
+            else:
+                self.num_reused += 1
+                self.bar.total -= stream.num_frames + max(self.lm.delays)
+                self.bar.refresh()
+            recording.files[arm], recording.losses[arm] = path, losses
+        return recording
+
+    def _run(self, stream: CodeStream, arm: str) -> StreamLosses:
+        enter_arm(self.lm, arm)
+        self.bar.set_description(f"{stream.name[-30:]} [{arm}]")
+        start = time.perf_counter()
+        try:
+            with self.watch(stream.name, arm) if self.watch is not None else nullcontext() as around_chunk:
+                losses = stream_losses(
+                    self.lm,
+                    stream,
+                    chunk_frames=self.chunk_frames,
+                    own_text=self.files.own_text,
+                    around_chunk=around_chunk,
+                    on_steps=self.bar.update,
+                )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise ConfigError(
+                f"--chunk-frames: {self.chunk_frames} frames at once do not fit into memory; take fewer."
+            ) from None
+        seconds = time.perf_counter() - start
+        mean = float(losses.audio.nanmean())
+        with self.bar.external_write_mode():
+            say(
+                f"{stream.name} [{arm}]: {stream.num_frames:,} frames in {seconds:.1f} s, "
+                f"audio loss {mean:.4f}"
+            )
+        return losses
 
 
 def _failure_of(recording: Recording) -> str | None:
