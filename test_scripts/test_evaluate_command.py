@@ -187,12 +187,15 @@ def test_an_interrupted_measurement_goes_on_where_it_was(command, results, passe
     assert parts["details"] == whole["details"]
 
 
-def test_a_damaged_or_foreign_loss_file_is_measured_again(results, passes, tmp_path, monkeypatch):
-    first = results()
-    (path, other, _) = sorted((tmp_path / "out" / "streams").glob("*.safetensors"))
-    path.write_bytes(other.read_bytes())  # of another recording
-    assert results()["details"] == first["details"]
-    assert len(passes.made) == 4
+def test_a_loss_file_that_is_damaged_or_of_another_arm_is_measured_again(results, passes, tmp_path):
+    first = results("--compare")
+    streams = tmp_path / "out" / "streams"
+    frozen, off, *_ = (path for path in sorted(streams.iterdir()) if "on" not in path.suffixes[-2])
+    on = frozen.with_name(frozen.name.replace("frozen", "on"))
+    on.write_bytes(frozen.read_bytes())
+    off.write_bytes(off.read_bytes()[:-100])
+    assert results("--compare")["details"] == first["details"]
+    assert len(passes.made) == 9 + 2
 
 
 def test_by_default_results_of_one_setting_lie_in_the_run_directory(command, untrained_run):

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,13 @@ class LossFiles:
         return StreamLosses(tensors["text"], tensors["audio"], int(tensors["resets"]))
 
     def write(self, path: Path, identity: Mapping[str, Any], losses: StreamLosses) -> None:
-        """Keep losses.
+        """Keep losses; what was there is of something else, or damaged.
 
         Raises:
             StateError: the file cannot be written.
         """
+        with suppress(OSError):
+            path.unlink()
         tensors = {
             "text": losses.text,
             "audio": losses.audio,
