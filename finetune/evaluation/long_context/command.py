@@ -57,9 +57,12 @@ def run(options: argparse.Namespace) -> None:
     )
     model = model_identity(speech, fuse_lora=not options.no_fuse_lora)
     _say_model(speech, arms, changed)
+    settings = _folder_settings(options, model)
+    folder = _folder(options, speech, settings)
+    _check_settings(folder, settings)
     opened = open_streams(options.data, streams_are, speech, speech.info)
     _say_streams(opened)
-    folder = _open_folder(options, speech, model)
+    _make_folder(folder, settings)
     say(f"results: {folder}")
     files = LossFiles(folder / STREAMS_DIR, weights_key(model), own_text=options.text == "own")
     measured = measure(speech.lm, opened.streams, arms=arms, files=files, chunk_frames=options.chunk_frames)
@@ -84,7 +87,7 @@ def _say_model(speech: SpeechModel, arms: Sequence[str], changed: Mapping[str, i
 
 def _say_streams(opened: OpenedStreams) -> None:
     total = sum(stream.num_frames for stream in opened.streams)
-    say(f"data: {len(opened.streams)} recordings, {total:,} frames, {len(opened.left_out)} left out")
+    say(f"data: recordings: {len(opened.streams)}, frames: {total:,}, left out: {len(opened.left_out)}")
     for name, reason in opened.failures.items():
         say(f"failed: {name}: {reason}")
 
@@ -95,40 +98,47 @@ def _folder_settings(options: argparse.Namespace, model: Mapping[str, Any]) -> d
     return {**weights_key(model), "data": _data_path(options), **data}
 
 
-def _open_folder(options: argparse.Namespace, speech: SpeechModel, model: Mapping[str, Any]) -> Path:
-    """The folder of the results, made where it does not exist.
+def _folder(options: argparse.Namespace, speech: SpeechModel, settings: Mapping[str, Any]) -> Path:
+    """Where the results go; without --out the same settings go to the same folder."""
+    if options.out is not None:
+        return Path(options.out)
+    home = home_of(speech.checkpoint, given=options.checkpoint)
+    name = f"step_{speech.checkpoint.step:06d}-{digest(settings)[:8]}"
+    return home / "evaluation" / "long_context" / name
+
+
+def _check_settings(folder: Path, ours: Mapping[str, Any]) -> None:
+    """See that a folder holds nothing measured with other settings.
 
     Raises:
-        ConfigError: it cannot be written, or holds a measurement with other settings.
+        ConfigError: it does.
+        CheckpointError: what says so cannot be read.
     """
-    settings = _folder_settings(options, model)
-    if options.out is not None:
-        folder = Path(options.out)
-    else:
-        home = home_of(speech.checkpoint, given=options.checkpoint)
-        name = f"step_{speech.checkpoint.step:06d}-{digest(settings)[:8]}"
-        folder = home / "evaluation" / "long_context" / name
-    try:
-        (folder / STREAMS_DIR).mkdir(parents=True, exist_ok=True)
-        path = folder / SETTINGS_FILE
-        if path.exists():
-            _check_settings(folder, read_json_object(path), settings)
-        else:
-            with replacing(path) as partial:
-                write_json(partial, settings)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--out: {folder}: cannot be written: {reason}.") from None
-    return folder
-
-
-def _check_settings(folder: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        return
+    theirs = read_json_object(path)
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
             raise ConfigError(
                 f"--out: {folder} holds a measurement with {name} {_short(theirs.get(name))} instead of "
                 f"{_short(ours.get(name))}; choose another folder."
             )
+
+
+def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make a folder that says what is measured in it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        (folder / STREAMS_DIR).mkdir(parents=True, exist_ok=True)
+        with replacing(folder / SETTINGS_FILE) as partial:
+            write_json(partial, dict(settings))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--out: {folder}: cannot be written: {reason}.") from None
 
 
 def _short(value: object) -> str:
