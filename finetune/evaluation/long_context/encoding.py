@@ -17,6 +17,7 @@ from finetune.data.code_cache import CodeCache
 from finetune.data.codec import context_frames, encode_recording
 from finetune.data.long_audio import read_header, read_pieces
 from finetune.data.manifest import Recording
+from finetune.errors import DataError
 from finetune.evaluation.long_context.sources import Source
 
 
@@ -50,9 +51,12 @@ class CodeStore:
         """Returns what a file says about itself.
 
         Raises:
-            DataError: It cannot be read, or has more than two channels.
+            DataError: It cannot be read, has more than two channels, or holds nothing.
         """
-        return read_header(source.path)
+        header = read_header(source.path)
+        if self.expected_frames(header) == 0:
+            raise DataError(f"{source.path}: holds no samples; remove it or export it again.")
+        return header
 
     def expected_frames(self, header: AudioHeader) -> int:
         """Returns T of a file that is as long as it says."""

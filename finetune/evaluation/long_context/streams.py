@@ -282,13 +282,11 @@ class _Opening:
         """Says why there is no stream."""
         if not self.failures:
             return (
-                f"--data: all {len(self.left_out)} streams of {data} are shorter than --min-frames "
+                f"--data: every stream of {data} is shorter than --min-frames "
                 f"{self.options.min_frames}; lower it or use --group speaker."
             )
-        count = len(self.failures)
-        return (
-            f"--data: no stream of {data} can be used ({count} failed): {next(iter(self.failures.values()))}"
-        )
+        first = next(iter(self.failures.values()))
+        return f"--data: no stream of {data} can be used, {len(self.failures)} failed: {first}"
 
     def _plan_stream(self, sources: Sequence[Source]) -> tuple[Plan, int]:
         plan, num_frames = [], 0
