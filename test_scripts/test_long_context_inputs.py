@@ -103,7 +103,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
 def test_name_that_is_not_utf8_can_be_printed(tmp_path):
     with open(os.fsencode(tmp_path) + b"/\xff.wav", "wb"):
         pass
-    assert names(find_sources(str(tmp_path))) == ["\\xff.wav"]
+    assert names(find_sources(str(tmp_path))) == ["\\udcff.wav"]
 
 
 def test_manifest_needs_no_word_timings_and_no_duration(tmp_path):
@@ -323,10 +323,13 @@ def test_manifest_with_another_length_or_a_missing_file_fails_by_name(tmp_path, 
     add(tmp_path / "a.wav", 25)
     add(tmp_path / "b.wav", 25)
     lines = [{"path": "a.wav", "duration": 9}, {"path": "b.wav", "duration": 2}, {"path": "c.wav"}]
+    lines += [{"path": "\0.wav"}, {"path": "\ud800.wav"}]
     opened = open_data(write_manifest(tmp_path / "m.jsonl", lines))
     assert names(opened.streams) == ["b.wav"]
     assert "lasts 2.00 s, shorter than the manifest's 9.00 s" in opened.failures["a.wav"]
     assert "c.wav: cannot read the audio file (No such file" in opened.failures["c.wav"]
+    assert "(embedded null byte)" in opened.failures["\0.wav"]
+    assert "surrogates not allowed" in opened.failures["\\ud800.wav"]
 
 
 def test_no_stream_at_all_is_one_error(tmp_path, open_data):
