@@ -69,8 +69,9 @@ def _kind(path: Path) -> Literal["opus", "lossless", "other"]:
     try:
         with open(path, "rb") as file:
             start = file.read(4096)
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the audio file ({error.strerror}).") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot read the audio file ({reason}).") from error
     if start.startswith(b"OggS") and b"OpusHead" in start:
         return "opus"
     chunk = start.find(b"fmt ")

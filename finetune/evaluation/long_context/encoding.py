@@ -17,6 +17,7 @@ from finetune.data.code_cache import CodeCache
 from finetune.data.codec import context_frames, encode_recording
 from finetune.data.long_audio import read_header, read_pieces
 from finetune.data.manifest import Recording
+from finetune.errors import DataError
 from finetune.evaluation.long_context.sources import Source
 
 
@@ -50,9 +51,12 @@ class CodeStore:
         """Returns what a file says about itself.
 
         Raises:
-            DataError: It cannot be read, or has more than two channels.
+            DataError: It cannot be read, has more than two channels, or holds nothing.
         """
-        return read_header(source.path)
+        header = read_header(source.path)
+        if self.expected_frames(header) == 0:
+            raise DataError(f"{source.path}: holds no samples; remove it or export it again.")
+        return header
 
     def expected_frames(self, header: AudioHeader) -> int:
         """Returns T of a file that is as long as it says."""
@@ -90,18 +94,20 @@ class CodeStore:
             self._last = source, codes.unflatten(0, (header.channels, -1))
         return self._last[1]
 
-    def silence(self, start: int, stop: int) -> LongTensor:
-        """Returns the codes of digital silence, int64 ``[K, stop - start]``, from its frame ``start`` on.
+    def encode_silence(self, num_frames: int) -> None:
+        """Encodes digital silence of at least one frame.
 
-        They change at first, as the codec's reach fills with silence, and then no more.
+        Its codes change at first, while the codec's reach fills with silence, and then no more.
         """
         reach = context_frames(self.mimi)
-        needed = stop if reach is None else min(stop, reach + 1)
-        if self._silence is None or self._silence.shape[1] < needed:
-            zeros = np.zeros((1, max(needed, 1) * self.mimi.frame_size), np.float32)
-            self._silence = encode_recording(self.mimi, zeros)[0]
-        last = self._silence.shape[1] - 1
-        return self._silence[:, torch.arange(start, stop).clamp(max=last)]
+        num_frames = num_frames if reach is None else min(num_frames, reach + 1)
+        zeros = np.zeros((1, num_frames * self.mimi.frame_size), np.float32)
+        self._silence = encode_recording(self.mimi, zeros)[0]
+
+    def silence(self, start: int, stop: int) -> LongTensor:
+        """Returns the codes of encoded silence, int64 ``[K, stop - start]``, from its frame ``start`` on."""
+        frames = torch.arange(start, stop).clamp(max=self._silence.shape[1] - 1)
+        return self._silence[:, frames]
 
 
 def _recording(source: Source) -> Recording:

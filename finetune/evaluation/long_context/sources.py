@@ -90,8 +90,8 @@ def group_sources(sources: Sequence[Source], group: str) -> dict[str, list[Sourc
 
 
 def printable(text: str) -> str:
-    """Returns a path as text; bytes that are not UTF-8 become escapes, which can be written anywhere."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
+    """Returns text without what UTF-8 has no bytes for, such as parts of file names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _sort_key(source: Source) -> tuple[str, ...]:

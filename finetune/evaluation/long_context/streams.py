@@ -119,7 +119,7 @@ class Stream:
         self._last_text: tuple[Part, LongTensor] | None = None
 
     def frames(self, start: int, stop: int) -> LongTensor:
-        """Returns some frames, int64 ``[1 + n_q, stop - start]``.
+        """Returns some frames, int64 on the CPU, ``[1 + n_q, stop - start]``.
 
         Rows are the text, Moshi's own K codebooks and the user's K codebooks. Rows without input hold the
         model's zero token, whose embedding is exactly zero.
@@ -213,6 +213,8 @@ def open_streams(
     ]
     if not streams:
         raise DataError(opening.why_nothing(data))
+    if options.user == "silent":
+        opening.store.encode_silence(max(stream.num_frames for stream in streams))
     return OpenedStreams(streams, opening.left_out, opening.failures)
 
 
@@ -282,13 +284,11 @@ class _Opening:
         """Says why there is no stream."""
         if not self.failures:
             return (
-                f"--data: all {len(self.left_out)} streams of {data} are shorter than --min-frames "
+                f"--data: every stream of {data} is shorter than --min-frames "
                 f"{self.options.min_frames}; lower it or use --group speaker."
             )
-        count = len(self.failures)
-        return (
-            f"--data: no stream of {data} can be used ({count} failed): {next(iter(self.failures.values()))}"
-        )
+        first = next(iter(self.failures.values()))
+        return f"--data: no stream of {data} can be used, {len(self.failures)} failed: {first}"
 
     def _plan_stream(self, sources: Sequence[Source]) -> tuple[Plan, int]:
         plan, num_frames = [], 0
