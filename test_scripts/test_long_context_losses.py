@@ -1,7 +1,9 @@
 """Losses along a recording: alignment, chunks, equality with Moshi's own forward, modes, own text."""
 
 import math
+import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,3 +246,20 @@ def test_a_watcher_knows_recording_and_arm_and_may_look_at_every_chunk(tmp_path)
     name = stream.name
     assert seen[:3] == [(name, "on", 0, 32), (name, "on", 32, 41), "end"]
     assert seen[3:] == [(name, "off", 0, 32), (name, "off", 32, 41), "end"]
+
+
+@pytest.mark.slow
+def test_three_hours_take_no_more_memory_than_the_first_half_hour():
+    lm = open_ttt(make_tiny_lm(**FLOAT32), mini_batch_size=16)
+    stream = random_stream(lm, 136_000)
+    sizes = []
+
+    @contextmanager
+    def around(start, stop):
+        yield
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+    losses = stream_losses(lm, stream, chunk_frames=256, around_chunk=around)
+    assert losses.audio.isfinite().all() and losses.memory_resets == 0
+    assert max(sizes) - sizes[len(sizes) // 6] < 10, "MiB"
