@@ -48,7 +48,7 @@ def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
 
 
 def _layer_lines(model: LMModel, args: TrainArgs) -> list[str]:
-    return [*_ttt_lines(model, args), *_window_lines(model)]
+    return [*_ttt_lines(model, args), *window_lines(model)]
 
 
 def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
@@ -71,7 +71,8 @@ def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
     ]
 
 
-def _window_lines(model: LMModel) -> list[str]:
+def window_lines(model: LMModel) -> list[str]:
+    """The attention windows, and how many layers have which."""
     windows = attention_windows(model)
     lines = []
     for frames in sorted({window for window in windows if window is not None}):

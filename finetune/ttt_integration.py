@@ -1,5 +1,7 @@
 """TTT layers and attention windows into a Moshi model, as the configuration says."""
 
+from collections.abc import Iterable
+
 from moshi.models.lm import LMModel
 from pydantic import ValidationError
 from torch import nn
@@ -37,22 +39,22 @@ def apply_ttt_to_model(lm_model: LMModel, ttt_args: TTTArgs) -> list[int]:
         raise ConfigError(f"ttt: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    windows = {
-        "ttt_layer_context": (ttt_args.ttt_layer_context, indices),
-        "non_ttt_layer_context": (
-            ttt_args.non_ttt_layer_context,
-            [i for i in range(len(lm_model.transformer.layers)) if i not in indices],
-        ),
-    }
-    for key, (context_frames, layers) in windows.items():
+    others = [i for i in range(len(lm_model.transformer.layers)) if i not in indices]
+    for key, layers in (("ttt_layer_context", indices), ("non_ttt_layer_context", others)):
+        context_frames = getattr(ttt_args, key)
         if context_frames is not None and not layers:
             raise ConfigError(f"ttt.{key}: {context_frames} would apply to no layer; set it to null.")
     patch_lm_model(lm_model, indices, config)
-    for context_frames, layers in windows.values():
-        for index in layers if context_frames is not None else ():
-            lm_model.transformer.layers[index].self_attn.context = context_frames
+    set_attention_windows(lm_model, indices, ttt_args.ttt_layer_context)
+    set_attention_windows(lm_model, others, ttt_args.non_ttt_layer_context)
     assert sorted(ttt_layers(lm_model)) == indices
     return indices
+
+
+def set_attention_windows(lm_model: LMModel, indices: Iterable[int], context_frames: int | None) -> None:
+    """Give layers another attention window, in frames, before they stream; None leaves theirs."""
+    for index in indices if context_frames is not None else ():
+        lm_model.transformer.layers[index].self_attn.context = context_frames
 
 
 def attention_windows(lm_model: LMModel) -> list[int | None]:

@@ -142,6 +142,22 @@ def test_files_of_one_name_size_and_time_do_not_share_codes_in_cache_dir(tmp_pat
     assert {cache.path(first).parent, cache.path(second).parent} == {tmp_path / "codes"}
 
 
+def test_mono_codes_are_never_taken_for_stereo_ones(recordings, encoded, make_cache, monkeypatch):
+    stereo, mono = make_cache(), make_cache().mono()
+    fill(stereo, recordings[:1])
+    assert mono.missing(recordings[:1]) == recordings[:1]
+    codes = torch.arange(K * 3).view(1, K, 3)
+    monkeypatch.setattr(code_cache, "encode_recording", lambda mimi, audio: codes)
+    mono.add(recordings[0], MIMI, np.zeros((1, 5760), np.float32))
+    assert torch.equal(mono.load(recordings[0]), codes[0])
+    assert stereo.load(recordings[0]).shape == (2 * K, 3)
+    with pytest.raises(ValueError, match="the audio has 1 channels, the cache 2"):
+        stereo.add(recordings[1], MIMI, np.zeros((1, 5760), np.float32))
+    os.replace(mono.path(recordings[0]), stereo.path(recordings[0]))
+    with pytest.raises(DataError, match="made from other audio"):
+        stereo.load(recordings[0])
+
+
 def test_two_ranks_share_the_work(recordings, encoded, make_cache):
     counts = [fill(make_cache(), recordings, rank=rank, world_size=2) for rank in range(2)]
     assert counts == [3, 2]

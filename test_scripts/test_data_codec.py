@@ -58,6 +58,24 @@ def test_blocks_have_the_codes_of_one_pass(mimi, block_frames, num_samples):
     assert torch.equal(codes, one_pass)
 
 
+@pytest.mark.parametrize("piece", [1, 100, 4 * FRAME_SIZE, 7 * FRAME_SIZE + 3, 10**6])
+def test_pieces_have_the_codes_of_the_whole(mimi, piece):
+    audio = noise(40 * FRAME_SIZE + 5)[:, : 41 * FRAME_SIZE if piece > 1 else 500]
+    pieces = (audio[:, start : start + piece] for start in range(0, audio.shape[1], piece))
+    expected = encode_recording(mimi, audio)
+    assert torch.equal(encode_recording(mimi, pieces, block_sec=7 / mimi.frame_rate), expected)
+
+
+def test_one_channel_has_the_codes_that_it_has_in_a_stereo_recording(mimi):
+    audio = noise(20 * FRAME_SIZE)
+    assert torch.equal(encode_recording(mimi, audio[1:]), encode_recording(mimi, audio)[1:])
+
+
+def test_no_pieces_are_refused(mimi):
+    with pytest.raises(ValueError, match="at least 1 sample"):
+        encode_recording(mimi, [])
+
+
 def test_blocks_without_context_would_have_other_codes(mimi, monkeypatch):
     audio = noise(60 * FRAME_SIZE)
     expected = encode_recording(mimi, audio)
@@ -92,9 +110,9 @@ def test_encoding_keeps_no_gradients(mimi):
     assert not encode_recording(mimi, audio).requires_grad
 
 
-@pytest.mark.parametrize("shape", [(2, 0), (1, 100), (100,)])
+@pytest.mark.parametrize("shape", [(2, 0), (3, 100), (100,)])
 def test_other_shapes_are_refused(mimi, shape):
-    with pytest.raises(ValueError, match=r"audio must be \[2, num_samples\]"):
+    with pytest.raises(ValueError, match=r"audio must be \[1 or 2, num_samples\]"):
         encode_recording(mimi, np.zeros(shape, np.float32))
 
 

@@ -1,5 +1,8 @@
-"""Reading stereo recordings, with every fault of a file reported instead of padded over."""
+"""Reading recordings, with every fault of a file reported instead of padded over."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,21 @@ from finetune.errors import DataError
 
 MAX_MISSING_SEC = 0.1
 MAX_EXCESS_SEC = 1.0
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What an audio file says about itself.
+
+    Attributes:
+        channels: How many it has.
+        sample_rate: Samples per second.
+        num_samples: Per channel.
+    """
+
+    channels: int
+    sample_rate: int
+    num_samples: int
 
 
 def read_audio(path: Path, *, sample_rate: int, expected_duration_sec: float | None = None) -> np.ndarray:
@@ -31,7 +49,7 @@ def read_audio(path: Path, *, sample_rate: int, expected_duration_sec: float | N
     """
     samples, file_rate = _decode(path, stereo=True)
     if expected_duration_sec is not None:
-        _check_duration(path, samples.shape[1] / file_rate, expected_duration_sec=expected_duration_sec)
+        check_duration(path, samples.shape[1] / file_rate, expected_duration_sec=expected_duration_sec)
     return _resample(samples, file_rate=file_rate, sample_rate=sample_rate)
 
 
@@ -54,45 +72,12 @@ def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
     return _resample(samples[-1:], file_rate=file_rate, sample_rate=sample_rate)[0]
 
 
-def _decode(path: Path, *, stereo: bool = False) -> tuple[np.ndarray, int]:
-    """Returns samples [channels, n] and the file's own rate, after checking header and values."""
-    try:
-        reader = sphn.FileReader(str(path))
-        file_rate = reader.sample_rate
-        claimed = round(reader.duration_sec * file_rate)
-        if stereo or reader.channels > 2:
-            _check_channels(path, reader.channels)
-        samples = np.ascontiguousarray(reader.decode_all(), dtype=np.float32)
-    except BaseException as error:
-        # sphn panics at some headers, and its panic is no Exception.
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        reason = str(error).removeprefix(f'"{path}": ')
-        raise DataError(
-            f"{path}: cannot be read as audio ({reason}); is it complete? Stereo wav and flac files are fine."
-        ) from error
-    # sphn returns what it finds before a premature end of the file and says nothing.
-    if samples.shape[1] < claimed:
-        raise DataError(
-            f"{path}: truncated, the header claims {claimed} samples and the file holds {samples.shape[1]}; "
-            "copy or export it again."
-        )
-    if samples.shape[1] == 0:
-        raise DataError(f"{path}: holds no samples; remove it from the manifest or export it again.")
-    if not np.isfinite(samples).all():
-        raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.")
-    return samples, file_rate
+def check_duration(path: Path, duration_sec: float, *, expected_duration_sec: float) -> None:
+    """Compares the length of a file with what a manifest says; see ``read_audio``.
 
-
-def _check_channels(path: Path, channels: int) -> None:
-    fix = "make it a stereo file with Moshi on the left and the user on the right."
-    if channels == 1:
-        raise DataError(f"{path}: mono, which trains 9 streams instead of 17; {fix}")
-    if channels != 2:
-        raise DataError(f"{path}: has {channels} channels, 2 are needed; {fix}")
-
-
-def _check_duration(path: Path, duration_sec: float, *, expected_duration_sec: float) -> None:
+    Raises:
+        DataError: The file is more than 0.1 s shorter or more than 1 s longer.
+    """
     difference_sec = duration_sec - expected_duration_sec
     if -MAX_MISSING_SEC <= difference_sec <= MAX_EXCESS_SEC:
         return
@@ -103,11 +88,76 @@ def _check_duration(path: Path, duration_sec: float, *, expected_duration_sec: f
     )
 
 
+def open_audio(path: Path) -> tuple[sphn.FileReader, AudioHeader]:
+    """Opens a file that is not Opus; raises DataError when it is missing, or no audio that can be read."""
+    with readable(path):
+        reader = sphn.FileReader(str(path))
+        claimed = round(reader.duration_sec * reader.sample_rate)
+        return reader, AudioHeader(reader.channels, reader.sample_rate, claimed)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns whatever sphn raises into a DataError."""
+    try:
+        yield
+    except BaseException as error:
+        # sphn panics at some headers, and its panic is no Exception.
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        reason = str(error).removeprefix(f'"{path}": ')
+        raise DataError(
+            f"{path}: cannot be read as audio ({reason}); is it complete? Wav and flac files are fine."
+        ) from error
+
+
+def _decode(path: Path, *, stereo: bool = False) -> tuple[np.ndarray, int]:
+    """Returns samples [channels, n] and the file's own rate, after checking header and values."""
+    reader, header = open_audio(path)
+    if stereo or header.channels > 2:
+        _check_stereo(path, header.channels)
+    with readable(path):
+        samples = np.ascontiguousarray(reader.decode_all(), dtype=np.float32)
+    check_length(path, samples.shape[1], header)
+    check_finite(path, samples)
+    return samples, header.sample_rate
+
+
+def check_length(path: Path, num_samples: int, header: AudioHeader) -> None:
+    """Raises DataError when a decoded file is empty or shorter than its header says."""
+    # sphn returns what it finds before a premature end of the file and says nothing.
+    if num_samples < header.num_samples:
+        raise DataError(
+            f"{path}: truncated, the header claims {header.num_samples} samples and the file holds "
+            f"{num_samples}; copy or export it again."
+        )
+    if num_samples == 0:
+        raise DataError(f"{path}: holds no samples; remove it from the manifest or export it again.")
+
+
+def check_finite(path: Path, samples: np.ndarray) -> None:
+    """Raises DataError when a sample is NaN or infinite."""
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.")
+
+
+def _check_stereo(path: Path, channels: int) -> None:
+    fix = "make it a stereo file with Moshi on the left and the user on the right."
+    if channels == 1:
+        raise DataError(f"{path}: mono, which trains 9 streams instead of 17; {fix}")
+    if channels != 2:
+        raise DataError(f"{path}: has {channels} channels, 2 are needed; {fix}")
+
+
 def _resample(samples: np.ndarray, *, file_rate: int, sample_rate: int) -> np.ndarray:
     if file_rate == sample_rate:
         return samples
     num_samples = round(samples.shape[1] * sample_rate / file_rate)
-    resampled = soxr.resample(samples.T, file_rate, sample_rate).T[:, :num_samples]
-    # soxr rounds its length in its own way and may be one sample off.
-    missing = num_samples - resampled.shape[1]
-    return np.ascontiguousarray(np.pad(resampled, ((0, 0), (0, missing))), dtype=np.float32)
+    return fit_length(soxr.resample(samples.T, file_rate, sample_rate).T, num_samples)
+
+
+def fit_length(samples: np.ndarray, num_samples: int) -> np.ndarray:
+    """Cuts or pads ``[channels, n]``: soxr rounds lengths in its own way and may be one sample off."""
+    samples = samples[:, :num_samples]
+    missing = num_samples - samples.shape[1]
+    return np.ascontiguousarray(np.pad(samples, ((0, 0), (0, missing))), dtype=np.float32)

@@ -3,14 +3,16 @@
 Shapes: K codebooks of one channel, T frames.
 """
 
+import copy
 import hashlib
 import json
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from moshi.models import MimiModel
 from safetensors import SafetensorError, safe_open
@@ -29,11 +31,16 @@ FORMAT_VERSION = 1
 FOLDER_NAME = ".moshi_ttt_codes"
 
 
+class UnwritableCacheError(DataError):
+    """The folder of the codes cannot be written: nothing that one recording could be blamed for."""
+
+
 class CodeCache:
     """Codes of recordings, one safetensors file each, named after all that the codes depend on.
 
     That is the audio file's name, size and modification time, the contents of the Mimi weights, Mimi's
-    configuration, K and the version of the format. When one of them changes, the recording counts as missing.
+    configuration, K, the channels when they are not two, and the version of the format. When one of them
+    changes, the recording counts as missing.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class CodeCache:
         mimi_config: dict | None,
         num_codebooks: int,
         cache_dir: Path | None = None,
+        key: str = "data.cache_dir",
     ) -> None:
         """Hashes the Mimi weights, which takes about a second; writes nothing.
 
@@ -51,18 +59,28 @@ class CodeCache:
             mimi_config: Its configuration, None for Moshi's default.
             num_codebooks: K.
             cache_dir: One folder for all codes; by default ``.moshi_ttt_codes`` beside each audio file.
+            key: Configuration key or option that held ``cache_dir``, for messages.
 
         Raises:
             DataError: The Mimi weights cannot be read.
         """
         self.num_codebooks = num_codebooks
+        self.channels = 2
         self.cache_dir = cache_dir
+        self.key = key
         self._codec = {
             "format": FORMAT_VERSION,
             "mimi_weights": _hash_file(mimi_weights),
             "mimi_config": mimi_config,
             "num_codebooks": num_codebooks,
         }
+
+    def mono(self) -> "CodeCache":
+        """Returns a cache of mono files, with the same codec and folder; it never mixes with this one."""
+        cache = copy.copy(self)
+        cache.channels = 1
+        cache._codec = {**self._codec, "channels": 1}
+        return cache
 
     def path(self, recording: Recording) -> Path:
         """Returns where the codes of a recording are or would be.
@@ -104,22 +122,41 @@ class CodeCache:
             DataError: A recording cannot be used, or the cache cannot be written.
             ValueError: ``mimi`` has another number of codebooks.
         """
-        if mimi.num_codebooks != self.num_codebooks:
-            raise ValueError(f"mimi has {mimi.num_codebooks} codebooks, the cache {self.num_codebooks}.")
+        self._check_codebooks(mimi)
         # Shares are cut from all recordings: which ones are missing differs between ranks as soon as
         # one of them has written. Sorted, so that the long ones are spread.
         by_length = sorted(recordings, key=lambda recording: -recording.duration_sec)
         share = self.missing(by_length[rank::world_size])
         for recording in tqdm(share, desc="Encoding audio", unit="file", disable=not progress):
-            path, key = self._locate(recording)
-            _make_folder(path.parent)
+            self._make_folder(recording)
             audio = read_audio(
                 recording.path, sample_rate=mimi.sample_rate, expected_duration_sec=recording.duration_sec
             )
-            self._write(path, key=key, codes=encode_recording(mimi, audio))
+            self.add(recording, mimi, audio)
         if share:
             logger.info("Encoded %d recordings on rank %d.", len(share), rank)
         return len(share)
+
+    def add(self, recording: Recording, mimi: MimiModel, audio: np.ndarray | Iterable[np.ndarray]) -> None:
+        """Encodes one recording and keeps its codes.
+
+        Args:
+            recording: Whose codes these are.
+            mimi: The codec with ``num_codebooks`` active codebooks, on any device.
+            audio: float samples ``[channels, num_samples]`` at ``mimi.sample_rate``, or consecutive pieces of
+                them.
+
+        Raises:
+            UnwritableCacheError: The cache cannot be written.
+            ValueError: ``mimi`` has another number of codebooks, or ``audio`` of channels.
+        """
+        self._check_codebooks(mimi)
+        self._make_folder(recording)
+        path, key = self._locate(recording)
+        codes = encode_recording(mimi, audio)
+        if len(codes) != self.channels:
+            raise ValueError(f"the audio has {len(codes)} channels, the cache {self.channels}.")
+        self._write(path, key=key, codes=codes)
 
     def num_frames(self, recording: Recording) -> int:
         """Returns T of a cached recording from its file's header.
@@ -138,7 +175,8 @@ class CodeCache:
             num_frames: How many frames; None for all up to the end.
 
         Returns:
-            int64 codes, ``[2 * K, num_frames]``: the left channel's codebooks, then the right channel's.
+            int64 codes, ``[channels * K, num_frames]``: the left channel's codebooks, then the
+            right channel's.
 
         Raises:
             DataError: There are no codes, or their file is corrupt or belongs to something else.
@@ -147,10 +185,10 @@ class CodeCache:
         codes = self._read(recording, start_frame=start_frame, num_frames=num_frames)[0]
         if codes.is_floating_point() or (codes.numel() and codes.min() < 0):
             raise _corrupt(self.path(recording), "not codes")
-        return codes.flatten(0, 1).long()  # [2, K, T] -> [2 * K, T]
+        return codes.flatten(0, 1).long()  # [channels, K, T] -> [channels * K, T]
 
     def _read(self, recording: Recording, *, start_frame: int, num_frames: int | None) -> tuple[Tensor, int]:
-        """Returns the wanted codes [2, K, num_frames] and T."""
+        """Returns the wanted codes [channels, K, num_frames] and T."""
         path, key = self._locate(recording)
         try:
             with safe_open(path, framework="pt") as file:
@@ -158,8 +196,9 @@ class CodeCache:
                     raise _corrupt(path, "it was made from other audio or another codec")
                 codes = file.get_slice("codes")
                 shape = codes.get_shape()
-                if len(shape) != 3 or shape[:2] != [2, self.num_codebooks] or shape[2] == 0:
-                    raise _corrupt(path, f"shape {shape} instead of [2, {self.num_codebooks}, T]")
+                expected = [self.channels, self.num_codebooks]
+                if len(shape) != 3 or shape[:2] != expected or shape[2] == 0:
+                    raise _corrupt(path, f"shape {shape} instead of [{expected[0]}, {expected[1]}, T]")
                 stop = shape[2] if num_frames is None else start_frame + num_frames
                 if not 0 <= start_frame <= stop <= shape[2]:
                     raise ValueError(f"{path}: frames {start_frame} to {stop} of {shape[2]}.")
@@ -197,7 +236,27 @@ class CodeCache:
             finally:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
-            raise _unwritable(path.parent, error) from error
+            raise self._unwritable(path.parent, error) from error
+
+    def _check_codebooks(self, mimi: MimiModel) -> None:
+        if mimi.num_codebooks != self.num_codebooks:
+            raise ValueError(f"mimi has {mimi.num_codebooks} codebooks, the cache {self.num_codebooks}.")
+
+    def _make_folder(self, recording: Recording) -> None:
+        """Makes the folder and finds out that it cannot be written before minutes of encoding are spent."""
+        folder = self.path(recording).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(0, "no write permission")
+        except OSError as error:
+            raise self._unwritable(folder, error) from error
+
+    def _unwritable(self, folder: Path, error: OSError) -> DataError:
+        return UnwritableCacheError(
+            f"{self.key}: cannot write Mimi codes to {folder} ({error.strerror}); "
+            f"set {self.key} to a folder that is writable and has space."
+        )
 
 
 def _hash_file(path: Path) -> str:
@@ -209,23 +268,6 @@ def _hash_file(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot read the Mimi weights ({error.strerror}).") from error
     return digest.hexdigest()
-
-
-def _make_folder(folder: Path) -> None:
-    """Makes the folder and finds out that it cannot be written before minutes of encoding are spent."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(0, "no write permission")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(
-        f"data.cache_dir: cannot write Mimi codes to {folder} ({error.strerror}); "
-        "set data.cache_dir to a folder that is writable and has space."
-    )
 
 
 def _corrupt(path: Path, reason: str) -> DataError:

@@ -4,6 +4,7 @@ Shapes: K codebooks of one channel, T frames.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch import LongTensor, Tensor, nn
 
 
 @torch.no_grad()
-def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor, *, block_sec: float = 60.0) -> LongTensor:
-    """Encodes a stereo recording of any length.
+def encode_recording(
+    mimi: MimiModel, audio: np.ndarray | Tensor | Iterable[np.ndarray], *, block_sec: float = 60.0
+) -> LongTensor:
+    """Encodes a recording of any length.
 
     Mimi is causal with a finite reach, so a block that is preceded by that much audio has the codes of one
     pass over the whole recording, up to floating point. A block of the published Mimi needs about 80 s of
@@ -22,36 +25,60 @@ def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor, *, block_sec: 
 
     Args:
         mimi: The codec, not in streaming mode; it decides device, dtype and K.
-        audio: float samples ``[2, num_samples]`` at ``mimi.sample_rate``; the end is padded with zeros to a
-            whole frame.
+        audio: float samples ``[channels, num_samples]`` at ``mimi.sample_rate``, one or two channels, or an
+            iterable of consecutive pieces of it; the end is padded with zeros to a whole frame.
         block_sec: New audio per pass, in seconds.
 
     Returns:
-        int64 codes on the CPU, ``[2, K, T]``: left channel, right channel;
+        int64 codes on the CPU, ``[channels, K, T]``: left channel, right channel;
         ``T = ceil(num_samples / mimi.frame_size)``.
 
     Raises:
         ValueError: ``audio`` has another shape or no samples, or ``mimi`` is streaming.
     """
-    audio = torch.as_tensor(audio)
-    if audio.dim() != 2 or audio.shape[0] != 2 or audio.shape[1] == 0:
-        raise ValueError(f"audio must be [2, num_samples] with at least 1 sample, not {list(audio.shape)}.")
     if mimi.is_streaming:
         raise ValueError("mimi is in streaming mode; encode recordings outside of it.")
     parameter = next(mimi.parameters())
     frame_size = mimi.frame_size
-    num_frames = math.ceil(audio.shape[1] / frame_size)
-    block_frames = max(1, round(block_sec * mimi.frame_rate))
+    block_samples = max(1, round(block_sec * mimi.frame_rate)) * frame_size
     reach = context_frames(mimi)
+    if isinstance(audio, np.ndarray | Tensor):
+        audio = _checked(audio).split(block_samples, dim=1)
 
-    blocks = []
-    for start in range(0, num_frames, block_frames):
-        left = 0 if reach is None else max(0, start - reach)
-        stop = min(start + block_frames, num_frames)
-        samples = audio[:, left * frame_size : stop * frame_size]
-        codes = mimi.encode(samples.to(parameter)[:, None])  # [2, K, stop - left]
-        blocks.append(codes[:, :, start - left :].cpu())
-    return torch.cat(blocks, dim=-1).long()
+    codes = []
+    for samples, known in _blocks(
+        audio, block_samples=block_samples, context=None if reach is None else reach * frame_size
+    ):
+        block = mimi.encode(samples.to(parameter)[:, None])  # [channels, K, frames]
+        codes.append(block[:, :, known // frame_size :].cpu())
+    if not codes:
+        raise ValueError("audio must be [1 or 2, num_samples] with at least 1 sample, not empty.")
+    return torch.cat(codes, dim=-1).long()
+
+
+def _blocks(
+    pieces: Iterable[np.ndarray | Tensor], *, block_samples: int, context: int | None
+) -> Iterator[tuple[Tensor, int]]:
+    """Yields blocks of samples, each after what precedes it, and how many samples that is."""
+    buffer, known = None, 0
+    for piece in map(_checked, pieces):
+        buffer = piece if buffer is None else torch.cat([buffer, piece], 1)
+        while buffer.shape[1] >= known + block_samples:
+            end = known + block_samples
+            yield buffer[:, :end], known
+            known = end if context is None else min(end, context)
+            buffer = buffer[:, end - known :]
+    if buffer is not None and buffer.shape[1] > known:
+        yield buffer, known
+
+
+def _checked(audio: np.ndarray | Tensor) -> Tensor:
+    audio = torch.as_tensor(audio)
+    if audio.dim() != 2 or audio.shape[0] not in (1, 2) or audio.shape[1] == 0:
+        raise ValueError(
+            f"audio must be [1 or 2, num_samples] with at least 1 sample, not {list(audio.shape)}."
+        )
+    return audio
 
 
 def context_frames(mimi: MimiModel) -> int | None:

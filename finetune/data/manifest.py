@@ -26,6 +26,25 @@ class Recording:
     alignment_path: Path
 
 
+@dataclass(frozen=True)
+class ManifestEntry:
+    """A line of a manifest.
+
+    Attributes:
+        path: The audio file.
+        duration_sec: Its stated length in seconds, None when the line has none.
+        fields: All that the line says.
+        where: File and line, for messages.
+        folder: The manifest's folder, where relative paths start.
+    """
+
+    path: Path
+    duration_sec: float | None
+    fields: dict[str, Any]
+    where: str
+    folder: Path
+
+
 def load_manifest(source: str | Path, *, key: str) -> list[Recording]:
     """Reads the recordings of a data set.
 
@@ -43,24 +62,36 @@ def load_manifest(source: str | Path, *, key: str) -> list[Recording]:
         DataError: ``source`` cannot be used, a line is malformed, a recording is listed twice, or its audio
             or word timings are missing.
     """
-    recordings: list[Recording] = []
+    return [_with_files(entry) for entry in read_manifest(source, key=key)]
+
+
+def read_manifest(source: str | Path, *, key: str, need_duration: bool = True) -> Iterator[ManifestEntry]:
+    """Yields the lines of manifests, without a look at the files that they name.
+
+    Args:
+        source: see `load_manifest`.
+        key: see `load_manifest`.
+        need_duration: "duration" may not be missing.
+
+    Raises:
+        DataError: ``source`` cannot be used, a line is malformed, or a recording is listed twice.
+    """
     first_seen: dict[str, str] = {}
     for manifest in _manifest_files(source, key=key):
         for where, line in _numbered_lines(manifest, key=key):
-            recording = _parse_line(line, folder=manifest.parent, where=where)
+            entry = _parse_line(line, folder=manifest.parent, where=where, need_duration=need_duration)
             # Not resolve(): in a downloaded snapshot, different recordings may be links to one blob.
-            identity = os.path.abspath(recording.path)
+            identity = os.path.abspath(entry.path)
             if identity in first_seen:
                 raise DataError(
-                    f"{where}: {recording.path} is already listed ({first_seen[identity]}); remove one line."
+                    f"{where}: {entry.path} is already listed ({first_seen[identity]}); remove one line."
                 )
             first_seen[identity] = where
-            recordings.append(recording)
-    if not recordings:
+            yield entry
+    if not first_seen:
         raise DataError(
             f'{key}: {source} lists no recordings; add lines like {{"path": "a.wav", "duration": 12.5}}.'
         )
-    return recordings
 
 
 def _manifest_files(source: str | Path, *, key: str) -> list[Path]:
@@ -96,7 +127,7 @@ def _numbered_lines(manifest: Path, *, key: str) -> Iterator[tuple[str, str]]:
             yield f"{key}: {manifest} line {number}", line
 
 
-def _parse_line(line: str, *, folder: Path, where: str) -> Recording:
+def _parse_line(line: str, *, folder: Path, where: str, need_duration: bool) -> ManifestEntry:
     example = 'expected {"path": "a.wav", "duration": 12.5}'
     try:
         entry = json.loads(line)
@@ -106,23 +137,26 @@ def _parse_line(line: str, *, folder: Path, where: str) -> Recording:
         raise DataError(f"{where}: not valid JSON ({error}); {example}.") from error
     if not isinstance(entry, dict):
         raise DataError(f"{where}: a JSON object is needed, not {type(entry).__name__}; {example}.")
-    for field in ("path", "duration"):
+    for field in ("path", "duration") if need_duration else ("path",):
         if field not in entry:
             raise DataError(f'{where}: the field "{field}" is missing; {example}.')
     if not isinstance(entry["path"], str) or not entry["path"]:
         raise DataError(f'{where}: "path" must be a non-empty string, not {entry["path"]!r}; {example}.')
-    duration_sec = _duration(entry["duration"], where=where)
+    duration_sec = _duration(entry["duration"], where=where) if "duration" in entry else None
+    return ManifestEntry(folder / entry["path"], duration_sec, entry, where, folder)
 
-    path = folder / entry["path"]
+
+def _with_files(entry: ManifestEntry) -> Recording:
+    path, where = entry.path, entry.where
     if not path.is_file():
-        raise DataError(f"{where}: audio file {path} does not exist; paths are relative to {folder}.")
+        raise DataError(f"{where}: audio file {path} does not exist; paths are relative to {entry.folder}.")
     alignment_path = path.with_suffix(".json")
     if not alignment_path.is_file():
         raise DataError(
             f"{where}: word timings {alignment_path} do not exist; put them beside the audio as "
             '{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}.'
         )
-    return Recording(path=path, duration_sec=duration_sec, alignment_path=alignment_path)
+    return Recording(path=path, duration_sec=entry.duration_sec, alignment_path=alignment_path)
 
 
 def _duration(value: Any, *, where: str) -> float:

@@ -21,6 +21,8 @@ from finetune.errors import ConfigError
 from finetune.inference.conversation import Conversation, Reply
 from finetune.inference.options import (
     add_model_options,
+    add_sampling_options,
+    check_memory_options,
     load_from_options,
     positive_integer,
     sampling_from_options,
@@ -47,6 +49,7 @@ def generate(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     set_up_logging()
     speech = load_from_options(options)
+    check_memory_options(options, speech.lm)
     user = torch.from_numpy(read_voice(Path(options.input), sample_rate=int(speech.mimi.sample_rate)))
     say(f"model: {speech.source}")
     conversation = Conversation(
@@ -170,6 +173,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("input", help="the user's voice: mono, or the right channel of a stereo file")
     parser.add_argument("output", help="stereo wav to write: left the model, right the user")
     add_model_options(parser)
+    add_sampling_options(parser)
     parser.add_argument(
         "--batch-size",
         type=positive_integer,

@@ -1,9 +1,10 @@
-"""Options that generate.py and serve.py share."""
+"""Options that generate.py, serve.py and evaluate.py share."""
 
 import argparse
 import math
 
 import torch
+from moshi.models.lm import LMModel
 
 from finetune.distributed import choose_device
 from finetune.errors import ConfigError
@@ -15,7 +16,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose a model, its precision and its way of drawing tokens."""
+    """Options that choose a model, its precision and what its memory does."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--checkpoint",
@@ -43,6 +44,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="on",
         help="on; frozen: the fast weights stay at W0, without inner steps; off: gate 0 (%(default)s)",
     )
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose how tokens are drawn."""
     defaults = Sampling()
     group = parser.add_argument_group("sampling")
     group.add_argument("--greedy", action="store_true", help="the most likely tokens, nothing is drawn")
@@ -66,7 +71,7 @@ def load_from_options(options: argparse.Namespace) -> SpeechModel:
     """
     device = choose_device(options.device)
     dtype = DTYPES.get(options.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
-    speech = load_speech_model(
+    return load_speech_model(
         options.checkpoint,
         base=options.base,
         device=device,
@@ -74,16 +79,15 @@ def load_from_options(options: argparse.Namespace) -> SpeechModel:
         fuse_lora=not options.no_fuse_lora,
         mode=options.ttt,
     )
-    check_memory_options(options, has_layers=bool(ttt_layers(speech.lm)))
-    return speech
 
 
-def check_memory_options(options: argparse.Namespace, *, has_layers: bool) -> None:
+def check_memory_options(options: argparse.Namespace, lm: LMModel) -> None:
     """Refuse memory files where there is no memory.
 
     Raises:
         ConfigError: names the option.
     """
+    has_layers = bool(ttt_layers(lm))
     for option in ("load_memory", "save_memory"):
         if getattr(options, option) is None:
             continue
@@ -107,15 +111,16 @@ def sampling_from_options(options: argparse.Namespace) -> Sampling:
 
 def positive_integer(text: str) -> int:
     """An option's value of at least 1."""
-    return _whole_number(text, lowest=1, highest=10**6)
+    return whole_number(text, lowest=1, highest=10**6)
 
 
 def seed(text: str) -> int:
     """An option's value that random generators take."""
-    return _whole_number(text, lowest=0, highest=2**63 - 1)
+    return whole_number(text, lowest=0, highest=2**63 - 1)
 
 
-def _whole_number(text: str, *, lowest: int, highest: int) -> int:
+def whole_number(text: str, *, lowest: int, highest: int) -> int:
+    """An option's value between two bounds."""
     if not (text.removeprefix("-").isascii() and text.removeprefix("-").isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     if len(text) > 20 or not lowest <= int(text) <= highest:

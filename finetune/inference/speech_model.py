@@ -6,6 +6,7 @@ import sentencepiece
 import torch
 from moshi.models import MimiModel
 from moshi.models.lm import LMModel
+from moshi.models.loaders import CheckpointInfo
 
 from finetune.errors import CheckpointError, ConfigError
 from finetune.loading import Checkpoint, load_model, open_checkpoint
@@ -24,12 +25,16 @@ class SpeechModel:
         mimi: the codec, on the same device.
         tokenizer: of the text stream.
         source: what it is, in a line, for logs.
+        checkpoint: where it came from.
+        info: files of its base model.
     """
 
     lm: LMModel
     mimi: MimiModel
     tokenizer: sentencepiece.SentencePieceProcessor
     source: str
+    checkpoint: Checkpoint
+    info: CheckpointInfo
 
     def text_piece(self, token: int) -> str:
         """What a text token adds to a transcript, nothing for padding."""
@@ -76,7 +81,7 @@ def load_speech_model(
     elif mode != "on":
         raise ConfigError(f"--ttt {mode}: {checkpoint.folder} has no TTT layers to compare with.")
     tokenizer = load_tokenizer(info)
-    return SpeechModel(lm, mimi, tokenizer, _describe(checkpoint, lm, mode))
+    return SpeechModel(lm, mimi, tokenizer, _describe(checkpoint, lm, mode), checkpoint, info)
 
 
 def _describe(checkpoint: Checkpoint, lm: LMModel, mode: TTTMode) -> str:

@@ -16,6 +16,8 @@ from finetune.distributed import set_up_logging
 from finetune.errors import ConfigError
 from finetune.inference.options import (
     add_model_options,
+    add_sampling_options,
+    check_memory_options,
     load_from_options,
     positive_integer,
     sampling_from_options,
@@ -46,6 +48,7 @@ def serve(arguments: Sequence[str]) -> None:
     context = _ssl_context(options.ssl)
     page = find_page(options.static)
     speech = load_from_options(options)
+    check_memory_options(options, speech.lm)
     logger.info("model: %s", speech.source)
     files = MemoryFiles(options.load_memory, options.save_memory)
     voice = Voice(speech, sampling=sampling_from_options(options), files=files, seed=options.seed)
@@ -109,6 +112,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add_model_options(parser)
+    add_sampling_options(parser)
     parser.add_argument("--seed", type=seed, default=42424242, help="of the draws (%(default)s)")
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="localhost", help="address to listen on (%(default)s)")

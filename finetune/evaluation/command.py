@@ -1,0 +1,48 @@
+"""The command line of evaluate.py: one subcommand per measurement."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from finetune.cli import Parser
+from finetune.distributed import set_up_logging
+from finetune.evaluation.long_context import command as long_context
+
+
+class Subcommand(NamedTuple):
+    """A measurement.
+
+    Attributes:
+        name: what it is called on the command line.
+        help: what it does, in a line.
+        add_options: gives a parser its options.
+        run: does what the parsed options say.
+    """
+
+    name: str
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+SUBCOMMANDS = (Subcommand("long-context", long_context.HELP, long_context.add_options, long_context.run),)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Do what the command line says, see `python evaluate.py --help`.
+
+    Raises:
+        UserError: an option, a file or the checkpoint cannot be used, or too many recordings failed.
+        StateError: results cannot be written.
+    """
+    parser = Parser(prog="evaluate.py", description="Measure a trained model.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(required=True, metavar="MEASUREMENT", dest="measurement")
+    for subcommand in SUBCOMMANDS:
+        added = subparsers.add_parser(
+            subcommand.name, help=subcommand.help, description=subcommand.help, allow_abbrev=False
+        )
+        subcommand.add_options(added)
+        added.set_defaults(run=subcommand.run)
+    options = parser.parse_args(arguments)
+    set_up_logging()
+    options.run(options)

@@ -1,0 +1,1 @@
+"""Losses along recordings that are much longer than the attention window."""

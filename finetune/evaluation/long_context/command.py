@@ -1,0 +1,237 @@
+"""The work of `evaluate.py long-context`: losses along recordings, their scores and pictures."""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import ConfigError, DataError
+from finetune.evaluation.long_context.arms import choose_arms, override_windows
+from finetune.evaluation.long_context.identity import digest, home_of, model_identity, weights_key
+from finetune.evaluation.long_context.measure import LossFiles, Measured, measure
+from finetune.evaluation.long_context.options import add_options, check, score_settings, stream_options
+from finetune.evaluation.long_context.plot import plot_losses
+from finetune.evaluation.long_context.results import (
+    ScoreSettings,
+    losses_by_arm,
+    score,
+    write_positions,
+)
+from finetune.evaluation.long_context.streams import OpenedStreams, open_streams
+from finetune.evaluation.long_context.table import score_tables
+from finetune.files import read_json_object, write_json
+from finetune.inference.options import load_from_options
+from finetune.inference.speech_model import SpeechModel
+from finetune.inference.terminal import say
+from finetune.summary import window_lines
+from moshi_ttt.state_file import replacing
+
+__all__ = ["HELP", "add_options", "run"]
+
+HELP = "losses at every frame of hours of speech, with the memory learning, frozen and left out"
+SETTINGS_FILE = "settings.json"
+RESULTS_FILE = "results.json"
+POSITIONS_FILE = "positions.csv"
+PLOT_FILE = "losses.png"
+STREAMS_DIR = "streams"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, write and print.
+
+    Raises:
+        UserError: an option, a file or the checkpoint cannot be used, or too many recordings failed.
+        StateError: losses cannot be written.
+    """
+    check(options)
+    streams_are = stream_options(options)
+    _check_out(options.out)
+    speech = load_from_options(options)
+    arms = choose_arms(speech.lm, compare=options.compare, source=str(speech.checkpoint.folder))
+    changed = override_windows(
+        speech.lm,
+        ttt_layer_context=options.ttt_layer_context,
+        non_ttt_layer_context=options.non_ttt_layer_context,
+    )
+    model = model_identity(speech, fuse_lora=not options.no_fuse_lora)
+    _say_model(speech, arms, changed)
+    settings = _folder_settings(options, model)
+    folder = _folder(options, speech, settings)
+    _check_settings(folder, settings)
+    opened = open_streams(options.data, streams_are, speech, speech.info)
+    _say_streams(opened)
+    _make_folder(folder, settings)
+    say(f"results: {folder}")
+    files = LossFiles(folder / STREAMS_DIR, weights_key(model), own_text=options.text == "own")
+    measured = measure(speech.lm, opened.streams, arms=arms, files=files, chunk_frames=options.chunk_frames)
+    _report(folder, options, model, arms, opened, measured)
+    failures = opened.failures | measured.failures
+    if len(failures) > options.max_failures:
+        name, reason = next(iter(failures.items()))
+        raise DataError(
+            f"--max-failures: {len(failures)} of the recordings failed, {options.max_failures} may; "
+            f"{name}: {reason.rstrip('.')}. The others are in {folder}."
+        )
+
+
+def _say_model(speech: SpeechModel, arms: Sequence[str], changed: Mapping[str, int]) -> None:
+    checkpoint = speech.checkpoint
+    say(f"model: {checkpoint.folder} (step {checkpoint.step}), arms: {', '.join(arms)}")
+    for option, num_layers in changed.items():
+        say(f"{option}: set in {num_layers} layers")
+    for line in window_lines(speech.lm):
+        say(line)
+
+
+def _say_streams(opened: OpenedStreams) -> None:
+    total = sum(stream.num_frames for stream in opened.streams)
+    say(f"data: recordings: {len(opened.streams)}, frames: {total:,}, left out: {len(opened.left_out)}")
+    for name, reason in opened.failures.items():
+        say(f"failed: {name}: {reason}")
+
+
+def _folder_settings(options: argparse.Namespace, model: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not differ between two measurements in one folder."""
+    data = {name: getattr(options, name) for name in ("user", "text", "group", "max_frames", "min_frames")}
+    return {**weights_key(model), "data": _data_path(options), **data}
+
+
+def _folder(options: argparse.Namespace, speech: SpeechModel, settings: Mapping[str, Any]) -> Path:
+    """Where the results go; without --out the same settings go to the same folder."""
+    if options.out is not None:
+        return Path(options.out)
+    home = home_of(speech.checkpoint, given=options.checkpoint)
+    name = f"step_{speech.checkpoint.step:06d}-{digest(settings)[:8]}"
+    return home / "evaluation" / "long_context" / name
+
+
+def _check_settings(folder: Path, ours: Mapping[str, Any]) -> None:
+    """See that a folder holds nothing measured with other settings.
+
+    Raises:
+        ConfigError: it does.
+        CheckpointError: what says so cannot be read.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        return
+    theirs = read_json_object(path)
+    for name in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(name) != ours.get(name):
+            raise ConfigError(
+                f"--out: {folder} holds a measurement with {name} {_short(theirs.get(name))} instead of "
+                f"{_short(ours.get(name))}; choose another folder."
+            )
+
+
+def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make a folder that says what is measured in it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        (folder / STREAMS_DIR).mkdir(parents=True, exist_ok=True)
+        with replacing(folder / SETTINGS_FILE) as partial:
+            write_json(partial, dict(settings))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--out: {folder}: cannot be written: {reason}.") from None
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_out(out: str | None) -> None:
+    """See that the folder of the results could be made, before anything slow.
+
+    Raises:
+        ConfigError: it could not.
+    """
+    if out is None:
+        return
+    path = Path(out)
+    try:
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"--out: {out} is a file; give a folder.")
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+            raise ConfigError(f"--out: {out}: cannot be written: {path} is not a folder that may be written.")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--out: {out[:80]!r} is not a usable path: {reason}.") from None
+
+
+def _report(
+    folder: Path,
+    options: argparse.Namespace,
+    model: Mapping[str, Any],
+    arms: Sequence[str],
+    opened: OpenedStreams,
+    measured: Measured,
+) -> None:
+    settings = score_settings(options)
+    losses = losses_by_arm(measured.recordings, arms)
+    results = {
+        "kind": "moshi-ttt long-context losses",
+        "version": 1,
+        **score(losses, settings),
+        "failures": opened.failures | measured.failures,
+        "left_out": opened.left_out,
+        "model": dict(model),
+        "data": _data_entry(options, measured, folder),
+        "settings": _settings_entry(options, arms, settings),
+    }
+    try:
+        with replacing(folder / RESULTS_FILE) as partial:
+            write_json(partial, results)
+        write_positions(folder / POSITIONS_FILE, losses, settings.bin_frames)
+        plot_losses(folder / PLOT_FILE, losses, settings.bootstrap())
+    except OSError as error:
+        raise ConfigError(f"--out: {folder}: cannot be written: {error.strerror}.") from None
+    _say_results(results, measured)
+
+
+def _data_entry(options: argparse.Namespace, measured: Measured, folder: Path) -> dict[str, Any]:
+    recordings = [
+        {
+            "name": recording.name,
+            "num_frames": recording.num_frames,
+            "codes_sha256": recording.codes_sha256,
+            "files": {arm: path.relative_to(folder).as_posix() for arm, path in recording.files.items()},
+            "memory_resets": {arm: losses.memory_resets for arm, losses in recording.losses.items()},
+        }
+        for recording in measured.recordings
+    ]
+    return {"path": _data_path(options), "recordings": recordings}
+
+
+def _settings_entry(
+    options: argparse.Namespace, arms: Sequence[str], settings: ScoreSettings
+) -> dict[str, Any]:
+    named = ("user", "text", "group", "max_frames", "min_frames", "chunk_frames", "max_failures")
+    return {"arms": list(arms), **{name: getattr(options, name) for name in named}, **vars(settings)}
+
+
+def _data_path(options: argparse.Namespace) -> str:
+    return os.path.abspath(Path(options.data).expanduser())
+
+
+def _say_results(results: Mapping[str, Any], measured: Measured) -> None:
+    if measured.num_reused:
+        say(f"{measured.num_reused} measurements were there already")
+    for line in score_tables(results):
+        say(line)
+    if len(measured.recordings) == 1:
+        say("no intervals: they would need at least two recordings")
+    for recording in measured.recordings:
+        for arm, losses in recording.losses.items():
+            if losses.memory_resets:
+                say(f"memory: {losses.memory_resets} resets of fast weights in {recording.name} [{arm}]")
+    for name, reason in measured.failures.items():
+        say(f"failed: {name}: {reason}")

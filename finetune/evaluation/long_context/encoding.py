@@ -1,0 +1,114 @@
+"""Mimi codes of the measured recordings, encoded once and kept on disk.
+
+Shapes: K codebooks of one channel, T frames.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from moshi.models import MimiModel
+from moshi.models.loaders import CheckpointInfo
+from torch import LongTensor
+
+from finetune.data.audio import AudioHeader
+from finetune.data.code_cache import CodeCache
+from finetune.data.codec import context_frames, encode_recording
+from finetune.data.long_audio import read_header, read_pieces
+from finetune.data.manifest import Recording
+from finetune.errors import DataError
+from finetune.evaluation.long_context.sources import Source
+
+
+class CodeStore:
+    """Codes of mono and stereo recordings; stereo ones share the cache of training."""
+
+    def __init__(self, mimi: MimiModel, info: CheckpointInfo, cache_dir: str | None) -> None:
+        """Hashes the codec's weights; writes nothing.
+
+        Args:
+            mimi: The codec.
+            info: The files that it was loaded from.
+            cache_dir: One folder for all codes; by default ``.moshi_ttt_codes`` beside each audio file.
+
+        Raises:
+            DataError: The codec's weights cannot be read.
+        """
+        self.mimi = mimi
+        stereo = CodeCache(
+            mimi_weights=Path(info.mimi_weights),
+            mimi_config=info.mimi_config,
+            num_codebooks=mimi.num_codebooks,
+            cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+            key="--cache-dir",
+        )
+        self._caches = {1: stereo.mono(), 2: stereo}
+        self._last: tuple[Source, LongTensor] | None = None
+        self._silence: LongTensor | None = None
+
+    def header(self, source: Source) -> AudioHeader:
+        """Returns what a file says about itself.
+
+        Raises:
+            DataError: It cannot be read, has more than two channels, or holds nothing.
+        """
+        header = read_header(source.path)
+        if self.expected_frames(header) == 0:
+            raise DataError(f"{source.path}: holds no samples; remove it or export it again.")
+        return header
+
+    def expected_frames(self, header: AudioHeader) -> int:
+        """Returns T of a file that is as long as it says."""
+        num_samples = round(header.num_samples * self.mimi.sample_rate / header.sample_rate)
+        return math.ceil(num_samples / self.mimi.frame_size)
+
+    def is_encoded(self, source: Source, header: AudioHeader) -> bool:
+        """Says whether the codes are there; raises DataError when the audio is not."""
+        return self._caches[header.channels].path(_recording(source)).is_file()
+
+    def encode(self, source: Source, header: AudioHeader) -> None:
+        """Encodes a recording whose codes are missing.
+
+        Raises:
+            UnwritableCacheError: The cache cannot be written.
+            DataError: The recording cannot be used.
+        """
+        audio = read_pieces(
+            source.path, sample_rate=self.mimi.sample_rate, expected_duration_sec=source.duration_sec
+        )
+        self._caches[header.channels].add(_recording(source), self.mimi, audio)
+
+    def num_frames(self, source: Source, header: AudioHeader) -> int:
+        """Returns T of an encoded recording; raises DataError as ``load`` does."""
+        return self._caches[header.channels].num_frames(_recording(source))
+
+    def load(self, source: Source, header: AudioHeader) -> LongTensor:
+        """Returns all codes of a recording, int64 ``[channels, K, T]``; the last one is kept in memory.
+
+        Raises:
+            DataError: There are no codes, or their file is corrupt or belongs to something else.
+        """
+        if self._last is None or self._last[0] != source:
+            codes = self._caches[header.channels].load(_recording(source))
+            self._last = source, codes.unflatten(0, (header.channels, -1))
+        return self._last[1]
+
+    def encode_silence(self, num_frames: int) -> None:
+        """Encodes digital silence of at least one frame.
+
+        Its codes change at first, while the codec's reach fills with silence, and then no more.
+        """
+        reach = context_frames(self.mimi)
+        num_frames = num_frames if reach is None else min(num_frames, reach + 1)
+        zeros = np.zeros((1, num_frames * self.mimi.frame_size), np.float32)
+        self._silence = encode_recording(self.mimi, zeros)[0]
+
+    def silence(self, start: int, stop: int) -> LongTensor:
+        """Returns the codes of encoded silence, int64 ``[K, stop - start]``, from its frame ``start`` on."""
+        frames = torch.arange(start, stop).clamp(max=self._silence.shape[1] - 1)
+        return self._silence[:, frames]
+
+
+def _recording(source: Source) -> Recording:
+    return Recording(source.path, source.duration_sec or 0.0, source.alignment_path)

@@ -1,0 +1,230 @@
+"""Measuring every recording in every arm, each kept on disk as soon as it is finished.
+
+Shapes: N frames of a recording, K codebooks that Moshi predicts.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from moshi.models.lm import LMModel
+from tqdm import tqdm
+
+from finetune.errors import ConfigError, DataError
+from finetune.evaluation.long_context.arms import enter_arm
+from finetune.evaluation.long_context.identity import codes_digest
+from finetune.evaluation.long_context.stream_losses import (
+    AroundChunk,
+    CodeStream,
+    StreamLosses,
+    stream_losses,
+)
+from finetune.inference.terminal import say
+from moshi_ttt.state_file import StateError, StateFile, write_state_file
+
+KIND = "moshi-ttt losses 1"
+
+Watch = Callable[[str, str], AbstractContextManager[AroundChunk | None]]
+
+
+@dataclass(frozen=True)
+class LossFiles:
+    """The losses of finished recordings, one file per recording and arm.
+
+    Attributes:
+        folder: with the files.
+        weights: the model that they belong to, of `weights_key`.
+        own_text: whether the model heard its own text.
+    """
+
+    folder: Path
+    weights: Mapping[str, Any]
+    own_text: bool
+
+    def path(self, name: str, codes_sha256: str, arm: str) -> Path:
+        """Named after the recording and its codes, not its place among others, which may change."""
+        stem = re.sub(r"[^\w.-]+", "_", name)[-60:].strip("._") or "recording"
+        # Recordings of several folders may share both.
+        tag = hashlib.sha256(f"{name} {codes_sha256}".encode()).hexdigest()[:10]
+        return self.folder / f"{stem}-{tag}.{arm}.safetensors"
+
+    def read(self, path: Path, identity: Mapping[str, Any], *, num_codebooks: int) -> StreamLosses | None:
+        """Losses that were measured before, None where there are none of exactly this."""
+        try:
+            file = StateFile(path, kind=KIND)
+            if file.identity != self._full(identity):
+                return None
+            num_frames = identity["num_frames"]
+            file.check_shapes({"text": (num_frames,), "audio": (num_codebooks, num_frames), "resets": ()})
+            tensors = file.read()
+        except StateError:
+            return None
+        return StreamLosses(tensors["text"], tensors["audio"], int(tensors["resets"]))
+
+    def write(self, path: Path, identity: Mapping[str, Any], losses: StreamLosses) -> None:
+        """Keep losses; what was there is of something else, or damaged.
+
+        Raises:
+            StateError: the file cannot be written.
+        """
+        with suppress(OSError):
+            path.unlink()
+        tensors = {
+            "text": losses.text,
+            "audio": losses.audio,
+            "resets": torch.tensor(losses.memory_resets),
+        }
+        write_state_file(path, tensors, kind=KIND, identity=self._full(identity))
+
+    def _full(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        full = {"weights": self.weights, "own_text": self.own_text, **identity}
+        return dict(json.loads(json.dumps(full)))
+
+
+@dataclass
+class Recording:
+    """A measured recording.
+
+    Attributes:
+        name, num_frames, codes_sha256: what was measured.
+        files: with the losses, by arm.
+        losses: by arm.
+    """
+
+    name: str
+    num_frames: int
+    codes_sha256: str
+    files: dict[str, Path] = field(default_factory=dict)
+    losses: dict[str, StreamLosses] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What has been measured.
+
+    Attributes:
+        recordings: those with finite losses in every arm.
+        failures: why others have none, by name.
+        num_reused: recordings and arms that had been measured before.
+    """
+
+    recordings: list[Recording]
+    failures: dict[str, str]
+    num_reused: int
+
+
+def measure(
+    lm: LMModel,
+    streams: Sequence[CodeStream],
+    *,
+    arms: Sequence[str],
+    files: LossFiles,
+    chunk_frames: int,
+    watch: Watch | None = None,
+) -> Measured:
+    """Losses of all recordings in all arms, of which those in `files` are not computed again.
+
+    Args:
+        lm, chunk_frames: see `stream_losses`.
+        streams: the recordings.
+        arms: of `choose_arms`.
+        files: where losses are and go.
+        watch: called with the recording's name and the arm before each pass; the context that it returns is
+            entered around the pass and may give an `AroundChunk`.
+
+    Raises:
+        ConfigError: a chunk does not fit into memory.
+        StateError: the losses cannot be written.
+    """
+    num_steps = sum(stream.num_frames + max(lm.delays) for stream in streams)
+    recordings, failures = [], {}
+    with tqdm(total=len(arms) * num_steps, unit="frame", disable=None, leave=False) as bar:
+        measurement = _Measurement(lm, arms, files, chunk_frames, watch, bar)
+        for stream in streams:
+            try:
+                recording = measurement.of_recording(stream)
+            except DataError as error:
+                failures[stream.name] = str(error)
+                continue
+            reason = _failure_of(recording)
+            if reason is None:
+                recordings.append(recording)
+            else:
+                failures[stream.name] = reason
+    return Measured(recordings, failures, measurement.num_reused)
+
+
+@dataclass
+class _Measurement:
+    """What the passes of a measurement share, see `measure`."""
+
+    lm: LMModel
+    arms: Sequence[str]
+    files: LossFiles
+    chunk_frames: int
+    watch: Watch | None
+    bar: tqdm
+    num_reused: int = 0
+
+    def of_recording(self, stream: CodeStream) -> Recording:
+        """A recording in all arms, each from its file or kept as one."""
+        recording = Recording(stream.name, stream.num_frames, codes_digest(stream))
+        identity = {
+            "name": recording.name,
+            "num_frames": recording.num_frames,
+            "codes_sha256": recording.codes_sha256,
+        }
+        for arm in self.arms:
+            path = self.files.path(recording.name, recording.codes_sha256, arm)
+            losses = self.files.read(path, identity | {"arm": arm}, num_codebooks=self.lm.dep_q)
+            if losses is None:
+                losses = self._run(stream, arm)
+                self.files.write(path, identity | {"arm": arm}, losses)
+            else:
+                self.num_reused += 1
+                self.bar.total -= stream.num_frames + max(self.lm.delays)
+                self.bar.refresh()
+            recording.files[arm], recording.losses[arm] = path, losses
+        return recording
+
+    def _run(self, stream: CodeStream, arm: str) -> StreamLosses:
+        enter_arm(self.lm, arm)
+        self.bar.set_description(f"{stream.name[-30:]} [{arm}]")
+        start = time.perf_counter()
+        try:
+            with self.watch(stream.name, arm) if self.watch is not None else nullcontext() as around_chunk:
+                losses = stream_losses(
+                    self.lm,
+                    stream,
+                    chunk_frames=self.chunk_frames,
+                    own_text=self.files.own_text,
+                    around_chunk=around_chunk,
+                    on_steps=self.bar.update,
+                )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise ConfigError(
+                f"--chunk-frames: {self.chunk_frames} frames at once do not fit into memory; take fewer."
+            ) from None
+        seconds = time.perf_counter() - start
+        mean = float(losses.audio.nanmean())
+        with self.bar.external_write_mode():
+            say(
+                f"{stream.name} [{arm}]: {stream.num_frames:,} frames in {seconds:.1f} s, "
+                f"audio loss {mean:.4f}"
+            )
+        return losses
+
+
+def _failure_of(recording: Recording) -> str | None:
+    for arm, losses in recording.losses.items():
+        frame = losses.first_failure()
+        if frame is not None:
+            return f"the losses of arm {arm} are not finite from the chunk with frame {frame} on"
+    return None

@@ -1,0 +1,57 @@
+"""The picture of a measurement: losses by position, one line per arm."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from moshi.models.loaders import FRAME_RATE
+
+from finetune.evaluation.long_context.results import Losses
+from finetune.evaluation.long_context.statistics import Bootstrap, bin_ratios
+from moshi_ttt.state_file import replacing
+
+matplotlib.use("Agg")
+
+_NUM_POINTS = 100  # a line of more is noise
+
+
+def plot_losses(path: Path, losses: Losses, bootstrap: Bootstrap) -> None:
+    """Draw audio loss, and text loss where there is one, over position, with bands over recordings.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    longest = max((len(x) for by_metric in losses.values() for x in by_metric["audio"]), default=0)
+    width = max(1, -(-longest // _NUM_POINTS))
+    shown = [
+        metric
+        for metric in ("audio", "text")
+        if any(np.isfinite(x).any() for by_metric in losses.values() for x in by_metric[metric])
+    ]
+    figure = Figure(figsize=(9, 4 * max(1, len(shown))), layout="constrained")
+    for axes, metric in zip(figure.subplots(max(1, len(shown)), squeeze=False)[:, 0], shown, strict=False):
+        for arm, by_metric in losses.items():
+            _plot_line(axes, by_metric[metric], width, bootstrap, label=arm)
+        axes.set_xlabel(f"frame (means of {width:,})")
+        axes.set_ylabel(f"{metric} loss (nats)")
+        minutes = axes.secondary_xaxis(
+            "top", functions=(lambda x: x / FRAME_RATE / 60, lambda x: x * FRAME_RATE * 60)
+        )
+        minutes.set_xlabel("minutes")
+        axes.legend()
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+
+
+def _plot_line(
+    axes: Axes, recordings: list[np.ndarray], width: int, bootstrap: Bootstrap, *, label: str
+) -> None:
+    estimates = [bootstrap.estimate(ratio) for ratio in bin_ratios(recordings, width)]
+    centres = (np.arange(len(estimates)) + 0.5) * width
+    values = [np.nan if e.value is None else e.value for e in estimates]
+    (line,) = axes.plot(centres, values, label=label)
+    bands = [(np.nan, np.nan) if e.interval is None else e.interval for e in estimates]
+    if np.isfinite(bands).any():
+        axes.fill_between(centres, *np.transpose(bands), color=line.get_color(), alpha=0.2, linewidth=0)

@@ -1,0 +1,46 @@
+"""Recordings of random codes for tests of the evaluation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conftest import make_codes
+from finetune.args import TTTArgs
+from finetune.ttt_integration import apply_ttt_to_model
+
+
+@dataclass
+class FakeStream:
+    """A recording whose codes `[1 + n_q, N]` are in memory."""
+
+    name: str
+    codes: Tensor
+
+    @property
+    def num_frames(self) -> int:
+        return self.codes.shape[1]
+
+    def frames(self, start: int, stop: int) -> Tensor:
+        assert 0 <= start < stop <= self.num_frames, (start, stop)
+        return self.codes[:, start:stop]
+
+
+def random_stream(lm, num_frames: int, *, seed: int = 0, user: bool = False) -> FakeStream:
+    """Random codes; the user's are zero tokens unless asked for."""
+    codes = make_codes(lm, 1, num_frames, seed=seed)[0]
+    if not user:
+        codes[1 + lm.dep_q :] = lm.zero_token_id
+    return FakeStream(f"recording {seed}", codes)
+
+
+def open_ttt(lm, **overrides):
+    """Patch a model with two TTT layers whose gates are open and whose memory learns fast."""
+    settings = {"mini_batch_size": 4, "initial_gating_alpha": 0.5, "base_lr": 5.0, "layers": "1,3"}
+    apply_ttt_to_model(lm, TTTArgs(enable=True, **(settings | overrides)))
+    return lm.eval()
+
+
+def nearly_equal(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Equal where neither is NaN, and NaN in the same places."""
+    return torch.equal(a.isnan(), b.isnan()) and bool((a - b).nan_to_num(0).abs().max() < tolerance)
