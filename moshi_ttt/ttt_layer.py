@@ -128,8 +128,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
             self.pre_norm.reset_parameters()
 
     def _projection_std(self) -> float:
-        # 0.02 is about dim ** -0.5 of the model that it was published with (3,072). In a narrow model it is too
-        # little: updates are faint, and steps of AdamW are large beside such weights.
+        # 0.02 is about dim ** -0.5 of the model that it was published with (3,072). In a narrow model it is
+        # too little: updates are faint, and steps of AdamW are large beside such weights.
         return _INIT_STD if self.config.inner_init == "published" else self.config.model_dim**-0.5
 
     def _inner_std(self, index: int) -> float:

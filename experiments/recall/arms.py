@@ -31,11 +31,15 @@ class Settings:
     Attributes:
         ttt: the `ttt:` section of the TTT arms.
         first_layer_std: of the inner MLP's first layer at start; None: as `ttt.inner_init` says.
-        ttt_heads: heads of the TTT layers, None: as many as attention has.
     """
 
     ttt: Mapping[str, Any] = field(
-        default_factory=lambda: {"layers": "1,2", "initial_gating_alpha": 0.1, "mini_batch_size": 16}
+        default_factory=lambda: {
+            "layers": "1,2",
+            "initial_gating_alpha": 1.0,
+            "mini_batch_size": 16,
+            "base_lr": 10.0,
+        }
     )
     first_layer_std: float | None = None
 

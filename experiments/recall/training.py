@@ -34,7 +34,7 @@ class Schedule:
 
     num_steps: int = 2400
     batch_size: int = 16
-    lr: float = 2e-3
+    lr: float = 4e-3
     eval_every: int = 200
     num_eval: int = 128
     budget_min: float | None = None
