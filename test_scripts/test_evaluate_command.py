@@ -160,6 +160,19 @@ def test_windows_are_set_where_asked_and_reported(results):
     assert narrow["scores"]["on"]["loss"] != results(out="wide")["scores"]["on"]["loss"]
 
 
+def test_trajectories_are_summarised_and_plotted(results, tmp_path):
+    found = results("--compare", "--trajectories")
+    assert found["scores"]["on"] == results("--compare")["scores"]["on"]
+    folder = tmp_path / "out" / "trajectories"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary.keys() == FRAMES.keys() and set(summary["c.wav"]) == {"1", "3"}
+    assert summary["c.wav"]["1"]["num_frames"] == 61  # with the step that the delayed codebooks need
+    assert 0.9 < summary["a.wav"]["3"]["share_ordered"] < 1
+    names = {path.name for path in folder.glob("*.png")}
+    assert names == {"inner_loss_layer_1.png", "inner_loss_layer_3.png"}
+    assert "W0>before>after" in found["output"]
+
+
 def test_a_second_run_computes_nothing_that_is_there(results, passes):
     first = results("--ttt", "frozen")
     assert len(passes.made) == 3
@@ -271,6 +284,8 @@ def test_mistakes_are_one_line(command, tmp_path, recordings, untrained_run):
     assert "--chunk-frames: 0 is not allowed" in fails("--chunk-frames", 0)
     assert "--max-failures: -1 is not allowed" in fails("--max-failures=-1")
     assert "leave out --ttt off" in fails("--compare", "--ttt", "off")
+    assert "use --ttt on" in fails("--trajectories", "--ttt", "off")
+    assert "has no TTT layers" in fails("--trajectories", mode="lora")
     assert "invalid choice: 'loud'" in fails("--user", "loud")
     assert "--out: " in (line := fails(out="file")) and "is a file" in line
     assert "cannot be written" in fails(out="file/below")

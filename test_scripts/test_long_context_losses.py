@@ -2,7 +2,6 @@
 
 import math
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,8 @@ from conftest import make_tiny_lm
 from evaluation_helpers import FakeStream, nearly_equal, open_ttt, random_stream
 from finetune.evaluation.long_context.measure import LossFiles, measure
 from finetune.evaluation.long_context.stream_losses import delayed_codes, stream_losses
-from moshi_ttt.hybrid_model import set_ttt_mode, streaming_states
+from finetune.monitoring.trajectories import StreamTrajectories, load_trajectories
+from moshi_ttt.hybrid_model import set_ttt_mode, streaming_states, ttt_layers
 
 WINDOW = 10
 FLOAT32 = {"dtype": torch.float32, "context": WINDOW, "norm": "rms_norm_f32", "positional_embedding": "rope"}
@@ -193,20 +193,16 @@ def test_the_models_own_text_is_what_its_generator_would_write_greedily():
     assert not nearly_equal(own.audio, without.audio, 1e-3)
 
 
-def test_a_context_surrounds_each_chunk_and_progress_counts_steps():
+def test_progress_counts_the_steps_of_each_chunk_once_they_are_heard():
     lm = ttt_lm()
-    seen, steps = [], []
+    seen = []
 
-    @contextmanager
-    def around(start, stop):
+    def on_steps(num_steps):
         (state, _) = streaming_states(lm).values()
-        before = int(state.num_tokens[0])
-        yield
-        seen.append((start, stop, before, int(state.num_tokens[0])))
+        seen.append((num_steps, int(state.num_tokens[0])))
 
-    stream_losses(lm, random_stream(lm, 40), chunk_frames=16, around_chunk=around, on_steps=steps.append)
-    assert seen == [(0, 16, 0, 16), (16, 32, 16, 32), (32, 41, 32, 41)]
-    assert steps == [16, 16, 9]
+    stream_losses(lm, random_stream(lm, 40), chunk_frames=16, on_steps=on_steps)
+    assert seen == [(16, 16), (16, 32), (9, 41)]
 
 
 def test_losses_that_are_not_finite_are_told_from_missing_targets():
@@ -226,26 +222,35 @@ def test_losses_that_are_not_finite_are_told_from_missing_targets():
     assert bad.text.isnan().all() and bad.memory_resets > 0
 
 
-def test_a_watcher_knows_recording_and_arm_and_may_look_at_every_chunk(tmp_path):
+def test_trajectories_are_those_of_the_pass_in_which_the_memory_learns(tmp_path):
     lm = ttt_lm()
-    seen = []
-
-    @contextmanager
-    def watch(name, arm):
-        @contextmanager
-        def around(start, stop):
-            seen.append((name, arm, start, stop))
-            yield
-
-        yield around
-        seen.append("end")
-
     stream = random_stream(lm, 40)
+    files = LossFiles(tmp_path / "streams", {}, own_text=False)
+    files.folder.mkdir()
+    settings = {"arms": ("on", "off"), "files": files, "trajectories": tmp_path / "inner"}
+    (recording,) = measure(lm, [stream], chunk_frames=32, **settings).recordings
+    (path,) = (tmp_path / "inner").iterdir()
+    assert recording.trajectories == path
+    found = load_trajectories(path)
+    assert found.facts == {"recording": stream.name} and list(found.losses) == list(ttt_layers(lm))
+    set_ttt_mode(lm, "on")
+    whole = StreamTrajectories(lm)
+    with whole.recording():
+        stream_losses(lm, stream, chunk_frames=7)
+    for index, losses in whole.losses().items():
+        assert losses.shape == (3, 41)
+        assert nearly_equal(found.losses[index], losses, 1e-5)
+
+
+def test_trajectories_asked_for_later_are_measured_then(tmp_path):
+    lm = ttt_lm()
     files = LossFiles(tmp_path, {}, own_text=False)
-    measure(lm, [stream], arms=("on", "off"), files=files, chunk_frames=32, watch=watch)
-    name = stream.name
-    assert seen[:3] == [(name, "on", 0, 32), (name, "on", 32, 41), "end"]
-    assert seen[3:] == [(name, "off", 0, 32), (name, "off", 32, 41), "end"]
+    settings = {"arms": ("on",), "files": files, "chunk_frames": 32}
+    assert measure(lm, [random_stream(lm, 40)], **settings).recordings[0].trajectories is None
+    for num_reused in (0, 1):
+        measured = measure(lm, [random_stream(lm, 40)], trajectories=tmp_path / "inner", **settings)
+        assert measured.num_reused == num_reused
+        assert measured.recordings[0].trajectories.is_file()
 
 
 @pytest.mark.slow
@@ -254,12 +259,10 @@ def test_three_hours_take_no_more_memory_than_the_first_half_hour():
     stream = random_stream(lm, 136_000)
     sizes = []
 
-    @contextmanager
-    def around(start, stop):
-        yield
+    def on_steps(num_steps):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         sizes.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
-    losses = stream_losses(lm, stream, chunk_frames=256, around_chunk=around)
+    losses = stream_losses(lm, stream, chunk_frames=256, on_steps=on_steps)
     assert losses.audio.isfinite().all() and losses.memory_resets == 0
     assert max(sizes) - sizes[len(sizes) // 6] < 10, "MiB"

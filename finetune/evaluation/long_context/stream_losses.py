@@ -10,7 +10,6 @@ codebooks in all.
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,8 +21,6 @@ from torch import Tensor
 
 from moshi_ttt.attention import ChunkedAttention
 from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
-
-AroundChunk = Callable[[int, int], AbstractContextManager[object]]
 
 
 class CodeStream(Protocol):
@@ -69,7 +66,6 @@ def stream_losses(
     *,
     chunk_frames: int,
     own_text: bool = False,
-    around_chunk: AroundChunk | None = None,
     on_steps: Callable[[int], None] | None = None,
 ) -> StreamLosses:
     """Stream a recording through a model and keep the loss of each of its targets.
@@ -80,8 +76,6 @@ def stream_losses(
         chunk_frames: steps per forward pass; changes time and memory, not the losses.
         own_text: feed the model the text that it finds most likely itself, step by step, in place of the
             stream's; there is no text loss then.
-        around_chunk: called with the first step of each chunk and the first after it; the context that it
-            returns is entered around the chunk's pass.
         on_steps: called after each chunk with its number of steps.
 
     Raises:
@@ -98,8 +92,7 @@ def stream_losses(
             stop = min(start + chunk_frames, num_steps)
             # One more in front: the inputs are the targets of the steps before.
             codes = delayed_codes(lm, stream, start - 1, stop)[None].to(lm.device)
-            with around_chunk(start, stop) if around_chunk is not None else nullcontext():
-                text_losses, audio_losses = _chunk_losses(lm, codes, own)
+            text_losses, audio_losses = _chunk_losses(lm, codes, own)
             if own is None:
                 _scatter(text, text_losses.cpu(), lm.delays[:1], start)
             _scatter(audio, audio_losses.cpu(), lm.delays[1 : 1 + lm.dep_q], start)
