@@ -76,9 +76,9 @@ def _pattern_of(head_dim: int) -> PatternTask:
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "pattern": Experiment(lambda demo: _arms(PatternTask()), 2400, "token"),
-    "speech": Experiment(lambda demo: _arms(SpeechTask(demo)), 1500, "frame (80 ms)"),
-    "init": Experiment(lambda demo: _initialisations(), 1200, "token"),
+    "pattern": Experiment(lambda demo: _arms(PatternTask()), 1600, "token"),
+    "speech": Experiment(lambda demo: _arms(SpeechTask(demo)), 1000, "frame (80 ms)"),
+    "init": Experiment(lambda demo: _initialisations(), 1000, "token"),
 }
 
 

@@ -32,7 +32,7 @@ class Schedule:
         budget_min: minutes after which a run stops where it is; None: no limit.
     """
 
-    num_steps: int = 2400
+    num_steps: int = 1600
     batch_size: int = 16
     lr: float = 4e-3
     eval_every: int = 200
