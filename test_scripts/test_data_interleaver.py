@@ -75,3 +75,10 @@ def test_line_break_without_a_token_joins_the_lines(monkeypatch):
 
 def test_no_words_are_padding_only():
     assert interleave(num_frames=3) == [P, P, P]
+
+
+def test_a_word_at_the_start_of_a_frame_is_in_that_frame_however_far_into_the_recording():
+    for frame in range(1, 3000):
+        start_sec = round(frame * 0.08, 2)  # 4.56 * 12.5 is 56.99999999999999 in floating point
+        text = interleave(("a", start_sec, start_sec + 1), num_frames=frame + 1)
+        assert text[frame] == 11 and text[frame - 1] == E

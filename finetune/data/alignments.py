@@ -3,9 +3,7 @@
 import json
 import reprlib
 import sys
-from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,27 +52,6 @@ def load_alignments(path: Path) -> list[Word]:
         raise DataError(f'{path}: expected {{"alignments": [{_EXPECTED}, ...]}}, a list under "alignments".')
     words = [_parse_word(entry, where=f"{path}: alignments[{i}]") for i, entry in enumerate(entries)]
     return sorted(words, key=lambda word: word.start_sec)
-
-
-def words_within(words: Sequence[Word], start_sec: float, end_sec: float) -> list[Word]:
-    """Returns the words that start in a span, with times from the start of it.
-
-    Args:
-        words: Words sorted by their start.
-        start_sec: Start of the span in seconds.
-        end_sec: End of the span in seconds, which is not within it.
-    """
-    first = bisect_left(words, start_sec, key=lambda word: word.start_sec)
-    last = bisect_left(words, end_sec, key=lambda word: word.start_sec)
-    # To microseconds: 0.48 - 0.32 is a little below 0.16 and would put a word one frame early.
-    return [
-        replace(
-            word,
-            start_sec=round(word.start_sec - start_sec, 6),
-            end_sec=round(word.end_sec - start_sec, 6),
-        )
-        for word in words[first:last]
-    ]
 
 
 def _parse_word(entry: Any, *, where: str) -> Word:

@@ -50,7 +50,8 @@ def interleave_text(
         (w for w in words if w.speaker == main_speaker and 0 <= w.start_sec < w.end_sec),
         key=lambda w: w.start_sec,
     )
-    first_frames = [int(w.start_sec * frame_rate) for w in kept] + [num_frames]
+    # 4.56 s at 12.5 frames a second are frame 57, and a little less in floating point.
+    first_frames = [int(round(w.start_sec * frame_rate, 6)) for w in kept] + [num_frames]
     text = [text_padding_id] * num_frames
     for word, first, following in zip(kept, first_frames[:-1], first_frames[1:], strict=True):
         last = min(following, num_frames)

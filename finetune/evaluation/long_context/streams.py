@@ -16,7 +16,7 @@ from moshi.models.loaders import CheckpointInfo
 from torch import LongTensor
 from tqdm import tqdm
 
-from finetune.data.alignments import load_alignments, words_within
+from finetune.data.alignments import load_alignments
 from finetune.data.audio import AudioHeader
 from finetune.data.code_cache import UnwritableCacheError
 from finetune.data.interleaver import interleave_text
@@ -156,9 +156,8 @@ class Stream:
         if self._last_text is None or self._last_text[0] != part:
             lm, mimi = self._speech.lm, self._speech.mimi
             num_frames = self._store.num_frames(part.source, part.header)
-            words = load_alignments(part.source.alignment_path)
             text = interleave_text(
-                words_within(words, 0, num_frames / mimi.frame_rate),
+                load_alignments(part.source.alignment_path),
                 num_frames=num_frames,
                 frame_rate=mimi.frame_rate,
                 tokenizer=self._speech.tokenizer,
