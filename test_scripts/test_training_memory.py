@@ -1,19 +1,26 @@
 """Chunks that go on from carried memory are one pass over the recording, whose attention restarts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.distributed.checkpoint
 from moshi.models.lm import _delay_sequence
 from moshi.modules.transformer import StreamingTransformerLayer
+from torch.distributed.checkpoint import FileSystemReader
 from torch.nn.functional import cross_entropy
 
 from conftest import make_codes, make_tiny_lm
 from finetune.args import TrainArgs, TTTArgs
 from finetune.data.chunks import build_index
 from finetune.data.dataset import Batch
+from finetune.eval import evaluate
 from finetune.loss import audio_targets, loss_weights
+from finetune.run import run_training
 from finetune.training_memory import TrainingMemory, context_frames
 from finetune.ttt_integration import apply_ttt_to_model
 from moshi_ttt.hybrid_model import ttt_layers
+from run_helpers import read_metrics, run_args
 from ttt_inputs import assert_close
 
 DELAYS = [0, *(0, 1, 1, 2, 1, 1, 1, 1), *(0, 1, 1, 1, 1, 1, 1, 1)]
@@ -238,3 +245,64 @@ def test_a_row_that_starts_a_recording_equals_a_fresh_model_whatever_its_lane_he
     assert_close(expected[:, :, :T], lm(start.codes[:, :, :T]).text_logits, 1e-12)
     for name, tensor in fresh.tensors().items():
         assert_close(memory.tensors()["4" + name.removeprefix("0")], tensor, 1e-12)
+
+
+class RecordedCodes:
+    """A data set of recordings of given codes and lengths."""
+
+    def __init__(self, codes, lengths, *, num_context):
+        self.codes, self.num_context = codes, num_context
+        self.chunks = build_index(lengths, chunk_frames=T)
+
+    def __len__(self):
+        return len(self.chunks)
+
+    def batch(self, indices):
+        chunks = [self.chunks[index] for index in indices]
+        codes = torch.full((len(chunks), self.codes.shape[1], self.num_context + T), -1)
+        contexts = [min(self.num_context, chunk.start_frame) for chunk in chunks]
+        for row, chunk, context in zip(codes, chunks, contexts, strict=True):
+            stop = chunk.start_frame + chunk.num_frames
+            part = self.codes[chunk.recording, :, chunk.start_frame - context : stop]
+            row[:, : part.shape[1]] = part
+        starts = [chunk.start_frame for chunk in chunks]
+        recordings = [chunk.recording for chunk in chunks]
+        return Batch(codes, *(torch.tensor(column) for column in (recordings, starts, contexts)))
+
+
+def evaluated(lm, data, **changes):
+    return evaluate(lm, data, replace(ARGS, **changes), device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_evaluation_carries_memory_and_does_not_depend_on_the_rows(checkpointing):
+    lm = make_model(dtype=torch.float32, gradient_checkpointing=checkpointing)
+    codes = make_codes(lm, 5, 47)
+    data = RecordedCodes(codes, [35, 47, 4, 10, 21], num_context=context_frames(lm))
+    one, two, many = (evaluated(lm, data, batch_size=size) for size in (1, 2, 9))
+    for name, value in one.items():
+        assert value == pytest.approx(two[name], rel=1e-5) == pytest.approx(many[name], rel=1e-5)
+    fresh = RecordedCodes(codes, [35, 47, 4, 10, 21], num_context=0)
+    without = evaluated(lm, fresh, batch_size=2, ttt=replace(ARGS.ttt, persistent_states=False))
+    assert abs(without["loss"] - one["loss"]) > 1e-3
+
+
+def test_evaluation_during_training_changes_neither_losses_nor_memory(demo, tmp_path):
+    settings = {"max_steps": 4, "duration_sec": 2.56, "num_microbatches": 2, "eval_freq": 1}
+    for name, do_eval in (("with", True), ("without", False)):
+        run_training(run_args(demo, tmp_path / name, "ttt", do_eval=do_eval, **settings))
+    first, second = (read_metrics(tmp_path / name, "train") for name in ("with", "without"))
+    assert [record["loss"] for record in first] == [record["loss"] for record in second]
+    assert [record["memory_carried"] for record in first] == [record["memory_carried"] for record in second]
+    assert first[-1]["memory_carried"] > 0 and len(read_metrics(tmp_path / "with", "eval")) == 4
+    found = []
+    for name in ("with", "without"):
+        state_dir = tmp_path / name / "checkpoints" / "checkpoint_000004" / "state"
+        metadata = FileSystemReader(state_dir).read_metadata().state_dict_metadata
+        tensors = {
+            key: torch.empty(entry.size) for key, entry in metadata.items() if key.startswith("memory")
+        }
+        torch.distributed.checkpoint.load(tensors, checkpoint_id=state_dir, no_dist=True)
+        found.append(tensors)
+    assert found[0] and found[0].keys() == found[1].keys()
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
