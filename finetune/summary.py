@@ -7,6 +7,7 @@ from moshi.models.loaders import FRAME_RATE
 
 from finetune.args import TrainArgs
 from finetune.optim import outer_learning_rates
+from finetune.training_memory import context_frames
 from finetune.ttt_integration import attention_windows
 from finetune.ttt_utils import get_parameter_groups, is_ttt_parameter
 from moshi_ttt.hybrid_model import ttt_layers
@@ -59,7 +60,10 @@ def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
         return ["TTT: ttt.layers is none, this run is the baseline without TTT layers."]
     config = next(iter(layers.values())).config
     dims = " -> ".join(map(str, config.inner_dims(config.head_dim)))
-    memory = "is carried from chunk to chunk of a recording (ttt.persistent_states)"
+    memory = (
+        f"is carried from chunk to chunk of a recording, {context_frames(model)} frames of context before each "
+        "(ttt.persistent_states)"
+    )
     if not args.ttt.persistent_states:
         memory = "starts at W0 in every chunk (ttt.persistent_states: false)"
     return [
