@@ -61,8 +61,8 @@ def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
     config = next(iter(layers.values())).config
     dims = " -> ".join(map(str, config.inner_dims(config.head_dim)))
     memory = (
-        f"is carried from chunk to chunk of a recording, {context_frames(model)} frames of context before each "
-        "(ttt.persistent_states)"
+        f"is carried from chunk to chunk of a recording, {context_frames(model)} frames of context before "
+        "each (ttt.persistent_states)"
     )
     if not args.ttt.persistent_states:
         memory = "starts at W0 in every chunk (ttt.persistent_states: false)"

@@ -91,11 +91,11 @@ def _train(plan: Plan, schedule: Schedule, *, seed: int, description: Mapping[st
     return Run(
         description,
         [point.step for point in points],
-        [point.loss for point in points],
-        [point.minutes for point in points],
-        points[-1].by_position.tolist() if points else [],
+        [round(point.loss, 6) for point in points],
+        [round(point.minutes, 2) for point in points],
+        [round(loss, 4) for loss in points[-1].by_position.tolist()] if points else [],
         num_parameters(lm),
-        {index: gate.abs().mean().item() for index, gate in gates.items()},
+        {index: round(gate.abs().mean().item(), 4) for index, gate in gates.items()},
         problem,
     )
 
