@@ -1,13 +1,20 @@
 """The recall experiments in a short form: tasks, arms, runs that resume, tables."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from experiments.recall.__main__ import main
 from experiments.recall.arms import ARMS, Settings, build_arm, num_parameters
-from experiments.recall.report import arms_table, initialisation_table, read_runs, recovered
+from experiments.recall.report import (
+    arms_table,
+    initialisation_table,
+    read_runs,
+    recovered,
+    write_report,
+)
 from experiments.recall.runs import Run, run_arm
 from experiments.recall.speech import SpeechTask
 from experiments.recall.studies import EXPERIMENTS, Plan, plans_of
@@ -111,6 +118,22 @@ def test_a_run_that_is_out_of_time_says_so(tmp_path):
     run = run_arm(tmp_path, Plan("window", "window", TASK), schedule, seed=1)
     assert run.problem == "out of time after 1 of 50 steps" and len(run.losses) == 1
     assert "window seed 1: out of time after 1 of 50 steps" in arms_table(read_runs(tmp_path))
+    plan = Plan("window", "window", TASK)
+    assert run_arm(tmp_path, plan, schedule, seed=1) == run
+    again = run_arm(tmp_path, plan, replace(schedule, budget_min=5.0), seed=1)
+    assert again.problem is None and again.steps[-1] == 50
+
+
+def test_a_run_that_diverges_says_so_and_the_report_goes_on(tmp_path):
+    class Diverging(PatternTask):
+        def losses(self, lm, codes):
+            return super().losses(lm, codes) * torch.nan
+
+    run = run_arm(tmp_path, Plan("window", "window", Diverging(**vars(TASK))), SHORT, seed=1)
+    assert run.problem == "loss nan at step 1" and run.losses == []
+    run_arm(tmp_path, Plan("full", "full", TASK), SHORT, seed=1)
+    assert f"window seed 1: {run.problem}" in arms_table(read_runs(tmp_path))
+    write_report(tmp_path, "pattern")
 
 
 def fake_run(loss, seed):

@@ -74,7 +74,10 @@ def _parse() -> argparse.Namespace:
         "--batch-size", type=positive_integer, default=16, help="sequences per step (%(default)s)"
     )
     parser.add_argument(
-        "--budget-min", type=float, help="minutes after which a run stops where it is, and says so"
+        "--budget-min",
+        type=float,
+        default=60.0,
+        help="minutes after which a run stops where it is, and says so (%(default)s)",
     )
     parser.add_argument("--threads", type=positive_integer, default=1, help="of the CPU (%(default)s)")
     parser.add_argument(

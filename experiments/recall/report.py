@@ -45,8 +45,8 @@ def recovered(runs: _Runs, label: str, *, window: str = "window", full: str = "f
 
     The two ends are means over their seeds.
     """
-    low, high = (float(np.mean([run.losses[-1] for run in runs[end]])) for end in (window, full))
-    return [(low - run.losses[-1]) / (low - high) for run in runs[label]]
+    low, high = (float(np.mean([run.loss for run in runs[end]])) for end in (window, full))
+    return [(low - run.loss) / (low - high) for run in runs[label]]
 
 
 def arms_table(runs: _Runs) -> str:
@@ -60,13 +60,13 @@ def arms_table(runs: _Runs) -> str:
         if arm not in runs:
             continue
         same = runs[arm]
-        losses = [run.losses[-1] for run in same]
+        losses = [run.loss for run in same]
         shares = [f"{100 * share:.0f} %" for share in recovered(runs, arm)] if complete else []
         mean = f"{100 * np.mean(recovered(runs, arm)):.1f} %" if complete else "-"
         lines.append(
             f"| {meaning} | {same[0].num_parameters:,} | {np.mean(losses):.4f} "
             f"({', '.join(f'{loss:.4f}' for loss in losses)}) | {mean} ({', '.join(shares)}) | "
-            f"{same[0].steps[-1]:,} | {np.mean([run.minutes[-1] for run in same]):.1f} |"
+            f"{max((*same[0].steps, 0)):,} | {np.mean([max((*run.minutes, 0)) for run in same]):.1f} |"
         )
     return "\n".join(lines + _problems(runs))
 
@@ -92,15 +92,19 @@ def initialisation_table(runs: _Runs) -> str:
 
 
 def plot_arms(runs: _Runs, path: Path, *, unit: str) -> Path:
-    """Loss by position at the end, and loss over the training, a line per arm with its seeds behind."""
+    """Loss by position at the end, and loss over the training, a line per arm with its seeds behind.
+
+    Of runs that finished.
+    """
     figure = Figure(figsize=(11, 4), layout="constrained")
     by_position, over_steps = figure.subplots(1, 2)
     for color, (arm, meaning) in enumerate(ARMS.items()):
-        if arm not in runs:
+        finished = [run for run in runs.get(arm, ()) if run.problem is None]
+        if not finished:
             continue
         for axes, lines in (
-            (by_position, [(range(len(run.by_position)), run.by_position) for run in runs[arm]]),
-            (over_steps, [(run.steps, run.losses) for run in runs[arm]]),
+            (by_position, [(range(len(run.by_position)), run.by_position) for run in finished]),
+            (over_steps, [(run.steps, run.losses) for run in finished]),
         ):
             for x, y in lines:
                 axes.plot(x, y, color=f"C{color}", alpha=0.25, linewidth=0.8)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,9 +42,16 @@ class Run:
     gates: dict[str, float]
     problem: str | None
 
+    @property
+    def loss(self) -> float:
+        """At the end; NaN when the training failed before the first evaluation."""
+        return self.losses[-1] if self.losses else math.nan
+
 
 def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
     """Train an arm, or read what it did when it is in the folder already.
+
+    A run that was out of time is trained again where there is more time now.
 
     Args:
         folder: of the files, made where it does not exist.
@@ -57,7 +65,7 @@ def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
         "arm": plan.arm,
         "task": _numbers(vars(plan.task)),
         "settings": asdict(plan.settings),
-        "schedule": asdict(schedule),
+        "schedule": {name: value for name, value in asdict(schedule).items() if name != "budget_min"},
         "seed": seed,
     }
     description = json.loads(json.dumps(description))
@@ -65,7 +73,8 @@ def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
         run = Run(**json.loads(path.read_text()))
         if run.description != description:
             raise UserError(f"{path}: is a run with other settings; give another --out, or remove it.")
-        return run
+        if not _has_more_time(run, schedule):
+            return run
     run = _train(plan, schedule, seed=seed, description=description)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -98,6 +107,12 @@ def _train(plan: Plan, schedule: Schedule, *, seed: int, description: Mapping[st
         {index: round(gate.abs().mean().item(), 4) for index, gate in gates.items()},
         problem,
     )
+
+
+def _has_more_time(run: Run, schedule: Schedule) -> bool:
+    if run.problem is None or not run.problem.startswith("out of time"):
+        return False
+    return schedule.budget_min is None or schedule.budget_min > run.minutes[-1]
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
