@@ -47,10 +47,7 @@ def main() -> int:
     for seed in options.seeds:
         for plan in plans:
             run = run_arm(folder, plan, schedule, seed=seed)
-            loss = f"loss {run.losses[-1]:.4f} after {run.steps[-1]} steps" if run.losses else "no loss"
-            logger.info(
-                "%s seed %d: %s%s", plan.label, seed, loss, f" ({run.problem})" if run.problem else ""
-            )
+            logger.info("%s seed %d: loss %.4f, %s", plan.label, seed, run.loss, run.problem or "finished")
     for path in write_report(folder, options.experiment):
         logger.info("%s", path)
     return 0
