@@ -47,6 +47,8 @@ def find_sources(data: str) -> list[Source]:
     Raises:
         DataError: ``data`` does not exist or holds no recording, or its manifest is malformed.
     """
+    if not data:  # as a path it would be the current directory
+        raise DataError("--data: is empty; name a .jsonl manifest, a folder or an audio file.")
     path = Path(data).expanduser()
     if path.is_dir():
         sources = _scan(path)
