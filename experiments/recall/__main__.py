@@ -5,11 +5,12 @@
     python -m experiments.recall init --out runs/recall
 
 Every run is a file in the folder: what is there is not trained again, and Ctrl-C loses the run in progress
-only. Several processes may share the work: `--seeds 0` here and `--seeds 1 2` there.
+only. Several processes may share the work: `--seeds 1` here and `--seeds 2 3` there.
 """
 
 import argparse
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -74,13 +75,23 @@ def _parse() -> argparse.Namespace:
         "--batch-size", type=positive_integer, default=16, help="sequences per step (%(default)s)"
     )
     parser.add_argument(
-        "--budget-min", type=float, help="minutes after which a run stops where it is, and says so"
+        "--budget-min", type=_minutes, help="minutes after which a run stops where it is, and says so"
     )
     parser.add_argument("--threads", type=positive_integer, default=1, help="of the CPU (%(default)s)")
     parser.add_argument(
         "--demo", type=Path, default=Path("demo_assets"), help="recordings of `speech` (%(default)s)"
     )
     return parser.parse_args()
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed, must be minutes above 0")
+    return value
 
 
 if __name__ == "__main__":
