@@ -261,8 +261,9 @@ class CodeCache:
 
 
 def _short(stem: str) -> str:
-    encoded = os.fsencode(stem)
-    return stem if len(encoded) <= _MAX_STEM_BYTES else encoded[:_MAX_STEM_BYTES].decode(errors="ignore")
+    # safetensors opens no file whose name is not UTF-8.
+    text = os.fsencode(stem).decode(errors="backslashreplace")
+    return text.encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
 
 
 def _hash_file(path: Path) -> str:
