@@ -231,7 +231,7 @@ def test_manifest_with_another_length_or_a_missing_file_fails_by_name(tmp_path, 
     assert names(opened.streams) == ["b.wav"]
     assert "lasts 2.00 s, shorter than the manifest's 9.00 s" in opened.failures["a.wav"]
     assert "c.wav: cannot read the audio file (No such file" in opened.failures["c.wav"]
-    assert "(embedded null byte)" in opened.failures["\0.wav"]
+    assert "(embedded null byte)" in opened.failures["\\x00.wav"]
     assert "surrogates not allowed" in opened.failures["\\ud800.wav"]
 
 

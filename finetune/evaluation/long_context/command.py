@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
     settings = _folder_settings(options, model)
     folder = _folder(options, speech, settings)
     _check_settings(folder, settings)
+    _check_out(str(folder))
     opened = open_streams(options.data, streams_are, speech, speech.info)
     _say_streams(opened)
     _make_folder(folder, settings)

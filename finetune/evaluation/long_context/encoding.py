@@ -89,8 +89,8 @@ class CodeStore:
         num_frames = self._caches[header.channels].num_frames(_recording(source))
         if source.duration_sec is not None:
             shortest, longest = ((num_frames - rest) / self.mimi.frame_rate for rest in (1, 0))
-            nearest = min(max(source.duration_sec, shortest), longest)
-            check_duration(source.path, nearest, expected_duration_sec=source.duration_sec)
+            duration_sec = min(max(header.num_samples / header.sample_rate, shortest), longest)
+            check_duration(source.path, duration_sec, expected_duration_sec=source.duration_sec)
         return num_frames
 
     def load(self, source: Source, header: AudioHeader) -> LongTensor:
