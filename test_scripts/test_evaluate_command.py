@@ -123,7 +123,14 @@ def test_arms_are_measured_on_the_same_frames_and_reported(results, tmp_path):
     assert found["model"]["step"] == 7 and found["model"]["attention_windows"] == [500, 25, 500, 25]
     assert found["failures"] == {} and "text loss" not in found["output"]
     assert f"{found['scores']['frozen']['librilight_30']:.4f}" in found["output"]
+    assert "differences, with 95 % intervals over recordings\n" in found["output"]
     assert "Attention window: 25 frames (2 s) in 2 layers (1, 3)." in found["output"]
+
+
+def test_one_recording_has_no_intervals_and_no_table_says_otherwise(results, recordings):
+    output = results("--compare", data=recordings / "c.wav")["output"]
+    assert "\ndifferences\n" in output and "slope in nats per 1,000 frames\n" in output
+    assert "95 %" not in output and "no intervals: they would need at least two recordings" in output
 
 
 def test_positions_and_picture_are_written(results, tmp_path):

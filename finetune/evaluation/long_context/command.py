@@ -237,6 +237,7 @@ def _report_trajectories(folder: Path, measured: Measured) -> None:
     }
     write_json(folder / "summary.json", summaries)
     means = mean_trajectories(list(found.values()))
+    say()
     say("inner losses, means over the recordings by frame:")
     for line in summary_lines({index: summarise(losses) for index, losses in means.items()}):
         say(line)
