@@ -142,6 +142,22 @@ def test_files_of_one_name_size_and_time_do_not_share_codes_in_cache_dir(tmp_pat
     assert {cache.path(first).parent, cache.path(second).parent} == {tmp_path / "codes"}
 
 
+def test_names_that_are_as_long_as_names_can_be_get_codes(tmp_path, encoded, make_cache):
+    recordings = [add_recording(tmp_path / "data", f"{'ä' * 123}{i}") for i in range(2)]
+    cache = make_cache()
+    assert fill(cache, recordings) == 2
+    assert cache.path(recordings[0]) != cache.path(recordings[1]) and cache.missing(recordings) == []
+
+
+def test_names_that_are_not_utf8_get_codes(tmp_path, encoded, make_cache):
+    recording = add_recording(tmp_path / "data", "a", num_frames=3)
+    odd = recording.path.with_name(os.fsdecode(b"\xff.wav"))
+    recording.path.rename(odd)
+    cache = make_cache()
+    fill(cache, [odd_one := Recording(odd, 0.24, odd.with_suffix(".json"))])
+    assert cache.load(odd_one).shape == (2 * K, 3)
+
+
 def test_mono_codes_are_never_taken_for_stereo_ones(recordings, encoded, make_cache, monkeypatch):
     stereo, mono = make_cache(), make_cache().mono()
     fill(stereo, recordings[:1])

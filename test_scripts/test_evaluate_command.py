@@ -123,7 +123,14 @@ def test_arms_are_measured_on_the_same_frames_and_reported(results, tmp_path):
     assert found["model"]["step"] == 7 and found["model"]["attention_windows"] == [500, 25, 500, 25]
     assert found["failures"] == {} and "text loss" not in found["output"]
     assert f"{found['scores']['frozen']['librilight_30']:.4f}" in found["output"]
+    assert "differences, with 95 % intervals over recordings\n" in found["output"]
     assert "Attention window: 25 frames (2 s) in 2 layers (1, 3)." in found["output"]
+
+
+def test_one_recording_has_no_intervals_and_no_table_says_otherwise(results, recordings):
+    output = results("--compare", data=recordings / "c.wav")["output"]
+    assert "\ndifferences\n" in output and "slope in nats per 1,000 frames\n" in output
+    assert "95 %" not in output and "no intervals: they would need at least two recordings" in output
 
 
 def test_positions_and_picture_are_written(results, tmp_path):
@@ -209,6 +216,32 @@ def test_a_loss_file_that_is_damaged_or_of_another_arm_is_measured_again(results
     off.write_bytes(off.read_bytes()[:-100])
     assert results("--compare")["details"] == first["details"]
     assert len(passes.made) == 9 + 2
+    content = bytearray(on.read_bytes())
+    content[-400:-200] = bytes(200)
+    on.write_bytes(content)
+    assert results("--compare")["details"] == first["details"]
+    assert len(passes.made) == 9 + 3
+
+
+def test_damaged_trajectories_are_recorded_again(results, passes, tmp_path):
+    results("--trajectories")
+    first, second, third = sorted((tmp_path / "out" / "trajectories").glob("*.safetensors"))
+    whole = load_file(first)
+    first.write_bytes(first.read_bytes()[:-100])
+    second.write_bytes(b"something else")
+    third.unlink()
+    results("--trajectories")
+    again = load_file(first)
+    assert again.keys() == whole.keys() and all(np.array_equal(again[name], whole[name]) for name in whole)
+    assert second.stat().st_size > 1000 and third.is_file()
+    assert len(passes.made) == 3 + 3
+
+
+def test_damaged_settings_of_a_folder_say_what_to_do(results, command, tmp_path):
+    results()
+    (tmp_path / "out" / "settings.json").write_text("{")
+    status, _, errors = command()
+    assert status == 2 and "settings.json: not valid JSON" in errors[0] and "remove it to go on" in errors[0]
 
 
 def test_by_default_results_of_one_setting_lie_in_the_run_directory(command, untrained_run):
@@ -252,6 +285,7 @@ def test_failures_are_named_never_averaged_and_counted(command, results, passes,
     passes.break_name = "c.wav"
     status, output, errors = command("--compare", "--max-failures", 1, data=data)
     assert status == 2 and len(errors) == 1 and "2 of the recordings failed, 1 may" in errors[0]
+    assert errors[0].count("noise.wav") == 1  # reasons name the file themselves
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert sorted(found["failures"]) == ["c.wav", "noise.wav"]
     assert "not finite" in found["failures"]["c.wav"] and "failed: c.wav" in output
@@ -291,6 +325,8 @@ def test_mistakes_are_one_line(command, tmp_path, recordings, untrained_run):
     assert "cannot be written" in fails(out="file/below")
     assert "cannot be written" in fails("--out", "/proc/nowhere/out")
     assert "File name too long" in fails("--out", "n" * 300)
+    assert "--out: is empty" in fails("--out", "")
+    assert "--data: is empty" in fails("--data", "")
     assert "unrecognized arguments: --greedy" in fails("--greedy")
     with pytest.raises(SystemExit) as exit_:
         run_command(lambda: evaluate(["short-context"]))

@@ -1,5 +1,7 @@
 """Long recordings: pieces equal the whole, in every format, and every fault of a file is named."""
 
+import os
+
 import numpy as np
 import pytest
 import sphn
@@ -74,6 +76,25 @@ def test_file_that_is_no_audio_is_refused(tmp_path, content):
         (tmp_path / "a.flac").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.flac: cannot "):
         read_header(tmp_path / "a.flac")
+
+
+def test_pipes_and_devices_are_no_recordings(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    (tmp_path / "b.wav").symlink_to("/dev/zero")
+    for name in ("a.wav", "b.wav"):  # to open a pipe would be to wait for ever
+        with pytest.raises(DataError, match=rf"{name}: is a pipe or device"):
+            read_header(tmp_path / name)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 2**32 - 1])
+def test_rates_that_no_recording_has_are_refused(tmp_path, capfd, rate):
+    path = write(tmp_path / "a.wav", noise(2000), 24000)
+    content = bytearray(path.read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.wav: has .* samples per second, 1,000 to 768,000 are read"):
+        read_header(path)
+    assert capfd.readouterr().err == ""  # sphn panics with a page of text
 
 
 def test_length_must_agree_with_the_manifest(tmp_path):

@@ -231,8 +231,21 @@ def test_manifest_with_another_length_or_a_missing_file_fails_by_name(tmp_path, 
     assert names(opened.streams) == ["b.wav"]
     assert "lasts 2.00 s, shorter than the manifest's 9.00 s" in opened.failures["a.wav"]
     assert "c.wav: cannot read the audio file (No such file" in opened.failures["c.wav"]
-    assert "(embedded null byte)" in opened.failures["\0.wav"]
+    assert "(embedded null byte)" in opened.failures["\\x00.wav"]
     assert "surrogates not allowed" in opened.failures["\\ud800.wav"]
+
+
+def test_codes_that_are_there_already_do_not_hide_a_manifest_with_another_length(tmp_path, open_data):
+    add(tmp_path / "a.wav", 25)
+    (stream,) = open_data(tmp_path).streams
+    assert stream.num_frames == 25
+    for duration, fails in ((1.0, False), (1.95, False), (2.09, False), (0.9, True), (2.2, True)):
+        path = write_manifest(tmp_path / "m.jsonl", [{"path": "a.wav", "duration": duration}])
+        if not fails:
+            assert names(open_data(path).streams) == ["a.wav"]
+            continue
+        with pytest.raises(DataError, match=rf"a\.wav: lasts .*than the manifest's {duration:.2f} s"):
+            open_data(path)
 
 
 def test_no_stream_at_all_is_one_error(tmp_path, open_data):

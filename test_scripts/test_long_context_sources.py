@@ -46,6 +46,16 @@ def test_name_that_is_not_utf8_can_be_printed(tmp_path):
     assert names(find_sources(str(tmp_path))) == ["\\udcff.wav"]
 
 
+def test_name_of_two_lines_is_printed_in_one_and_never_taken_for_another(tmp_path):
+    touch(tmp_path, "a\nb.wav", "c\x1b[2J.wav")
+    sources = find_sources(str(tmp_path))
+    assert names(sources) == ["a\\nb.wav", "c\\x1b[2J.wav"]
+    assert list(group_sources(sources, "single")) == names(sources)
+    touch(tmp_path, "a\\nb.wav")
+    with pytest.raises(DataError, match="two recordings are called a"):
+        group_sources(find_sources(str(tmp_path)), "single")
+
+
 def test_manifest_needs_no_word_timings_and_no_duration(tmp_path):
     lines = [{"path": "b.wav", "duration": 2}, {"path": "s/a.wav"}, {"path": str(tmp_path.parent / "c.wav")}]
     sources = find_sources(str(write_manifest(tmp_path / "m.jsonl", lines)))

@@ -11,6 +11,7 @@ from experiments.recall.arms import ARMS, Settings, build_arm, num_parameters
 from experiments.recall.report import (
     arms_table,
     initialisation_table,
+    plot_arms,
     read_runs,
     recovered,
     write_report,
@@ -150,6 +151,42 @@ def test_the_share_of_the_gap_is_measured_between_short_window_and_full_attentio
     assert "0.8000 (0.5000, 1.1000) | 82.5 % (90 %, 75 %)" in arms_table(runs)
 
 
+def test_a_share_of_no_gap_is_no_number():
+    runs = {"window": [fake_run(4.0, 1)], "full": [fake_run(4.0, 1)], "window_ttt": [fake_run(3.9, 1)]}
+    assert recovered(runs, "window_ttt") == []
+    assert "| 3.9000 (3.9000) | - |" in arms_table(runs)
+
+
+def test_runs_that_ended_early_or_diverged_at_once_are_reported_beside_the_others(tmp_path):
+    diverged = Run({"seed": 2}, [], [], [], [], 100, {}, "loss nan at step 1")
+    short = Run({"seed": 3}, [10], [3.0], [0.1], [3.0], 100, {}, "out of time after 10 of 20 steps")
+    full = Run({"seed": 1}, [10, 20], [3.0, 1.0], [0.1, 0.2], [1.0], 100, {}, None)
+    runs = {"window": [fake_run(4.0, 1), diverged], "full": [full, short], "window_ttt": [diverged]}
+    table = arms_table(runs)
+    assert "| short window | 100 | 4.0000 (4.0000) |" in table and "2.0000 (1.0000, 3.0000)" in table
+    assert "| short window + TTT | 100 | - | - | 0 | - |" in table
+    assert "- window seed 2: loss nan at step 1" in table
+    assert plot_arms(runs, tmp_path / "arms.png", unit="token").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"steps": 1}'])
+def test_a_damaged_file_of_a_run_says_what_to_do(tmp_path, content):
+    (tmp_path / "window.seed1.json").write_text(content)
+    for read in (
+        lambda: read_runs(tmp_path),
+        lambda: run_arm(tmp_path, Plan("window", "window", TASK), SHORT, seed=1),
+    ):
+        with pytest.raises(UserError, match=r"window\.seed1\.json: is damaged or no run; remove it"):
+            read()
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.recall.runs.train", None)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OSError, match="file"):
+        run_arm(tmp_path / "file" / "below", Plan("window", "window", TASK), SHORT, seed=1)
+
+
 def test_the_table_of_initialisations_leaves_out_what_is_not_there():
     runs = {"d16.window": [fake_run(4.0, 1)], "d16.full": [fake_run(0.0, 1)], "d16.std1": [fake_run(1.0, 1)]}
     assert "| N(0, 1²) = unit_variance | 75 % (75) | - | - |" in initialisation_table(runs)
@@ -183,6 +220,8 @@ def test_the_command_trains_the_arms_and_writes_a_report(tmp_path, monkeypatch):
             "nowhere: no demo recordings here; make them with",
         ),
         (("pattern", "--steps", "0"), "0 is not allowed"),
+        (("pattern", "--budget-min", "nan"), "'nan' is not allowed, must be minutes above 0"),
+        (("pattern", "--budget-min", "0"), "'0' is not allowed, must be minutes above 0"),
         (("colours",), "invalid choice: 'colours'"),
     ],
 )

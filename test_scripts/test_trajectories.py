@@ -336,6 +336,9 @@ def test_a_record_of_a_run_is_read_by_its_step(tmp_path):
         ('{"step": 3, "layers": {"1": [[1.0], [2.0]]}}\n', "the record of step 3 is damaged"),
         ('{"step": 3, "layers": {"1": [[1.0], [2.0, 1.0], []]}}\n', "the record of step 3 is damaged"),
         ('{"step": 3, "layers": 1\n', "the record of step 3 is damaged"),
+        ('{"step": 3, "layers": {}}\n', "the record of step 3 is damaged"),
+        ('{"step": 3, "layers": {"-1": [[3.0], [2.0], [1.0]]}}\n', "the record of step 3 is damaged"),
+        (f'{{"step": {"9" * 5000}, "layers": {{}}}}\n', "line 1 is not a record"),
     ],
 )
 def test_damaged_records_are_named(tmp_path, content, message):
@@ -369,7 +372,7 @@ def test_the_command_prints_a_table_and_writes_plots_and_a_summary(tmp_path, cap
         path = run / "long.safetensors"
         save_trajectories(path, random_losses(), facts={"recording": "a.wav"})
     evaluate(["trajectories", str(run if what == "run" else path)])
-    out = run / "trajectories" / ("" if what == "safetensors" else "step_000020")
+    out = run / "trajectories" / ("long" if what == "safetensors" else "step_000020")
     names = {"summary.json", "inner_loss_layer_3.png", "inner_loss_layer_11.png"}
     assert {p.name for p in out.iterdir() if p.is_file()} == names
     summary = json.loads((out / "summary.json").read_text())
@@ -400,6 +403,7 @@ def test_a_step_and_a_folder_can_be_chosen(tmp_path):
         (["{run}", "--step", "x"], "argument --step: invalid int value: 'x' (see --help)."),
         (["{run}/a.safetensors", "--step", "7"], "has no steps; leave it out."),
         (["{run}", "--out", "{run}/a.safetensors"], "is a file; give a folder."),
+        (["{run}", "--out", ""], "an empty one is no path."),
     ],
 )
 def test_mistakes_end_with_one_line(tmp_path, capsys, arguments, message):

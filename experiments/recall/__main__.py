@@ -5,11 +5,12 @@
     python -m experiments.recall init --out runs/recall
 
 Every run is a file in the folder: what is there is not trained again, and Ctrl-C loses the run in progress
-only. Several processes may share the work: `--seeds 0` here and `--seeds 1 2` there.
+only. Several processes may share the work: `--seeds 1` here and `--seeds 2 3` there.
 """
 
 import argparse
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--budget-min",
-        type=float,
+        type=_minutes,
         default=60.0,
         help="minutes after which a run stops where it is, and says so (%(default)s)",
     )
@@ -81,6 +82,16 @@ def _parse() -> argparse.Namespace:
         "--demo", type=Path, default=Path("demo_assets"), help="recordings of `speech` (%(default)s)"
     )
     return parser.parse_args()
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed, must be minutes above 0")
+    return value
 
 
 if __name__ == "__main__":

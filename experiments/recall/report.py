@@ -1,6 +1,5 @@
 """Tables and plots of the runs in a folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.recall.arms import ARMS
-from experiments.recall.runs import Run
+from experiments.recall.runs import Run, read_run
 from experiments.recall.studies import EXPERIMENTS, FIRST_LAYER_STDS, HEAD_DIMS
 
 _Runs = Mapping[str, Sequence[Run]]  # by label, one per seed
@@ -30,11 +29,15 @@ def write_report(folder: Path, experiment: str) -> list[Path]:
 
 
 def read_runs(folder: Path) -> dict[str, list[Run]]:
-    """All runs of an experiment by their label, in order of the seeds; labels of arms are the arms' names."""
+    """All runs of an experiment by their label, in order of the seeds; labels of arms are the arms' names.
+
+    Raises:
+        DataError: the file of one is damaged.
+    """
     runs: dict[str, list[Run]] = {}
     for path in sorted(folder.glob("*.seed*.json")):
         label = path.name.rpartition(".seed")[0]
-        runs.setdefault(label, []).append(Run(**json.loads(path.read_text())))
+        runs.setdefault(label, []).append(read_run(path))
     for same in runs.values():
         same.sort(key=lambda run: run.description["seed"])
     return runs
@@ -43,10 +46,19 @@ def read_runs(folder: Path) -> dict[str, list[Run]]:
 def recovered(runs: _Runs, label: str, *, window: str = "window", full: str = "full") -> list[float]:
     """Share of the gap between the short window and full attention that an arm closes, by seed.
 
-    The two ends are means over their seeds.
+    The two ends are means over their seeds. Empty where there is no gap: an end is not there, or full
+    attention has not become better than the short window.
     """
-    low, high = (float(np.mean([run.loss for run in runs[end]])) for end in (window, full))
-    return [(low - run.loss) / (low - high) for run in runs[label]]
+    ends = [_last_losses(runs.get(end, ())) for end in (window, full)]
+    if not all(ends):
+        return []
+    low, high = (float(np.mean(losses)) for losses in ends)
+    return [(low - loss) / (low - high) for loss in _last_losses(runs[label])] if low > high else []
+
+
+def _last_losses(same: Sequence[Run]) -> list[float]:
+    """Of the runs that came to an evaluation."""
+    return [run.losses[-1] for run in same if run.losses]
 
 
 def arms_table(runs: _Runs) -> str:
@@ -55,18 +67,17 @@ def arms_table(runs: _Runs) -> str:
         "| arm | parameters | loss, mean (seeds) | share of the gap, mean (seeds) | steps | minutes |",
         "|---|---|---|---|---|---|",
     ]
-    complete = {"window", "full"} <= runs.keys()
     for arm, meaning in ARMS.items():
         if arm not in runs:
             continue
         same = runs[arm]
-        losses = [run.loss for run in same]
-        shares = [f"{100 * share:.0f} %" for share in recovered(runs, arm)] if complete else []
-        mean = f"{100 * np.mean(recovered(runs, arm)):.1f} %" if complete else "-"
+        losses = _mean_and_each(_last_losses(same), 4, ".4f")
+        shares = _mean_and_each([100 * share for share in recovered(runs, arm)], 1, ".0f", " %")
+        num_steps = max((run.steps[-1] for run in same if run.steps), default=0)
+        minutes = [run.minutes[-1] for run in same if run.minutes]
         lines.append(
-            f"| {meaning} | {same[0].num_parameters:,} | {np.mean(losses):.4f} "
-            f"({', '.join(f'{loss:.4f}' for loss in losses)}) | {mean} ({', '.join(shares)}) | "
-            f"{max((*same[0].steps, 0)):,} | {np.mean([max((*run.minutes, 0)) for run in same]):.1f} |"
+            f"| {meaning} | {same[0].num_parameters:,} | {losses} | {shares} | {num_steps:,} | "
+            f"{f'{np.mean(minutes):.1f}' if minutes else '-'} |"
         )
     return "\n".join(lines + _problems(runs))
 
@@ -82,11 +93,10 @@ def initialisation_table(runs: _Runs) -> str:
         cells = []
         for dim in HEAD_DIMS:
             ends = {"window": f"d{dim}.window", "full": f"d{dim}.full"}
-            if not {f"d{dim}.{name}", *ends.values()} <= runs.keys():
-                cells.append("-")
-                continue
-            shares = [100 * share for share in recovered(runs, f"d{dim}.{name}", **ends)]
-            cells.append(f"{np.mean(shares):.0f} % ({', '.join(f'{share:.0f}' for share in shares)})")
+            label = f"d{dim}.{name}"
+            shares = [100 * share for share in recovered(runs, label, **ends)] if label in runs else []
+            each = ", ".join(f"{share:.0f}" for share in shares)
+            cells.append(f"{np.mean(shares):.0f} % ({each})" if shares else "-")
         lines.append(f"| {_initialisation(name)} | " + " | ".join(cells) + " |")
     return "\n".join(lines + _problems(runs))
 
@@ -94,22 +104,22 @@ def initialisation_table(runs: _Runs) -> str:
 def plot_arms(runs: _Runs, path: Path, *, unit: str) -> Path:
     """Loss by position at the end, and loss over the training, a line per arm with its seeds behind.
 
-    Of runs that finished.
+    The line is the mean of the runs that went on longest, that is to the end where one did.
     """
     figure = Figure(figsize=(11, 4), layout="constrained")
     by_position, over_steps = figure.subplots(1, 2)
     for color, (arm, meaning) in enumerate(ARMS.items()):
-        finished = [run for run in runs.get(arm, ()) if run.problem is None]
-        if not finished:
+        if arm not in runs:
             continue
         for axes, lines in (
-            (by_position, [(range(len(run.by_position)), run.by_position) for run in finished]),
-            (over_steps, [(run.steps, run.losses) for run in finished]),
+            (by_position, [(range(len(run.by_position)), run.by_position) for run in runs[arm]]),
+            (over_steps, [(run.steps, run.losses) for run in runs[arm]]),
         ):
             for x, y in lines:
                 axes.plot(x, y, color=f"C{color}", alpha=0.25, linewidth=0.8)
-            mean = np.mean([y for _, y in lines], axis=0)
-            axes.plot(lines[0][0], mean, color=f"C{color}", label=meaning)
+            longest = max((list(x) for x, _ in lines), key=lambda x: x[-1:])
+            mean = np.mean([y for x, y in lines if list(x) == longest], axis=0)
+            axes.plot(longest, mean, color=f"C{color}", label=meaning)
     by_position.set_xlabel(unit)
     by_position.set_ylabel("loss (nats)")
     over_steps.set_xlabel("step")
@@ -117,6 +127,12 @@ def plot_arms(runs: _Runs, path: Path, *, unit: str) -> Path:
     by_position.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     return path
+
+
+def _mean_and_each(values: Sequence[float], digits: int, each: str, unit: str = "") -> str:
+    if not values:
+        return "-"
+    return f"{np.mean(values):.{digits}f}{unit} ({', '.join(f'{value:{each}}{unit}' for value in values)})"
 
 
 def _initialisation(name: str) -> str:

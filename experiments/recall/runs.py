@@ -13,9 +13,9 @@ import torch
 from experiments.recall.arms import build_arm, num_parameters
 from experiments.recall.studies import Plan
 from experiments.recall.training import Schedule, train
-from finetune.errors import UserError
+from finetune.errors import DataError, UserError
 from moshi_ttt.hybrid_model import ttt_layers
-from moshi_ttt.state_file import replacing
+from moshi_ttt.state_file import check_writable, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
         plan, schedule, seed: what to train.
 
     Raises:
-        UserError: the folder has a run of this label and seed with other settings.
+        UserError: the folder has a run of this label and seed that is damaged or has other settings.
+        StateError: it cannot be written.
     """
     path = folder / f"{plan.label}.seed{seed}.json"
     description = {
@@ -70,15 +71,31 @@ def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
     }
     description = json.loads(json.dumps(description))
     if path.is_file():
-        run = Run(**json.loads(path.read_text()))
+        run = read_run(path)
         if run.description != description:
             raise UserError(f"{path}: is a run with other settings; give another --out, or remove it.")
         if not _has_more_time(run, schedule):
             return run
-    run = _train(plan, schedule, seed=seed, description=description)
     folder.mkdir(parents=True, exist_ok=True)
+    check_writable(path)  # before hours of training, not after
+    run = _train(plan, schedule, seed=seed, description=description)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(asdict(run)) + "\n")
+    return run
+
+
+def read_run(path: Path) -> Run:
+    """A run from its file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        run = Run(**json.loads(path.read_text(encoding="utf-8")))
+        if len({len(run.steps), len(run.losses), len(run.minutes)}) > 1 or "seed" not in run.description:
+            raise ValueError(path)
+    except (ValueError, TypeError, RecursionError):
+        raise DataError(f"{path}: is damaged or no run; remove it, the run is made again.") from None
     return run
 
 

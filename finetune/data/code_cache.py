@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 FOLDER_NAME = ".moshi_ttt_codes"
+_MAX_STEM_BYTES = 200  # a file name has at most 255, and the key comes after it
 
 
 class UnwritableCacheError(DataError):
@@ -223,7 +224,7 @@ class CodeCache:
             key_parts["folder"] = os.path.abspath(audio.parent)
         key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()
         folder = self.cache_dir if self.cache_dir is not None else audio.parent / FOLDER_NAME
-        return folder / f"{audio.stem}.{key[:20]}.safetensors", key
+        return folder / f"{_short(audio.stem)}.{key[:20]}.safetensors", key
 
     def _write(self, path: Path, *, key: str, codes: LongTensor) -> None:
         small = codes.to(torch.int16 if codes.max() <= torch.iinfo(torch.int16).max else torch.int32)
@@ -257,6 +258,12 @@ class CodeCache:
             f"{self.key}: cannot write Mimi codes to {folder} ({error.strerror}); "
             f"set {self.key} to a folder that is writable and has space."
         )
+
+
+def _short(stem: str) -> str:
+    # safetensors opens no file whose name is not UTF-8.
+    text = os.fsencode(stem).decode(errors="backslashreplace")
+    return text.encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
 
 
 def _hash_file(path: Path) -> str:

@@ -4,6 +4,7 @@ All others are decoded as a whole, since a lossy stream that is entered in the m
 samples: that takes 8 bytes per sample and channel, 2.8 GB for an hour of stereo at 48 kHz.
 """
 
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -28,15 +29,19 @@ OVERLAP_SEC = 1
 OPUS_SAMPLE_RATE = 48000
 # PCM, float and the extensible form of both: formats of which any sample can be read by itself.
 WAV_FORMATS = (1, 3, 0xFFFE)
+# What sphn makes of other rates are allocations of terabytes and empty pieces.
+SAMPLE_RATES = (1000, 768_000)
 
 
 def read_header(path: Path) -> AudioHeader:
     """Reads how many channels and samples a file claims, without decoding it.
 
     Raises:
-        DataError: The file is missing or no audio that can be read, or has more than two channels.
+        DataError: The file is missing or no audio that can be read, or has more than two channels or a sample
+            rate that no recording has.
     """
     header = _opus_header(path) if _kind(path) == "opus" else open_audio(path)[1]
+    _check_rate(path, header.sample_rate)
     if header.channels not in (1, 2):
         raise DataError(f"{path}: has {header.channels} channels; make it mono or stereo.")
     return header
@@ -67,6 +72,9 @@ def read_pieces(
 def _kind(path: Path) -> Literal["opus", "lossless", "other"]:
     """Tells by a file's first bytes how it is to be read."""
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for its other end
+            raise DataError(f"{path}: is a pipe or device, not a file; write the audio to a file.")
         with open(path, "rb") as file:
             start = file.read(4096)
     except (OSError, ValueError) as error:  # ValueError: no file can have this name
@@ -76,8 +84,19 @@ def _kind(path: Path) -> Literal["opus", "lossless", "other"]:
         return "opus"
     chunk = start.find(b"fmt ")
     wav_format = int.from_bytes(start[chunk + 8 : chunk + 10], "little")
-    plain_wav = start.startswith(b"RIFF") and chunk > 0 and wav_format in WAV_FORMATS
+    is_wav = start.startswith(b"RIFF") and chunk > 0
+    if is_wav and len(start) >= chunk + 16:  # before sphn looks, which panics at a rate of 0
+        _check_rate(path, int.from_bytes(start[chunk + 12 : chunk + 16], "little"))
+    plain_wav = is_wav and wav_format in WAV_FORMATS
     return "lossless" if plain_wav or start.startswith(b"fLaC") else "other"
+
+
+def _check_rate(path: Path, sample_rate: float) -> None:
+    low, high = SAMPLE_RATES
+    if not low <= sample_rate <= high:
+        raise DataError(
+            f"{path}: has {sample_rate:g} samples per second, {low:,} to {high:,} are read; export it again."
+        )
 
 
 def _opus_header(path: Path) -> AudioHeader:

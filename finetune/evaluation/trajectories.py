@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"a run directory, its {INNER_LOSSES_FILE}, or a trajectories file of an evaluation",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="folder of plots and summary (trajectories/ beside the file)"
+        "--out", metavar="DIR", help="folder of plots and summary (trajectories/… beside the file)"
     )
     parser.add_argument("--step", type=int, metavar="N", help="which record of a run (the last)")
 
@@ -34,6 +34,8 @@ def run(options: argparse.Namespace) -> None:
         UserError: an option or the record of a run cannot be used.
         StateError: a trajectories file cannot be used.
     """
+    if "" in (options.path, options.out):
+        raise ConfigError("PATH and --out: an empty one is no path.")
     path = Path(options.path)
     trajectories, place = _load(path, options.step)
     out = place if options.out is None else Path(options.out)
@@ -64,7 +66,7 @@ def _load(path: Path, step: int | None) -> tuple[Trajectories, Path]:
         return Trajectories(record.losses, {"step": record.step}), folder / f"step_{record.step:06d}"
     if step is not None:
         raise ConfigError(f"--step: {path} is not the record of a run and has no steps; leave it out.")
-    return load_trajectories(path), folder
+    return load_trajectories(path), folder / path.stem  # recordings of one evaluation lie in one folder
 
 
 def _title(trajectories: Trajectories, path: Path) -> str:

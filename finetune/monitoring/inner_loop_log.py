@@ -19,7 +19,7 @@ from finetune.errors import ConfigError, DataError
 from finetune.files import finite_or_null
 
 INNER_LOSSES_FILE = "inner_loop_losses.jsonl"
-_STEP = re.compile(r'\{"step": (\d+), ')  # what a record starts with
+_STEP = re.compile(r'\{"step": (\d{1,18}), ')  # what a record starts with
 
 
 class InnerLossRecord(NamedTuple):
@@ -73,7 +73,7 @@ def read_inner_losses(path: Path, step: int | None = None) -> InnerLossRecord:
         DataError: it is damaged.
     """
     if not path.is_file():
-        raise ConfigError(f"{path}: does not exist.")
+        raise ConfigError(f"{path}: {'is not a file' if path.exists() else 'does not exist'}.")
     found, steps = "", []
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
@@ -89,12 +89,14 @@ def read_inner_losses(path: Path, step: int | None = None) -> InnerLossRecord:
         raise ConfigError(f"{path}: has no record yet.")
     if not found:
         raise ConfigError(f"--step: {path} has no record of step {step}, only of {_listed(steps)}.")
+    step = int(_STEP.match(found)[1])
     try:
-        record = json.loads(found)
-        losses = {int(index): _losses(rows) for index, rows in record["layers"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path}: the record of step {_STEP.match(found)[1]} is damaged.") from None
-    return InnerLossRecord(record["step"], dict(sorted(losses.items())))
+        losses = {int(index): _losses(rows) for index, rows in json.loads(found)["layers"].items()}
+        if not losses or min(losses) < 0:
+            raise ValueError(list(losses))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError):
+        raise DataError(f"{path}: the record of step {step} is damaged.") from None
+    return InnerLossRecord(step, dict(sorted(losses.items())))
 
 
 def _losses(rows: list[list[float | None]]) -> Tensor:

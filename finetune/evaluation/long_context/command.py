@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import ConfigError, DataError
+from finetune.errors import CheckpointError, ConfigError, DataError
 from finetune.evaluation.long_context.arms import choose_arms, override_windows
 from finetune.evaluation.long_context.identity import digest, home_of, model_identity, weights_key
 from finetune.evaluation.long_context.measure import LossFiles, Measured, measure
@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
     settings = _folder_settings(options, model)
     folder = _folder(options, speech, settings)
     _check_settings(folder, settings)
+    _check_out(str(folder))
     opened = open_streams(options.data, streams_are, speech, speech.info)
     _say_streams(opened)
     _make_folder(folder, settings)
@@ -82,11 +83,16 @@ def run(options: argparse.Namespace) -> None:
     _report(folder, options, model, arms, opened, measured)
     failures = opened.failures | measured.failures
     if len(failures) > options.max_failures:
-        name, reason = next(iter(failures.items()))
+        first = _failure_line(*next(iter(failures.items())))
         raise DataError(
             f"--max-failures: {len(failures)} of the recordings failed, {options.max_failures} may; "
-            f"{name}: {reason.rstrip('.')}. The others are in {folder}."
+            f"{first.rstrip('.')}. The others are in {folder}."
         )
+
+
+def _failure_line(name: str, reason: str) -> str:
+    """A reason most often names the file already."""
+    return reason if name in reason else f"{name}: {reason}"
 
 
 def _say_model(speech: SpeechModel, arms: Sequence[str], changed: Mapping[str, int]) -> None:
@@ -102,7 +108,7 @@ def _say_streams(opened: OpenedStreams) -> None:
     total = sum(stream.num_frames for stream in opened.streams)
     say(f"data: recordings: {len(opened.streams)}, frames: {total:,}, left out: {len(opened.left_out)}")
     for name, reason in opened.failures.items():
-        say(f"failed: {name}: {reason}")
+        say(f"failed: {_failure_line(name, reason)}")
 
 
 def _folder_settings(options: argparse.Namespace, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,13 +130,17 @@ def _check_settings(folder: Path, ours: Mapping[str, Any]) -> None:
     """See that a folder holds nothing measured with other settings.
 
     Raises:
-        ConfigError: it does.
-        CheckpointError: what says so cannot be read.
+        ConfigError: it does, or what says so cannot be read.
     """
     path = folder / SETTINGS_FILE
     if not path.exists():
         return
-    theirs = read_json_object(path)
+    try:
+        theirs = read_json_object(path)
+    except CheckpointError as error:
+        raise ConfigError(
+            f"--out: {str(error).rstrip('.')}; remove it to go on in this folder, or choose another."
+        ) from None
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
             raise ConfigError(
@@ -167,6 +177,8 @@ def _check_out(out: str | None) -> None:
     """
     if out is None:
         return
+    if not out:  # as a path it would be the current directory
+        raise ConfigError("--out: is empty; give a folder.")
     path = Path(out)
     try:
         if path.exists() and not path.is_dir():
@@ -225,6 +237,7 @@ def _report_trajectories(folder: Path, measured: Measured) -> None:
     }
     write_json(folder / "summary.json", summaries)
     means = mean_trajectories(list(found.values()))
+    say()
     say("inner losses, means over the recordings by frame:")
     for line in summary_lines({index: summarise(losses) for index, losses in means.items()}):
         say(line)
@@ -270,4 +283,4 @@ def _say_results(results: Mapping[str, Any], measured: Measured) -> None:
             if losses.memory_resets:
                 say(f"memory: {losses.memory_resets} resets of fast weights in {recording.name} [{arm}]")
     for name, reason in measured.failures.items():
-        say(f"failed: {name}: {reason}")
+        say(f"failed: {_failure_line(name, reason)}")

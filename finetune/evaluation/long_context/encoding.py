@@ -12,7 +12,7 @@ from moshi.models import MimiModel
 from moshi.models.loaders import CheckpointInfo
 from torch import LongTensor
 
-from finetune.data.audio import AudioHeader
+from finetune.data.audio import AudioHeader, check_duration
 from finetune.data.code_cache import CodeCache
 from finetune.data.codec import context_frames, encode_recording
 from finetune.data.long_audio import read_header, read_pieces
@@ -80,8 +80,18 @@ class CodeStore:
         self._caches[header.channels].add(_recording(source), self.mimi, audio)
 
     def num_frames(self, source: Source, header: AudioHeader) -> int:
-        """Returns T of an encoded recording; raises DataError as ``load`` does."""
-        return self._caches[header.channels].num_frames(_recording(source))
+        """Returns T of an encoded recording.
+
+        Raises:
+            DataError: As ``load`` does, or the manifest states another length: codes that were there already
+                have been made without a look at it.
+        """
+        num_frames = self._caches[header.channels].num_frames(_recording(source))
+        if source.duration_sec is not None:
+            shortest, longest = ((num_frames - rest) / self.mimi.frame_rate for rest in (1, 0))
+            duration_sec = min(max(header.num_samples / header.sample_rate, shortest), longest)
+            check_duration(source.path, duration_sec, expected_duration_sec=source.duration_sec)
+        return num_frames
 
     def load(self, source: Source, header: AudioHeader) -> LongTensor:
         """Returns all codes of a recording, int64 ``[channels, K, T]``; the last one is kept in memory.

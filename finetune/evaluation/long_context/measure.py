@@ -26,10 +26,11 @@ from finetune.evaluation.long_context.stream_losses import (
     stream_losses,
 )
 from finetune.inference.terminal import say
-from finetune.monitoring.trajectories import StreamTrajectories, save_trajectories
+from finetune.monitoring.trajectories import StreamTrajectories, load_trajectories, save_trajectories
 from moshi_ttt.state_file import StateError, StateFile, write_state_file
 
 KIND = "moshi-ttt losses 1"
+_DIGEST = "losses_sha256"  # safetensors would not notice a changed number
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,15 @@ class LossFiles:
         """Losses that were measured before, None where there are none of exactly this."""
         try:
             file = StateFile(path, kind=KIND)
+            stated = file.identity.pop(_DIGEST, None)
             if file.identity != self._full(identity):
                 return None
             num_frames = identity["num_frames"]
             file.check_shapes({"text": (num_frames,), "audio": (num_codebooks, num_frames), "resets": ()})
             tensors = file.read()
         except StateError:
+            return None
+        if stated != _digest_of(tensors):
             return None
         return StreamLosses(tensors["text"], tensors["audio"], int(tensors["resets"]))
 
@@ -79,7 +83,8 @@ class LossFiles:
             "audio": losses.audio,
             "resets": torch.tensor(losses.memory_resets),
         }
-        write_state_file(path, tensors, kind=KIND, identity=self._full(identity))
+        full = self._full(identity) | {_DIGEST: _digest_of(tensors)}
+        write_state_file(path, tensors, kind=KIND, identity=full)
 
     def _full(self, identity: Mapping[str, Any]) -> dict[str, Any]:
         full = {"weights": self.weights, "own_text": self.own_text, **identity}
@@ -185,7 +190,7 @@ class _Measurement:
             path = self.files.path(recording.name, recording.codes_sha256, arm)
             losses = self.files.read(path, identity | {"arm": arm}, num_codebooks=self.lm.dep_q)
             inner = self._trajectories_path(path) if arm == "on" else None
-            if losses is None or (inner is not None and not inner.is_file()):
+            if losses is None or (inner is not None and not _is_readable(inner)):
                 losses = self._run(stream, arm, inner)
                 self.files.write(path, identity | {"arm": arm}, losses)
             else:
@@ -220,6 +225,8 @@ class _Measurement:
             ) from None
         if inner is not None:
             inner.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):
+                inner.unlink()  # what was there is damaged
             save_trajectories(inner, trajectories.losses(), facts={"recording": stream.name})
         seconds = time.perf_counter() - start
         mean = float(losses.audio.nanmean())
@@ -229,6 +236,21 @@ class _Measurement:
                 f"audio loss {mean:.4f}"
             )
         return losses
+
+
+def _digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        hasher.update(tensors[name].cpu().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def _is_readable(trajectories: Path) -> bool:
+    try:
+        load_trajectories(trajectories)
+    except StateError:
+        return False
+    return True
 
 
 def _failure_of(recording: Recording) -> str | None:

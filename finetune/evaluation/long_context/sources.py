@@ -1,6 +1,7 @@
 """Which recordings are measured: those of a manifest, of a folder tree, or one file."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -47,6 +48,8 @@ def find_sources(data: str) -> list[Source]:
     Raises:
         DataError: ``data`` does not exist or holds no recording, or its manifest is malformed.
     """
+    if not data:  # as a path it would be the current directory
+        raise DataError("--data: is empty; name a .jsonl manifest, a folder or an audio file.")
     path = Path(data).expanduser()
     if path.is_dir():
         sources = _scan(path)
@@ -72,10 +75,15 @@ def group_sources(sources: Sequence[Source], group: str) -> dict[str, list[Sourc
 
     Raises:
         ConfigError: ``group`` is neither.
-        DataError: a recording's speaker is not known.
+        DataError: a recording's speaker is not known, or two recordings have one name.
     """
     if group == "single":
-        return {source.name: [source] for source in sources}
+        by_name: dict[str, list[Source]] = {}
+        for source in sources:
+            if source.name in by_name:  # names that differ in what cannot be printed
+                raise DataError(f"--data: two recordings are called {source.name}; rename one.")
+            by_name[source.name] = [source]
+        return by_name
     if group != "speaker":
         raise ConfigError(f"--group: {group} is unknown; it is one of {', '.join(GROUPS)}.")
     groups: dict[str, list[Source]] = {}
@@ -90,8 +98,9 @@ def group_sources(sources: Sequence[Source], group: str) -> dict[str, list[Sourc
 
 
 def printable(text: str) -> str:
-    """Returns text without what UTF-8 has no bytes for, such as parts of file names that are not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    r"""Returns text in one line of UTF-8: control characters and what is not UTF-8 become `\n`, `\udcff`."""
+    encodable = text.encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], encodable)
 
 
 def _sort_key(source: Source) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def score_tables(results: Mapping[str, Any]) -> list[str]:
         lines += _table(f"{metric} loss in nats", rows, means)
         if metric == METRICS[0]:
             pairs = {pair: by_metric[metric] for pair, by_metric in results["differences"].items()}
-            lines += _table("differences with 95 % intervals over recordings", pairs, means, signed=True)
+            lines += _table("differences", pairs, means, signed=True)
         lines += _table("slope in nats per 1,000 frames", rows, _SLOPES, signed=True)
     return lines
 
@@ -39,6 +39,8 @@ def _table(
     heads = ["all" if name == LOSS else name.removeprefix("librilight_") for name in names]
     table = [["", *heads]]
     table += [[label, *(_cell(row[name], signed=signed) for name in names)] for label, row in rows.items()]
+    if signed and any(row[name]["interval"] is not None for row in rows.values() for name in names):
+        title += ", with 95 % intervals over recordings"
     return ["", title, *_aligned(table)]
 
 
