@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune.evaluation.long_context.results import LOSS, METRICS, OVERALL
 from finetune.evaluation.long_context.statistics import THIRDS
+from finetune.evaluation.text_table import aligned
 
 _NOTHING = "—"
 _SLOPES = (OVERALL, *THIRDS)
@@ -39,7 +40,7 @@ def _table(
     heads = ["all" if name == LOSS else name.removeprefix("librilight_") for name in names]
     table = [["", *heads]]
     table += [[label, *(_cell(row[name], signed=signed) for name in names)] for label, row in rows.items()]
-    return ["", title, *_aligned(table)]
+    return ["", title, *aligned(table)]
 
 
 def _cell(entry: Mapping[str, Any], *, signed: bool) -> str:
@@ -51,13 +52,3 @@ def _cell(entry: Mapping[str, Any], *, signed: bool) -> str:
         return f"{entry['value']:+.4f}"
     low, high = entry["interval"]
     return f"{entry['value']:+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for label, *cells in table:
-        padded = [label.ljust(widths[0])]
-        padded += [text.rjust(width) for text, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join(padded).rstrip())
-    return lines
