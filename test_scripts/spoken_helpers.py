@@ -43,12 +43,12 @@ def write_stories(folder: Path, *, num_ids: int, seed: int = 2) -> Path:
 
 
 def write_speech(path: Path, generator: np.random.Generator, num_frames: int) -> None:
-    """A few tones of random pitch, one after the other."""
-    tones = generator.uniform(100, 3000, size=4)
-    time = np.arange(num_frames * 1920) / RATE
-    pitch = tones[np.minimum((time * 4 / time[-1]).astype(int), 3)]
-    audio = 0.3 * np.sin(2 * np.pi * pitch * time) + 0.01 * generator.standard_normal(len(time))
-    sphn.write_wav(str(path), audio.astype(np.float32), RATE)
+    """A tone of random pitch and loudness in each frame."""
+    time = np.arange(1920) / RATE
+    pitch = generator.uniform(80, 4000, size=(num_frames, 1))
+    loudness = generator.uniform(0.05, 0.7, size=(num_frames, 1))
+    audio = loudness * np.sin(2 * np.pi * pitch * time)
+    sphn.write_wav(str(path), audio.flatten().astype(np.float32), RATE)
 
 
 def _write_gold(folder: Path, rows: list[dict], *, seed: int, swapped: bool = False) -> Path:

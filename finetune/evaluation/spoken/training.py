@@ -153,7 +153,7 @@ class SpokenEvaluator:
         return {name: score for part in gather_objects(mine) for name, score in part.items()}
 
     def _batches(self, encoded: Encoded) -> list[list[str]]:
-        """Names of items for all processes, the longest first: for each about the frames of a training pass."""
+        """Names of items for all processes, the longest first: each gets about the frames of a pass."""
         names = sorted(encoded.codes, key=lambda name: (-encoded.codes[name].shape[1], name))
         batches: list[list[str]] = []
         most = self._args.batch_size * self._args.chunk_frames
