@@ -21,7 +21,7 @@ BATCHED = {"batch_size": 3, "max_frames_per_batch": 1000}
 
 
 def ttt_lm(**overrides):
-    return open_ttt(make_tiny_lm(**overrides))
+    return open_ttt(make_tiny_lm(context=5, **overrides))  # shorter than most items
 
 
 def random_items(lm, lengths=LENGTHS, *, own_text=False, seed=0):
@@ -54,7 +54,7 @@ class KnownModel(LMModel):
 
 
 # Three frames, Moshi's delays: the first codebook of each voice at once, the others a frame later.
-DELAYS = [0, 0, 1, 1, 0]
+DELAYS = [0, *(0, 1, 1), *(0, 1, 1)]
 START = 4
 CODES = [
     [-1, -1, -1],
@@ -62,11 +62,13 @@ CODES = [
     [2, 3, -1],
     [1, 3, 1],
     [-1, -1, -1],
+    [-1, -1, -1],
+    [-1, -1, -1],
 ]
 
 
 def test_three_frames_have_the_likelihood_of_a_hand_computation():
-    lm = make_tiny_lm(n_q=4, dep_q=3, delays=DELAYS, card=4, text_card=4).eval()
+    lm = make_tiny_lm(n_q=6, dep_q=3, delays=DELAYS, card=4, text_card=4).eval()
     lm.__class__ = KnownModel
     (score,) = score_items(lm, [torch.tensor(CODES)], **ONE_BY_ONE)
     hit, miss = math.log(1 / 2), math.log(1 / 6)
@@ -84,6 +86,8 @@ def test_three_frames_have_the_likelihood_of_a_hand_computation():
         [START, START, 2, 3],
         [START, START, 1, 3],
         [START, -1, -1, -1],
+        [START, START, -1, -1],
+        [START, START, -1, -1],
     ]
 
 
@@ -190,6 +194,15 @@ def test_memory_that_is_not_finite_is_no_score(own_text):
     # While streaming, such a memory is given up and the model goes on: that is no score either.
     ttt_layers(lm)[1].weights[0].data[0, 0, 0] = math.inf
     assert not any(score.is_finite for score in score_items(lm, items, **BATCHED))
+
+
+def test_the_user_does_not_count_even_where_the_model_predicts_it():
+    lm = make_tiny_lm(dep_q=16).eval()
+    codes = make_codes(lm, 1, 5)[0]
+    (score,) = score_items(lm, [codes], **BATCHED)
+    losses = stream_losses(lm, FakeStream("item", codes), chunk_frames=5).audio
+    assert score.num_tokens.tolist() == [5] * 8
+    assert torch.allclose(score.log_likelihood, -losses[:8].double().sum(1), rtol=0, atol=1e-4)
 
 
 def test_codes_that_do_not_fit_are_refused():
