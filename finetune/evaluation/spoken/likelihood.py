@@ -6,7 +6,7 @@ token is left out. Attention and memory are causal, and a step whose tokens are 
 nothing: what is filled up on the right of a shorter item changes nothing before it.
 
 Shapes: B batch rows, N frames of an item, P frames of the prompt, T frames of a batch, S = T + max(delays)
-steps, K codebooks that Moshi predicts (dep_q), n_q audio codebooks in all.
+steps, K codebooks of Moshi's own voice, n_q audio codebooks in all.
 """
 
 import math
@@ -145,9 +145,14 @@ def _batches(lengths: Sequence[int], *, batch_size: int, max_steps: int) -> Iter
         yield batch
 
 
+def _own(lm: LMModel) -> slice:
+    """The rows of codes that count: Moshi's own voice, as far as the model predicts it."""
+    return slice(lm.audio_offset, lm.audio_offset + min(lm.dep_q, lm.n_q // 2))
+
+
 def _score(lm: LMModel, codes: LongTensor, log_probs: Tensor, seconds: float) -> ItemScore:
     """Sums log-probabilities `[K, >= N]` of an item's own tokens, `[1 + n_q, N]`."""
-    targets = codes[lm.audio_offset : lm.audio_offset + lm.dep_q].cpu()
+    targets = codes[_own(lm)].cpu()
     valid = targets != lm.zero_token_id
     values = log_probs[:, : codes.shape[1]].double().masked_fill(~valid, 0)
     return ItemScore(codes.shape[1], values.sum(1), valid.sum(1), seconds)
@@ -164,8 +169,9 @@ def _log_probs(lm: LMModel, rows: Sequence[LongTensor], *, start: int) -> Tensor
             logits, broken = _logits_with_own_text(lm, codes)
     else:
         logits, broken = lm(codes).logits, None
-    logits = logits[:, :, start : max(row.shape[1] for row in rows)]  # [B, K, T - start, card]
-    targets = codes[:, lm.audio_offset : lm.audio_offset + lm.dep_q, start : start + logits.shape[2]]
+    frames = slice(start, max(row.shape[1] for row in rows))
+    targets = codes[:, _own(lm), frames]
+    logits = logits[:, : targets.shape[1], frames]  # [B, K, T - start, card]
     dtype = torch.promote_types(logits.dtype, torch.float32)
     log_probs = torch.log_softmax(logits, -1, dtype=dtype)
     log_probs = log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]

@@ -170,7 +170,9 @@ def _subtype(text: dict[str, str], task: Task) -> str:
         frequency = float(text.get("frequency", ""))
     except ValueError:  # non-words have none in some releases
         return ""
-    return next((name for end, name in FREQUENCY_BANDS if 0 <= frequency < end), LAST_BAND)
+    if not frequency >= 0:
+        return ""
+    return next((name for end, name in FREQUENCY_BANDS if frequency < end), LAST_BAND)
 
 
 def _files(folder: Path) -> set[str]:
