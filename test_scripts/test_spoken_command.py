@@ -94,19 +94,20 @@ def fitted_run(untrained_run, data, tmp_path_factory) -> Path:
     return run_dir
 
 
+def fingerprint(found: dict) -> str:
+    return found["tasks"]["swuggy"]["data"]["fingerprint"]
+
+
 def test_a_model_that_knows_the_correct_items_prefers_them_and_a_random_one_does_not(
-    results, fitted_run, data, tmp_path
+    results, fitted_run, tmp_path
 ):
     fitted = results("swuggy", checkpoint=fitted_run)
     assert fitted["scores"]["swuggy"] > 0.95
     assert fitted["tasks"]["swuggy"]["accuracy"]["semantic"]["value"] > 0.95
     swapped = tmp_path / "swapped"
-    shutil.copytree(data / "lexical", swapped / "lexical")
-    gold = swapped / "lexical" / "dev" / "gold.csv"
-    flipped = {",1\r\n": ",0\r\n", ",0\r\n": ",1\r\n"}
-    lines = gold.read_bytes().decode().splitlines(keepends=True)
-    gold.write_text("".join([lines[0], *(line[:-3] + flipped[line[-3:]] for line in lines[1:])]), newline="")
+    write_swuggy(swapped, num_ids=NUM_IDS["swuggy"], swapped=True)  # the same recordings
     complement = results("swuggy", checkpoint=fitted_run, folder=swapped, out="swapped")
+    assert fingerprint(complement) == fingerprint(fitted)
     assert complement["scores"]["swuggy"] == pytest.approx(1 - fitted["scores"]["swuggy"])
     random = results("swuggy", out="random")["tasks"]["swuggy"]["accuracy"]["combined"]
     assert random["interval"][0] <= 0.5 <= random["interval"][1]
@@ -208,8 +209,7 @@ def test_two_checkpoints_are_compared_on_the_same_pairs(command, untrained_run, 
         singles[0]["scores"]["swuggy"] - singles[1]["scores"]["swuggy"]
     )
     assert 0 < difference["interval"][0] <= difference["value"] <= difference["interval"][1]
-    prints = [single["tasks"]["swuggy"]["data"]["fingerprint"] for single in singles]
-    assert prints[0] == prints[1]
+    assert fingerprint(singles[0]) == fingerprint(singles[1])
     assert [model["step"] for model in found["models"]] == [60, 7]
     assert f"{100 * difference['value']:+.1f} [" in output
 
