@@ -16,7 +16,7 @@ from finetune.evaluation.out_folder import check_out
 from finetune.evaluation.spoken.accuracy import HEADLINE
 from finetune.evaluation.spoken.encoding import encode_items
 from finetune.evaluation.spoken.items import Benchmark, Item
-from finetune.evaluation.spoken.measure import Encoded, Measured, encode, measure, take_ids
+from finetune.evaluation.spoken.measure import Encoded, Measured, codes_digest, encode, measure, take_ids
 from finetune.evaluation.spoken.options import add_options, bootstrap_of, check, settings_of
 from finetune.evaluation.spoken.results import (
     COMPARISON_FILE,
@@ -162,6 +162,8 @@ def _measure_model(
     say(f"semantic codebook weighs {plan.weight.value:g} ({plan.weight.source})")
     model = model_identity(speech, fuse_lora=not options.no_fuse_lora) | weight
     prompt = _prompt(options, speech)
+    settings = settings_of(options) | weight
+    settings["prompt_codes_sha256"] = None if prompt is None else codes_digest(prompt)
     by_task, tasks, items = {}, {}, {}
     for name, benchmark in plan.benchmarks.items():
         progress = sys.stderr.isatty()
@@ -184,9 +186,7 @@ def _measure_model(
         )
         by_task[name] = measured
         tasks[name], items[name] = _entries(options, plan, folder, encoded, measured)
-        results = results_json(
-            tasks, items, absent=plan.absent, model=model, settings=settings_of(options) | weight
-        )
+        results = results_json(tasks, items, absent=plan.absent, model=model, settings=settings)
         write_object(folder / RESULTS_FILE, results)
         _say_task(name, tasks[name])
     for line in score_lines(tasks):

@@ -43,10 +43,7 @@ class Encoded:
 
     def codes_sha256(self) -> dict[str, str]:
         """A digest of the codes of each item, by name."""
-        return {
-            name: hashlib.sha256(codes.cpu().contiguous().numpy().astype("<i4").tobytes()).hexdigest()
-            for name, codes in self.codes.items()
-        }
+        return {name: codes_digest(codes) for name, codes in self.codes.items()}
 
 
 @dataclass(frozen=True)
@@ -81,6 +78,11 @@ def take_ids(benchmark: Benchmark, limit: int | None, *, seed: int) -> Benchmark
     order = np.random.default_rng(seed).permutation(len(ids))
     kept = {ids[index] for index in order[:limit]}
     return replace(benchmark, pairs=[pair for pair in benchmark.pairs if pair.id in kept])
+
+
+def codes_digest(codes: LongTensor) -> str:
+    """SHA-256 of codes, `[1 + n_q, T]`."""
+    return hashlib.sha256(codes.cpu().contiguous().numpy().astype("<i4").tobytes()).hexdigest()
 
 
 def items_of(pairs: Sequence[Pair]) -> list[Item]:
