@@ -1,5 +1,6 @@
 """`eval.spoken`: accuracies during training, which leave the training as it is."""
 
+import math
 import shutil
 
 import pytest
@@ -130,6 +131,22 @@ def test_a_pair_that_cannot_be_read_is_left_out_and_named(demo, data, tmp_path, 
     (record,) = read_metrics(tmp_path / "run", "eval")
     assert record["tstory"] in (0, 0.5, 1)
     assert "left out 1_0_incorrect" in capsys.readouterr().err
+
+
+def test_what_the_model_makes_infinite_is_left_out_and_named(demo, data, tmp_path, monkeypatch, capsys):
+    score_items = training.score_items
+
+    def broken(lm, codes, **settings):
+        scores = score_items(lm, codes, **settings)
+        scores[0].log_likelihood[1] = math.inf
+        return scores
+
+    monkeypatch.setattr(training, "score_items", broken)
+    settings = SETTINGS | {"max_steps": 1, "batch_size": 1}
+    run_training(run_args(demo, tmp_path / "run", **settings, **spoken(data, tasks=["tstory"])))
+    assert "items are left out, their log-likelihood is not finite: " in capsys.readouterr().err
+    (record,) = read_metrics(tmp_path / "run", "eval")
+    assert record["tstory"] is None or 0 <= record["tstory"] <= 1
 
 
 def test_processes_share_the_items_and_agree(demo, data, tmp_path, monkeypatch):

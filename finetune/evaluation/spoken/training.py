@@ -18,7 +18,7 @@ from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.spoken.accuracy import HEADLINE, SEMANTIC, mean_outcome, outcomes, scored_pairs
 from finetune.evaluation.spoken.items import Benchmark
 from finetune.evaluation.spoken.likelihood import ItemScore, score_items
-from finetune.evaluation.spoken.measure import Encoded, collect, encode, take_ids
+from finetune.evaluation.spoken.measure import Encoded, Measured, collect, encode, take_ids
 from finetune.evaluation.spoken.tasks import TASKS, find_tasks
 from finetune.sharding import put_back_into_shards
 from finetune.wrapped_model import autocast
@@ -121,15 +121,16 @@ class SpokenEvaluator:
         """
         model.eval()
         values: dict[str, float] = {}
-        bootstrap = RatioBootstrap()
+        no_intervals = RatioBootstrap(num_resamples=1)
         try:
             for encoded in self._encoded:
                 likelihoods = self._score(model, encoded)
                 measured = collect(
                     encoded, likelihoods, semantic_weight=self._args.first_codebook_weight_multiplier
                 )
+                _warn_of_failures(encoded, measured)
                 for name, kind in ((encoded.name, HEADLINE), (f"{encoded.name}_semantic", SEMANTIC)):
-                    found = mean_outcome(outcomes(measured.pairs, measured.scores, kind), bootstrap)
+                    found = mean_outcome(outcomes(measured.pairs, measured.scores, kind), no_intervals)
                     values[name] = math.nan if found.value is None else found.value
         finally:
             put_back_into_shards(model)
@@ -163,6 +164,18 @@ class SpokenEvaluator:
             batches.append(names[:size])
             names = names[size:]
         return batches
+
+
+def _warn_of_failures(encoded: Encoded, measured: Measured) -> None:
+    names = sorted(measured.failures.keys() - encoded.failures.keys())
+    if names:
+        logger.warning(
+            "eval.spoken: %s: %d items are left out, their log-likelihood is not finite: %s%s",
+            encoded.name,
+            len(names),
+            ", ".join(names[:3]),
+            ", …" if len(names) > 3 else "",
+        )
 
 
 def _encode(args: TrainArgs, benchmark: Benchmark, speech: _Speech) -> Encoded:
