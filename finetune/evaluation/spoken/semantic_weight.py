@@ -37,4 +37,4 @@ def semantic_weight(checkpoint: Checkpoint, *, given: float | None = None) -> Se
                 "give --semantic-weight."
             )
         return SemanticWeight(float(value), ARGS_FILE)
-    return SemanticWeight(MOSHI_WEIGHT, f"nothing says: the weight of Moshi's own training, {MOSHI_WEIGHT:g}")
+    return SemanticWeight(MOSHI_WEIGHT, "not recorded: that of Moshi's own training")
