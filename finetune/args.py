@@ -80,6 +80,36 @@ class WandbArgs:
 
 
 @dataclass(frozen=True, config=STRICT)
+class SpokenArgs:
+    """`eval.spoken:` — spoken-language accuracies during training, when `data` is given."""
+
+    data: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Folder with lexical/, syntactic/, tstory/ and sstory/, or some of them (null: none).",
+    )
+    tasks: list[Literal["swuggy", "sblimp", "tstory", "sstory"]] = Field(
+        default_factory=list, description="Which of them (empty: all that data holds)."
+    )
+    freq: int = Field(
+        default=0, ge=0, le=10**9, description="Steps between two measurements (0: at the end only)."
+    )
+    limit: int = Field(
+        default=200,
+        ge=1,
+        le=10**6,
+        description="Pairs per task, all voices of a pair counted as one; drawn once, the same in every run.",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvalArgs:
+    """`eval:` — evaluation beyond the losses."""
+
+    spoken: SpokenArgs = Field(default_factory=SpokenArgs)
+
+
+@dataclass(frozen=True, config=STRICT)
 class ParallelArgs:
     """`parallel:` — how the model is spread over the processes of torchrun."""
 
@@ -271,6 +301,7 @@ class TrainArgs:
     log_freq: int = Field(default=1, ge=1, description="Steps between two records of the metrics.")
     do_eval: bool = Field(default=False, description="Evaluate on data.eval_data.")
     eval_freq: int = Field(default=0, ge=0, description="Steps between evaluations (0: at the end only).")
+    eval: EvalArgs = Field(default_factory=EvalArgs)
     do_ckpt: bool = Field(default=True, description="Save checkpoints.")
     ckpt_freq: int = Field(default=0, ge=0, description="Steps between checkpoints (0: at the end only).")
     num_ckpt_keep: int | None = Field(default=3, ge=1, description="Newest checkpoints kept (null: all).")
@@ -313,6 +344,8 @@ class TrainArgs:
             raise ValueError(
                 "sample_freq: a model with ttt.causal: false cannot stream; set sample_freq to 0"
             )
+        if self.eval.spoken.data is not None and self.ttt.enable and not self.ttt.causal:
+            raise ValueError("eval.spoken.data: a model with ttt.causal: false sees what it is to predict")
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
         return self

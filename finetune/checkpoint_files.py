@@ -6,7 +6,8 @@ run_dir/checkpoints/checkpoint_000100/
         consolidated.safetensors   full weights (full fine-tuning, or adapters merged)
         ttt.safetensors            TTT weights and gates, when there are any
         config.json                as in a Moshi repository, with a `ttt` section when there is one
-        training.json              the step, the files, the `ttt` section, where the base model came from
+        training.json              the step, the files, the `ttt` section, where the base model came from,
+                                   the weight of the semantic codebook
     state/                         for resuming: trainable weights, optimiser, carried memory, random states
     resume.json                    the same in words: step, data position, configuration, best evaluation
     DONE.json                      size and hash of every file; written last
@@ -25,6 +26,8 @@ CONSOLIDATED_DIR = "consolidated"
 STATE_DIR = "state"
 LATEST_FILE = "latest"
 ARGS_FILE = "args.yaml"  # of the run
+
+FIRST_CODEBOOK_KEY = "first_codebook_weight_multiplier"  # of training.json, as in the configuration
 
 PREFIX = "checkpoint_"
 PARTIAL_PREFIX = ".tmp-"  # being written

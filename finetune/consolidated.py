@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.checkpoint_files import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
+from finetune.checkpoint_files import (
+    CONFIG_FILE,
+    FIRST_CODEBOOK_KEY,
+    FULL_FILE,
+    LORA_FILE,
+    TRAINING_FILE,
+    TTT_FILE,
+)
 from finetune.distributed import is_main
 from finetune.files import sync_to_disk, write_json
 from finetune.sharding import full_tensor
@@ -75,6 +82,8 @@ def write_consolidated(
         "moshi_paths": paths,
         "base_fingerprint": base_fingerprint,
         "param_dtype": args.param_dtype,
+        # Scores of speech weigh the codebooks as training did.
+        FIRST_CODEBOOK_KEY: args.first_codebook_weight_multiplier,
         # Here too: a baseline (ttt.layers: none) has windows, and no such key in config.json.
         "ttt": dataclasses.asdict(args.ttt),
     }

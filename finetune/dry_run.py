@@ -58,6 +58,7 @@ def _print_missing(args: TrainArgs) -> None:
     for key, value in (
         ("data.train_data", args.data.train_data),
         ("data.eval_data", args.data.eval_data),
+        ("eval.spoken.data", args.eval.spoken.data),
         ("init_from", args.init_from),
     ):
         if value and not Path(value).exists():

@@ -1,7 +1,8 @@
 """Reading our checkpoints: as the start of another run, and as a model to use."""
 
 import logging
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from finetune.announced import WEIGHT_FILES, check_announced, check_sections
 from finetune.args import LoraArgs, ModelPaths, TrainArgs, TTTArgs
 from finetune.checkpoint_files import (
     CONFIG_FILE,
+    FIRST_CODEBOOK_KEY,
     FULL_FILE,
     LORA_FILE,
     TRAINING_FILE,
@@ -134,6 +136,8 @@ class Checkpoint:
         lora: shape of the adapters, None without.
         ttt: the `ttt:` section it was trained with.
         base_fingerprint: of the base model it was trained on, None where it is not known or not needed.
+        first_codebook_weight: of the semantic codebook in the audio loss it was trained with
+            (`first_codebook_weight_multiplier`), None where nothing says so.
     """
 
     folder: Path
@@ -142,6 +146,7 @@ class Checkpoint:
     lora: LoraArgs | None
     ttt: TTTArgs
     base_fingerprint: str | None
+    first_codebook_weight: float | None = None
 
 
 def open_checkpoint(path: str | Path, *, base: str | None = None) -> Checkpoint:
@@ -171,7 +176,13 @@ def open_checkpoint(path: str | Path, *, base: str | None = None) -> Checkpoint:
         if (folder / FULL_FILE).is_file():
             paths["moshi_path"], fingerprint = str(folder / FULL_FILE), None
         checkpoint = Checkpoint(
-            folder, int(training["step"]), build_args(ModelPaths, paths), lora, ttt_args, fingerprint
+            folder,
+            int(training["step"]),
+            build_args(ModelPaths, paths),
+            lora,
+            ttt_args,
+            fingerprint,
+            _first_codebook_weight(training),
         )
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder}: {CONFIG_FILE} or {TRAINING_FILE} is damaged: {error}") from None
@@ -277,6 +288,15 @@ def _read_descriptions(folder: Path) -> dict[str, Any]:
         _require_files(folder, files, source=f"init_from: {folder}")
         check_sections(folder, config, ttt)
     return config
+
+
+def _first_codebook_weight(training: Mapping[str, Any]) -> float | None:
+    value = training.get(FIRST_CODEBOOK_KEY)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{FIRST_CODEBOOK_KEY}: {value!r} is not a number greater than 0")
+    return float(value)
 
 
 def _require_files(folder: Path, names: Iterable[str], *, source: str) -> None:

@@ -29,6 +29,8 @@ from finetune.distributed import (
     set_up_logging,
 )
 from finetune.errors import ConfigError, UserError
+from finetune.evaluation.spoken.items import Benchmark
+from finetune.evaluation.spoken.training import SpokenEvaluator, load_spoken
 from finetune.flops import utilisation
 from finetune.interruption import StopRequest
 from finetune.loading import find_checkpoint, warm_start
@@ -74,11 +76,11 @@ def run_training(args: TrainArgs) -> None:
         if point is not None and point.step >= args.max_steps:
             logger.info("%s is complete: step %d of %d.", point.run_dir, point.step, args.max_steps)
             return
-        recordings = load_recordings(args)
+        recordings, benchmarks = load_recordings(args), load_spoken(args)
         if args.init_from is not None:
             args = _with_base_of(args, find_checkpoint(args.init_from))
         info = find_model_files(args.moshi_paths)
-        _train(args, recordings, info, device, point=point, stop=stop)
+        _train(args, recordings, benchmarks, info, device, point=point, stop=stop)
 
 
 def _check_backend(args: TrainArgs, device: torch.device) -> None:
@@ -99,6 +101,7 @@ def _with_base_of(args: TrainArgs, folder: Path) -> TrainArgs:
 def _train(
     args: TrainArgs,
     recordings: Recordings,
+    benchmarks: list[Benchmark],
     info: CheckpointInfo,
     device: torch.device,
     *,
@@ -110,6 +113,7 @@ def _train(
     sampler = Sampler(args, mimi) if args.sample_freq else None
     model = build_parallel_model(args, info, device=device, start_from=partial(_start_from, args, point))
     train_data, eval_data = build_datasets(args, recordings, info, model, mimi)
+    spoken = SpokenEvaluator.build(args, benchmarks, info, model, mimi)
     del mimi  # only samples still need it
     for line in model_summary(model, args):
         logger.info("%s", line)
@@ -137,6 +141,7 @@ def _train(
             writer=writer,
             saver=Saver(args, checkpointer, facts),
             sampler=sampler,
+            spoken=spoken,
             utilisation=utilisation(args, device),
         )
         if point is not None:

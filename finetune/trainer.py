@@ -30,6 +30,7 @@ from finetune.distributed import (
 )
 from finetune.errors import TrainingDivergedError
 from finetune.eval import evaluate
+from finetune.evaluation.spoken.training import SpokenEvaluator
 from finetune.flops import Utilisation
 from finetune.interruption import StopRequest
 from finetune.loss import loss_sums, loss_weights, total_loss
@@ -78,6 +79,7 @@ class Trainer:
         writer: of the metrics.
         saver: of the checkpoints.
         sampler: None when `sample_freq` is 0.
+        spoken: None without `eval.spoken.data`.
         utilisation: None where the peak of the device is not known.
     """
 
@@ -93,6 +95,7 @@ class Trainer:
         writer: MetricsWriter,
         saver: Saver,
         sampler: Sampler | None,
+        spoken: SpokenEvaluator | None,
         utilisation: Utilisation | None,
     ) -> None:
         self.args = args
@@ -103,6 +106,7 @@ class Trainer:
         self.writer = writer
         self.saver = saver
         self.sampler = sampler
+        self.spoken = spoken
         self.utilisation = utilisation
         self.groups = {name: group for name, group in get_parameter_groups(model, args).items() if group}
         self.trainable = [parameter for group in self.groups.values() for parameter in group]
@@ -248,8 +252,7 @@ class Trainer:
         if self._is_due(args.log_freq) or last:
             self._log(result)
         self.inner_loop_log.write(self.step, self.inner_loop.trajectories())
-        if args.do_eval and (self._is_due(args.eval_freq) or last):
-            self._evaluate()
+        self._evaluate(last=last)
         if self.sampler is not None and (self._is_due(args.sample_freq) or last):
             self._sample(self.sampler)
         if self._is_due(args.ckpt_freq) or last:
@@ -335,13 +338,18 @@ class Trainer:
     def _utilisation(self, frames_per_sec: float) -> dict[str, float]:
         return {} if self.utilisation is None else self.utilisation.metrics(frames_per_sec)
 
-    def _evaluate(self) -> None:
-        assert self.eval_data is not None
-        values = evaluate(self.model, self.eval_data, self.args, device=self.device)
-        self.state.record_evaluation(values["loss"])
-        values |= self.unigram
-        self.writer.write("eval", self.step, values)
-        logger.info("%s", eval_line(self.step, values))
+    def _evaluate(self, *, last: bool) -> None:
+        """What is due after this step, as one record."""
+        values: dict[str, float] = {}
+        if self.eval_data is not None and (self._is_due(self.args.eval_freq) or last):
+            values = evaluate(self.model, self.eval_data, self.args, device=self.device)
+            self.state.record_evaluation(values["loss"])
+            values |= self.unigram
+        if self.spoken is not None and self.spoken.is_due(self.step):
+            values |= self.spoken.measure(self.model)
+        if values:
+            self.writer.write("eval", self.step, values)
+            logger.info("%s", eval_line(self.step, values))
 
     def _sample(self, sampler: Sampler) -> None:
         speaker = sampler.speaker(self.model)

@@ -56,6 +56,17 @@ def encode_recording(
     return torch.cat(codes, dim=-1).long()
 
 
+def encode_silence(mimi: MimiModel, num_frames: int) -> LongTensor:
+    """Returns the codes of digital silence, int64 ``[K, num_frames]`` on the CPU, of at least one frame.
+
+    They change at first, while the codec's reach fills with silence, and then no more.
+    """
+    reach = context_frames(mimi)
+    encoded = num_frames if reach is None else min(num_frames, reach + 1)
+    codes = encode_recording(mimi, np.zeros((1, encoded * mimi.frame_size), np.float32))[0]
+    return torch.cat([codes, codes[:, -1:].expand(-1, num_frames - encoded)], dim=1)
+
+
 def _blocks(
     pieces: Iterable[np.ndarray | Tensor], *, block_samples: int, context: int | None
 ) -> Iterator[tuple[Tensor, int]]:

@@ -2,12 +2,15 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from finetune.cli import Parser
 from finetune.distributed import set_up_logging
 from finetune.evaluation import trajectories
 from finetune.evaluation.long_context import command as long_context
+from finetune.evaluation.spoken import command as spoken
+from finetune.evaluation.spoken.tasks import TASKS
 
 
 class Subcommand(NamedTuple):
@@ -28,6 +31,10 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = (
     Subcommand("long-context", long_context.HELP, long_context.add_options, long_context.run),
+    *(
+        Subcommand(name, spoken.help_of(name), spoken.add_options, partial(spoken.run, name))
+        for name in (*TASKS, spoken.ALL)
+    ),
     Subcommand("trajectories", trajectories.HELP, trajectories.add_options, trajectories.run),
 )
 

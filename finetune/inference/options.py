@@ -15,12 +15,14 @@ from moshi_ttt.hybrid_model import TTT_MODES, ttt_layers
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose a model, its precision and what its memory does."""
+def add_model_options(
+    parser: argparse.ArgumentParser, *, checkpoint_required: bool = True
+) -> argparse._ArgumentGroup:
+    """Options that choose a model, its precision and what its memory does; returns their group."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--checkpoint",
-        required=True,
+        required=checkpoint_required,
         metavar="PATH",
         help="run directory (its newest checkpoint), checkpoint, or repository user/name of the Hub",
     )
@@ -44,6 +46,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="on",
         help="on; frozen: the fast weights stay at W0, without inner steps; off: gate 0 (%(default)s)",
     )
+    return group
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +66,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_from_options(options: argparse.Namespace) -> SpeechModel:
+def load_from_options(options: argparse.Namespace, *, checkpoint: str | None = None) -> SpeechModel:
     """The model that the options name.
+
+    Args:
+        options: of `add_model_options`.
+        checkpoint: instead of the one they name.
 
     Raises:
         UserError: it cannot be loaded, or an option does not fit it.
@@ -72,7 +79,7 @@ def load_from_options(options: argparse.Namespace) -> SpeechModel:
     device = choose_device(options.device)
     dtype = DTYPES.get(options.dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
     return load_speech_model(
-        options.checkpoint,
+        options.checkpoint if checkpoint is None else checkpoint,
         base=options.base,
         device=device,
         dtype=dtype,

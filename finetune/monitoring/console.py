@@ -24,6 +24,7 @@ _EVAL_FIELDS = (
     ("unigram_audio_loss", ".3f"),
     ("text_perplexity", ".2f"),
     ("audio_perplexity", ".2f"),
+    *((name, ".1%") for name in ("swuggy", "sblimp", "tstory", "sstory")),
 )
 
 

@@ -21,6 +21,7 @@ from finetune.evaluation.long_context.results import (
 )
 from finetune.evaluation.long_context.streams import OpenedStreams, open_streams
 from finetune.evaluation.long_context.table import score_tables
+from finetune.evaluation.out_folder import check_out
 from finetune.files import read_json_object, write_json
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
     """
     check(options)
     streams_are = stream_options(options)
-    _check_out(options.out)
+    check_out(options.out)
     speech = load_from_options(options)
     if options.trajectories and not ttt_layers(speech.lm):
         raise ConfigError(f"--trajectories: {speech.checkpoint.folder} has no TTT layers; leave it out.")
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     settings = _folder_settings(options, model)
     folder = _folder(options, speech, settings)
     _check_settings(folder, settings)
-    _check_out(str(folder))
+    check_out(str(folder))
     opened = open_streams(options.data, streams_are, speech, speech.info)
     _say_streams(opened)
     _make_folder(folder, settings)
@@ -167,29 +168,6 @@ def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _check_out(out: str | None) -> None:
-    """See that the folder of the results could be made, before anything slow.
-
-    Raises:
-        ConfigError: it could not.
-    """
-    if out is None:
-        return
-    if not out:  # as a path it would be the current directory
-        raise ConfigError("--out: is empty; give a folder.")
-    path = Path(out)
-    try:
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"--out: {out} is a file; give a folder.")
-        while not path.exists() and path != path.parent:
-            path = path.parent
-        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
-            raise ConfigError(f"--out: {out}: cannot be written: {path} is not a folder that may be written.")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--out: {out[:80]!r} is not a usable path: {reason}.") from None
 
 
 def _report(

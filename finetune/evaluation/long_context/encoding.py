@@ -6,7 +6,6 @@ Shapes: K codebooks of one channel, T frames.
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from moshi.models import MimiModel
 from moshi.models.loaders import CheckpointInfo
@@ -14,7 +13,7 @@ from torch import LongTensor
 
 from finetune.data.audio import AudioHeader, check_duration
 from finetune.data.code_cache import CodeCache
-from finetune.data.codec import context_frames, encode_recording
+from finetune.data.codec import encode_silence
 from finetune.data.long_audio import read_header, read_pieces
 from finetune.data.manifest import Recording
 from finetune.errors import DataError
@@ -105,14 +104,8 @@ class CodeStore:
         return self._last[1]
 
     def encode_silence(self, num_frames: int) -> None:
-        """Encodes digital silence of at least one frame.
-
-        Its codes change at first, while the codec's reach fills with silence, and then no more.
-        """
-        reach = context_frames(self.mimi)
-        num_frames = num_frames if reach is None else min(num_frames, reach + 1)
-        zeros = np.zeros((1, num_frames * self.mimi.frame_size), np.float32)
-        self._silence = encode_recording(self.mimi, zeros)[0]
+        """Encodes digital silence of at least one frame, see ``finetune.data.codec.encode_silence``."""
+        self._silence = encode_silence(self.mimi, num_frames)
 
     def silence(self, start: int, stop: int) -> LongTensor:
         """Returns the codes of encoded silence, int64 ``[K, stop - start]``, from its frame ``start`` on."""

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from finetune.evaluation.bootstrap import RatioBootstrap
+
 THIRDS = ("early", "middle", "late")
 ONE_RECORDING = "no interval: it would need at least two recordings"
 _FRAMES_PER_UNIT = 1000  # of a slope
@@ -42,18 +44,8 @@ class Ratio(NamedTuple):
     counts: np.ndarray
 
 
-class Bootstrap:
-    """Estimates of ratios with intervals; the same seed gives the same intervals.
-
-    Args:
-        num_resamples: draws of as many recordings as there are.
-        seed: of the draws.
-    """
-
-    def __init__(self, num_resamples: int = 1000, *, seed: int = 0) -> None:
-        self.num_resamples = num_resamples
-        self.seed = seed
-        self._weights: dict[int, np.ndarray] = {}
+class Bootstrap(RatioBootstrap):
+    """Estimates of ratios with intervals over recordings."""
 
     def estimate(self, ratio: Ratio) -> Estimate:
         """Sum of numerators over sum of denominators, over the recordings that have any."""
@@ -63,20 +55,7 @@ class Bootstrap:
         if num_recordings == 0:
             return Estimate(None, None, 0, 0)
         value = float(numerators.sum() / denominators.sum())
-        if num_recordings == 1:
-            return Estimate(value, None, num_frames, 1)
-        weights = self._draws(num_recordings)
-        low, high = np.percentile((weights @ numerators) / (weights @ denominators), (2.5, 97.5))
-        return Estimate(value, (float(low), float(high)), num_frames, num_recordings)
-
-    def _draws(self, num_recordings: int) -> np.ndarray:
-        """How often each recording is drawn, `[num_resamples, num_recordings]`."""
-        if num_recordings not in self._weights:
-            generator = np.random.default_rng(self.seed)
-            shares = np.full(num_recordings, 1 / num_recordings)
-            draws = generator.multinomial(num_recordings, shares, size=self.num_resamples)
-            self._weights[num_recordings] = draws.astype(float)
-        return self._weights[num_recordings]
+        return Estimate(value, self.interval(numerators, denominators), num_frames, num_recordings)
 
 
 @dataclass(frozen=True)

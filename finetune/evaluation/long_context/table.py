@@ -5,6 +5,7 @@ from typing import Any
 
 from finetune.evaluation.long_context.results import LOSS, METRICS, OVERALL
 from finetune.evaluation.long_context.statistics import THIRDS
+from finetune.evaluation.text_table import aligned
 
 _NOTHING = "—"
 _SLOPES = (OVERALL, *THIRDS)
@@ -41,7 +42,7 @@ def _table(
     table += [[label, *(_cell(row[name], signed=signed) for name in names)] for label, row in rows.items()]
     if signed and any(row[name]["interval"] is not None for row in rows.values() for name in names):
         title += ", with 95 % intervals over recordings"
-    return ["", title, *_aligned(table)]
+    return ["", title, *aligned(table)]
 
 
 def _cell(entry: Mapping[str, Any], *, signed: bool) -> str:
@@ -53,13 +54,3 @@ def _cell(entry: Mapping[str, Any], *, signed: bool) -> str:
         return f"{entry['value']:+.4f}"
     low, high = entry["interval"]
     return f"{entry['value']:+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for label, *cells in table:
-        padded = [label.ljust(widths[0])]
-        padded += [text.rjust(width) for text, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join(padded).rstrip())
-    return lines

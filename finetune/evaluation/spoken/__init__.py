@@ -1,0 +1,1 @@
+"""Spoken-language scores: which of two recordings a model finds more likely."""

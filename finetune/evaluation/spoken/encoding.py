@@ -1,0 +1,157 @@
+"""Audio files of a benchmark as the token streams that a model scores, encoded once and kept on disk.
+
+Shapes: K codebooks of one voice, n_q audio codebooks in all, N frames of an item.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from moshi.models import MimiModel
+from moshi.models.lm import LMModel
+from moshi.models.loaders import CheckpointInfo
+from torch import LongTensor
+from tqdm import tqdm
+
+from finetune.data.audio import AudioHeader
+from finetune.data.code_cache import CodeCache, UnwritableCacheError
+from finetune.data.codec import encode_silence
+from finetune.data.long_audio import read_header, read_pieces
+from finetune.data.manifest import Recording
+from finetune.errors import ConfigError, DataError
+from finetune.evaluation.long_context.sources import printable
+from finetune.evaluation.spoken.items import Item
+
+logger = logging.getLogger(__name__)
+
+UserMode = Literal["empty", "silent"]
+TextMode = Literal["none", "own"]
+
+
+class SpokenModel(Protocol):
+    """What is needed of a model, for example a `finetune.inference.speech_model.SpeechModel`."""
+
+    @property
+    def lm(self) -> LMModel:
+        """Whose tokens are made; its weights do not count."""
+        ...
+
+    @property
+    def mimi(self) -> MimiModel:
+        """The codec, not streaming."""
+        ...
+
+    @property
+    def info(self) -> CheckpointInfo:
+        """Files of the codec."""
+        ...
+
+
+def encode_items(
+    items: Sequence[Item],
+    speech: SpokenModel,
+    *,
+    user: UserMode = "empty",
+    text: TextMode = "none",
+    cache_dir: str | None = None,
+    progress: bool = False,
+) -> tuple[list[LongTensor | None], dict[str, str]]:
+    """Puts audio files into Moshi's own stream.
+
+    A file of any sample rate is resampled to the codec's. Of a stereo file the left channel is taken, which
+    is Moshi's everywhere here, and a warning says how many there are. Files are encoded one by one, so that
+    the codes of a file do not depend on what else is encoded; the last frame is filled up with zeros.
+
+    Args:
+        items: The files.
+        speech: Codec and shape of the streams.
+        user: The user's codebooks: `empty`, zero tokens, whose embedding is exactly zero; `silent`, encoded
+            digital silence.
+        text: The text row: `none`, zero tokens; `own`, Moshi's `ungenerated_token_id`, for which
+            `finetune.evaluation.spoken.likelihood.score_items` puts in what the model says.
+        cache_dir: One folder for all codes; by default `.moshi_ttt_codes` beside each audio file.
+        progress: Show a progress bar.
+
+    Returns:
+        Codes of each item, int64 `[1 + n_q, N]` on the CPU, rows text, own codebooks, user's codebooks; None
+        where the file cannot be used. And why not, by the item's name.
+
+    Raises:
+        ConfigError: An unknown `user` or `text`.
+        DataError: The codec's weights cannot be read, or the cache cannot be written.
+    """
+    for key, value, modes in (("user", user, UserMode), ("text", text, TextMode)):
+        if value not in get_args(modes):
+            raise ConfigError(f"--{key}: {value} is unknown; it is one of {', '.join(get_args(modes))}.")
+    store = _ItemCodes(speech, cache_dir)
+    own: list[LongTensor | None] = []
+    failures: dict[str, str] = {}
+    for item in tqdm(items, desc="Encoding audio", unit="file", disable=not progress):
+        try:
+            own.append(store.load(item))
+        except UnwritableCacheError:
+            raise
+        except DataError as error:
+            own.append(None)
+            failures[item.name] = printable(str(error))
+    if store.num_stereo:
+        logger.warning(
+            "%d of %d files are stereo; their left channels are used.", store.num_stereo, len(items)
+        )
+    longest = max((codes.shape[1] for codes in own if codes is not None), default=0)
+    silence = encode_silence(speech.mimi, longest) if user == "silent" and longest else None
+    return [None if codes is None else _streams(codes, speech.lm, silence, text) for codes in own], failures
+
+
+def _streams(own: LongTensor, lm: LMModel, silence: LongTensor | None, text: TextMode) -> LongTensor:
+    """Own codes `[K, N]` among the other rows, `[1 + n_q, N]`."""
+    num_codebooks, num_frames = own.shape
+    codes = torch.full((1 + lm.n_q, num_frames), lm.zero_token_id)
+    if text == "own":
+        codes[0] = lm.ungenerated_token_id
+    codes[1 : 1 + num_codebooks] = own
+    if silence is not None:
+        codes[1 + num_codebooks :] = silence[:, :num_frames]
+    return codes
+
+
+class _ItemCodes:
+    """Codes of files, from the cache where they are in it."""
+
+    def __init__(self, speech: SpokenModel, cache_dir: str | None) -> None:
+        self._mimi = speech.mimi
+        self._cache = CodeCache(
+            mimi_weights=Path(speech.info.mimi_weights),
+            mimi_config=speech.info.mimi_config,
+            num_codebooks=self._mimi.num_codebooks,
+            cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+            key="--cache-dir",
+        ).mono()
+        self.num_stereo = 0
+
+    def load(self, item: Item) -> LongTensor:
+        """Returns int64 `[K, N]`; raises DataError when the file cannot be used."""
+        header = _header(item.path)
+        self.num_stereo += header.channels == 2
+        recording = Recording(item.path, 0.0, item.path.with_suffix(".json"))
+        if not self._cache.path(recording).is_file():
+            pieces = read_pieces(item.path, sample_rate=self._mimi.sample_rate)
+            self._cache.add(recording, self._mimi, _left(pieces))
+        return self._cache.load(recording)
+
+
+def _header(path: Path) -> AudioHeader:
+    if not path.exists():
+        raise DataError(f"{path} does not exist.")
+    header = read_header(path)
+    if header.num_samples == 0:
+        raise DataError(f"{path}: holds no samples; export it again.")
+    return header
+
+
+def _left(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for piece in pieces:
+        yield piece[:1]

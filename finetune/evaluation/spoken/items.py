@@ -1,0 +1,60 @@
+"""What a benchmark of spoken pairs consists of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Item:
+    """One audio file.
+
+    Attributes:
+        name: Unique in its benchmark, as the benchmark names it.
+        path: The file. Nothing has listened to it yet.
+    """
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A correct recording and its incorrect counterpart.
+
+    Attributes:
+        id: Pairs of one id differ in voice only.
+        voice: Who speaks, empty where nothing says so.
+        subtype: A row of tables by subtype, empty where there is none.
+        correct, incorrect: The recordings.
+    """
+
+    id: str
+    voice: str
+    subtype: str
+    correct: Item
+    incorrect: Item
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Pairs to compare.
+
+    Attributes:
+        name: `swuggy`, `sblimp`, `tstory` or `sstory`.
+        pairs: At least one.
+        failures: Items or pairs that are left out, and why: one sentence each.
+    """
+
+    name: str
+    pairs: list[Pair]
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def items(self) -> Iterator[Item]:
+        """Yields every audio file of the pairs once, in their order."""
+        seen: set[str] = set()
+        for pair in self.pairs:
+            for item in (pair.correct, pair.incorrect):
+                if item.name not in seen:
+                    seen.add(item.name)
+                    yield item

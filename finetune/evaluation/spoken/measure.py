@@ -1,0 +1,165 @@
+"""Encoding and scoring the items of a benchmark, each failure by its name.
+
+Shapes: K codebooks of Moshi's own voice, T frames.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from moshi.models.lm import LMModel
+from torch import LongTensor
+from tqdm import tqdm
+
+from finetune.errors import ConfigError
+from finetune.evaluation.spoken.accuracy import (
+    Scores,
+    is_usable,
+    item_scores,
+    scored_pairs,
+)
+from finetune.evaluation.spoken.encoding import SpokenModel, TextMode, UserMode, encode_items
+from finetune.evaluation.spoken.items import Benchmark, Item, Pair
+from finetune.evaluation.spoken.likelihood import ItemScore, score_items
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A benchmark whose items have been encoded.
+
+    Attributes:
+        name: of the task.
+        pairs: all of them, those with failed items too.
+        codes: by item name, `[1 + n_q, T]`.
+        failures: why items or pairs are left out, by name.
+    """
+
+    name: str
+    pairs: list[Pair]
+    codes: dict[str, LongTensor]
+    failures: dict[str, str]
+
+    def codes_sha256(self) -> dict[str, str]:
+        """A digest of the codes of each item, by name."""
+        return {name: codes_digest(codes) for name, codes in self.codes.items()}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of one model.
+
+    Attributes:
+        name: of the task.
+        pairs: of which both items have usable scores.
+        num_asked: pairs that there would be without failures of items.
+        likelihoods: of every item that was scored, by name.
+        scores: of the items with finite scores, by name and kind.
+        failures: why items or pairs are left out, by name.
+    """
+
+    name: str
+    pairs: list[Pair]
+    num_asked: int
+    likelihoods: dict[str, ItemScore]
+    scores: Scores
+    failures: dict[str, str]
+
+
+def take_ids(benchmark: Benchmark, limit: int | None, *, seed: int) -> Benchmark:
+    """The pairs of the first `limit` ids after a seeded shuffle, in the order of the benchmark.
+
+    The ids are sorted before, so that they do not depend on the order of a file; None takes all.
+    """
+    ids = sorted({pair.id for pair in benchmark.pairs})
+    if limit is None or limit >= len(ids):
+        return benchmark
+    order = np.random.default_rng(seed).permutation(len(ids))
+    kept = {ids[index] for index in order[:limit]}
+    return replace(benchmark, pairs=[pair for pair in benchmark.pairs if pair.id in kept])
+
+
+def codes_digest(codes: LongTensor) -> str:
+    """SHA-256 of codes, `[1 + n_q, T]`."""
+    return hashlib.sha256(codes.cpu().contiguous().numpy().astype("<i4").tobytes()).hexdigest()
+
+
+def items_of(pairs: Sequence[Pair]) -> list[Item]:
+    """The items of pairs, each once."""
+    return list({item.name: item for pair in pairs for item in (pair.correct, pair.incorrect)}.values())
+
+
+def encode(
+    benchmark: Benchmark,
+    speech: SpokenModel,
+    *,
+    user: UserMode = "empty",
+    text: TextMode = "none",
+    cache_dir: str | None = None,
+    progress: bool = False,
+) -> Encoded:
+    """Encode a benchmark's items with a model's codec, see `encode_items`; what cannot be read is a failure.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    items = items_of(benchmark.pairs)
+    codes, failures = encode_items(
+        items, speech, user=user, text=text, cache_dir=cache_dir, progress=progress
+    )
+    found = {item.name: row for item, row in zip(items, codes, strict=True) if row is not None}
+    return Encoded(benchmark.name, list(benchmark.pairs), found, dict(benchmark.failures) | dict(failures))
+
+
+def measure(
+    lm: LMModel,
+    encoded: Encoded,
+    *,
+    semantic_weight: float,
+    batch_size: int,
+    max_frames_per_batch: int,
+    prompt: LongTensor | None = None,
+    progress: bool = False,
+) -> Measured:
+    """Score every item of a benchmark.
+
+    Args:
+        lm: in evaluation mode.
+        encoded: the benchmark.
+        semantic_weight: of the semantic codebook, see `item_scores`.
+        batch_size, max_frames_per_batch, prompt: see `score_items`.
+        progress: show a bar.
+
+    Raises:
+        ConfigError: a batch does not fit into memory.
+    """
+    with tqdm(total=len(encoded.codes), unit="item", disable=not progress, leave=False) as bar:
+        bar.set_description(encoded.name)
+        try:
+            found = score_items(
+                lm,
+                list(encoded.codes.values()),
+                batch_size=batch_size,
+                max_frames_per_batch=max_frames_per_batch,
+                prompt=prompt,
+                on_items=bar.update,
+            )
+        except (torch.OutOfMemoryError, MemoryError):
+            raise ConfigError(
+                f"--batch-size: {batch_size} items at once do not fit into memory; take fewer."
+            ) from None
+    return collect(encoded, dict(zip(encoded.codes, found, strict=True)), semantic_weight=semantic_weight)
+
+
+def collect(encoded: Encoded, likelihoods: dict[str, ItemScore], *, semantic_weight: float) -> Measured:
+    """Scores from likelihoods; an item whose scores are not finite is a failure, and so are its pairs."""
+    scores, failures = {}, dict(encoded.failures)
+    for name, likelihood in likelihoods.items():
+        found = item_scores(likelihood, semantic_weight=semantic_weight)
+        if is_usable(found):
+            scores[name] = found
+        else:
+            failures[name] = "its log-likelihood under the model is not finite"
+    pairs = scored_pairs(encoded.pairs, scores.keys())
+    return Measured(encoded.name, pairs, len(encoded.pairs), likelihoods, scores, failures)

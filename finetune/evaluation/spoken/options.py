@@ -1,0 +1,146 @@
+"""Options of `evaluate.py swuggy`, `sblimp`, `tstory`, `sstory` and `all`."""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+from finetune.errors import ConfigError
+from finetune.evaluation.bootstrap import RatioBootstrap
+from finetune.evaluation.spoken.encoding import TextMode, UserMode
+from finetune.evaluation.spoken.zerospeech import Split
+from finetune.inference.options import add_model_options, positive_integer, seed, whole_number
+
+BATCH_SIZE = 16
+FRAMES_PER_BATCH = 4096
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the model, the data, the passes and the scores."""
+    model = add_model_options(parser, checkpoint_required=False)
+    model.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two checkpoints on the same items, instead of --checkpoint",
+    )
+    _add_data_options(parser)
+    _add_score_options(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the results (evaluation/spoken/… in the run directory)"
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that contradict each other.
+
+    Raises:
+        ConfigError: names them.
+    """
+    if (options.checkpoint is None) == (options.compare is None):
+        raise ConfigError("--checkpoint: give a checkpoint, or two with --compare A B.")
+    if options.prompt is not None and not Path(options.prompt).is_file():
+        raise ConfigError(f"--prompt: {options.prompt} is not a file.")
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that scores depend on beside the model and the data."""
+    named = ("split", "user", "text", "ttt", "limit", "seed", "resamples", "batch_size", "batch_frames")
+    prompt = None if options.prompt is None else str(Path(options.prompt).resolve())
+    return {name: getattr(options, name) for name in named} | {"prompt": prompt}
+
+
+def bootstrap_of(options: argparse.Namespace) -> RatioBootstrap:
+    """With fresh draws."""
+    return RatioBootstrap(options.resamples, seed=options.seed)
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        required=True,
+        metavar="DIR",
+        help="folder with lexical/, syntactic/ (ZeroSpeech 2021), tstory/ and sstory/ (Spoken StoryCloze) "
+        "or some of them; of one measurement also its own folder",
+    )
+    group.add_argument(
+        "--split", choices=get_args(Split), default="dev", help="of sWUGGY and sBLIMP (%(default)s)"
+    )
+    group.add_argument(
+        "--user",
+        choices=get_args(UserMode),
+        default="empty",
+        help="what the model hears: empty, no input; silent, digital silence (%(default)s)",
+    )
+    group.add_argument(
+        "--text",
+        choices=get_args(TextMode),
+        default="none",
+        help="none, no input; own, what the model finds most likely, frame by frame and slower (%(default)s)",
+    )
+    group.add_argument(
+        "--prompt", metavar="FILE", help="recording in front of every item, which memory and attention hear"
+    )
+    group.add_argument(
+        "--limit",
+        type=positive_integer,
+        metavar="N",
+        help="N ids of each benchmark, with all their voices, drawn with --seed (all)",
+    )
+    group.add_argument(
+        "--cache-dir", metavar="DIR", help="one folder for all codes (a hidden one beside the recordings)"
+    )
+
+
+def _add_score_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("measurement")
+    group.add_argument(
+        "--batch-size",
+        type=positive_integer,
+        default=BATCH_SIZE,
+        metavar="N",
+        help="items per forward pass; changes time and memory, the scores by rounding only (%(default)s)",
+    )
+    group.add_argument(
+        "--batch-frames",
+        type=positive_integer,
+        default=FRAMES_PER_BATCH,
+        metavar="N",
+        help="frames per forward pass at most, where items are long (%(default)s)",
+    )
+    group.add_argument(
+        "--semantic-weight",
+        type=_weight,
+        metavar="W",
+        help="of the semantic codebook, where an acoustic one has 1 (that of the checkpoint's training)",
+    )
+    group.add_argument(
+        "--max-failures",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="so many items may fail before the exit status says so (%(default)s)",
+    )
+    group.add_argument(
+        "--resamples",
+        type=positive_integer,
+        default=1000,
+        metavar="N",
+        help="of the ids, for the 95 %% intervals (%(default)s)",
+    )
+    group.add_argument("--seed", type=seed, default=0, help="of the resamples and of --limit (%(default)s)")
+
+
+def _weight(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed, must be a number greater than 0")
+    return value
+
+
+def _count(text: str) -> int:
+    return whole_number(text, lowest=0, highest=10**9)

@@ -1,0 +1,322 @@
+"""Spoken benchmarks as files: what is paired, what is refused, and the tokens that audio becomes."""
+
+import numpy as np
+import pytest
+import soxr
+import sphn
+import torch
+
+from audio_helpers import noise, write_flac
+from finetune.data.code_cache import CodeCache
+from finetune.data.codec import encode_recording
+from finetune.errors import ConfigError, DataError
+from finetune.evaluation.spoken.encoding import encode_items
+from finetune.evaluation.spoken.items import Item
+from finetune.evaluation.spoken.storycloze import load_storycloze
+from finetune.evaluation.spoken.zerospeech import load_zerospeech
+from finetune.inference.speech_model import load_speech_model
+
+K = 8
+FRAME = 1920
+LEXICAL = "filename,id,voice,frequency,word,phones,length,correct"
+SYNTACTIC = "id,filename,voice,type,subtype,transcription,correct"
+
+
+@pytest.fixture(scope="module")
+def speech(untrained_run):
+    return load_speech_model(str(untrained_run("ttt")), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.wav").parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.wav").touch()
+
+
+def write_gold(folder, header, rows, *, present=None, **options):
+    names = [row.split(",")[header.split(",").index("filename")] for row in rows]
+    touch(folder, *(names if present is None else present))
+    text = "".join(f"{line}\n" for line in [header, *rows])
+    (folder / "gold.csv").write_text(text, **options)
+
+
+def names_of(benchmark):
+    return [(pair.id, pair.voice, pair.correct.name, pair.incorrect.name) for pair in benchmark.pairs]
+
+
+WORDS = [
+    "aa,1,A,12,brick,B R IH K,4,1",
+    "ab,1,A,12,blick,B L IH K,4,0",
+    "ba,1,B,12,brick,B R IH K,4,1",
+    "bb,1,B,12,blick,B L IH K,4,0",
+    "cb,2,A,0,tarf,T AA R F,4,0",
+    "ca,2,A,0,wharf,W AO R F,4,1",
+]
+
+
+@pytest.mark.parametrize("inside", ["", "lexical", "lexical/dev"])
+def test_swuggy_pairs_words_of_one_id_and_voice(tmp_path, inside):
+    write_gold(tmp_path / "lexical" / "dev", LEXICAL, WORDS)
+    touch(tmp_path / "lexical" / "dev", "unknown")
+    benchmark = load_zerospeech(tmp_path / inside, "swuggy")
+    assert benchmark.name == "swuggy" and not benchmark.failures
+    assert names_of(benchmark) == [("1", "A", "aa", "ab"), ("1", "B", "ba", "bb"), ("2", "A", "ca", "cb")]
+    assert [pair.subtype for pair in benchmark.pairs] == ["6-20", "6-20", "oov"]
+    assert [item.path for item in benchmark.items()][:2] == [
+        tmp_path / "lexical" / "dev" / "aa.wav",
+        tmp_path / "lexical" / "dev" / "ab.wav",
+    ]
+
+
+def test_sblimp_ids_count_within_a_subtype(tmp_path):
+    rows = [
+        "0,s1,x,agreement,regular,he runs,1",
+        "0,s2,x,agreement,regular,he run,0",
+        "0,s3,x,binding,principle_A,she hurt herself,1",
+        "0,s4,x,binding,principle_A,she hurt himself,0",
+    ]
+    write_gold(tmp_path / "syntactic" / "test", SYNTACTIC, rows)
+    benchmark = load_zerospeech(tmp_path, "sblimp", split="test")
+    assert [pair.id for pair in benchmark.pairs] == ["agreement/regular/0", "binding/principle_A/0"]
+    assert [pair.subtype for pair in benchmark.pairs] == ["agreement/regular", "binding/principle_A"]
+    assert [(pair.correct.name, pair.incorrect.name) for pair in benchmark.pairs] == [
+        ("s1", "s2"),
+        ("s3", "s4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("frequency", "band"),
+    [
+        *(("0", "oov"), ("1", "1-5"), ("4", "1-5"), ("5", "6-20"), ("20", "21-100"), ("99.0", "21-100")),
+        *(("100", ">100"), ("1e6", ">100"), ("", ""), ("-", ""), ("nan", ""), ("-1", "")),
+    ],
+)
+def test_frequency_bands_are_the_official_ones(tmp_path, frequency, band):
+    rows = [f"aa,1,A,{frequency},w,W,1,1", "ab,1,A,,v,V,1,0"]
+    write_gold(tmp_path / "lexical" / "dev", LEXICAL, rows)
+    assert load_zerospeech(tmp_path, "swuggy").pairs[0].subtype == band
+
+
+def test_columns_are_read_by_name_whatever_else_the_file_is_like(tmp_path):
+    header = "Correct, extra ,ID,frequency,filename,voice"
+    rows = ['True,"a, b",1,7,x.wav,A', "FALSE,,1,7,y,A", "1,,2,7,z,", "0.0,,2,7,w,"]
+    folder = tmp_path / "lexical" / "dev"
+    touch(folder, "x", "y", "z", "w")
+    text = "\r\n".join([header, *rows, ""])
+    (folder / "gold.csv").write_bytes(text.encode("utf-8-sig"))
+    assert names_of(load_zerospeech(tmp_path, "swuggy")) == [("1", "A", "x", "y"), ("2", "", "z", "w")]
+
+
+def test_rows_of_one_id_and_voice_are_paired_in_order_or_with_the_only_one(tmp_path):
+    rows = [
+        "c1,1,A,1,w,W,1,1",
+        "c2,1,A,1,w,W,1,1",
+        "n1,1,A,1,w,W,1,0",
+        "n2,1,A,1,w,W,1,0",
+        "d1,2,A,1,w,W,1,1",
+        "m1,2,A,1,w,W,1,0",
+        "m2,2,A,1,w,W,1,0",
+    ]
+    write_gold(tmp_path / "lexical" / "dev", LEXICAL, rows)
+    pairs = [
+        (correct, incorrect) for _, _, correct, incorrect in names_of(load_zerospeech(tmp_path, "swuggy"))
+    ]
+    assert pairs == [("c1", "n1"), ("c2", "n2"), ("d1", "m1"), ("d1", "m2")]
+
+
+def test_rows_without_file_or_counterpart_are_failures_by_name(tmp_path):
+    rows = [*WORDS[:2], "gone,3,A,1,w,W,1,1", "there,3,A,1,v,V,1,0", "single,4,A,1,w,W,1,1"]
+    folder = tmp_path / "lexical" / "dev"
+    write_gold(folder, LEXICAL, rows, present=["aa", "ab", "there", "single"])
+    benchmark = load_zerospeech(tmp_path, "swuggy")
+    assert names_of(benchmark) == [("1", "A", "aa", "ab")]
+    assert benchmark.failures == {
+        "gone": f"{folder / 'gone.wav'} does not exist",
+        "single": "has no counterpart: id 4, voice 'A' has 1 correct and 0 incorrect rows",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (f"{LEXICAL}\n".encode(), "has no rows"),
+        (b"filename,id\nx,1\n", "has no column voice, correct; its columns are filename, id"),
+        (f"{LEXICAL}\nx,1,A,1,w,W,1,maybe\n".encode(), "line 2: \"correct\" is 'maybe'; it is 1 or 0"),
+        (f"{LEXICAL}\nx,1,A\n".encode(), "line 2: has more or fewer fields"),
+        (f"{LEXICAL}\nx,1,A,1,w,W,1,1,1\n".encode(), "line 2: has more or fewer fields"),
+        (f"{LEXICAL}\n,1,A,1,w,W,1,1\n".encode(), "line 2: has no filename"),
+        (f"{LEXICAL}\nx,1,A,1,w,W,1,1\nx,1,A,1,w,W,1,0\n".encode(), "line 3: x is in line 2 already"),
+        (f"{LEXICAL},voice\n".encode(), "several columns called voice"),
+        (f"{LEXICAL}\n\xff\n".encode("latin-1"), "no csv file in UTF-8"),
+        (f"{SYNTACTIC}\n".encode(), "is the gold of sblimp, not of swuggy"),
+        (
+            f"{LEXICAL}\nx,1,A,1,w,W,1,1\n".encode(),
+            "no pair can be used, 1 rows failed: x: has no counterpart",
+        ),
+    ],
+)
+def test_gold_that_cannot_be_used_is_one_clear_line(tmp_path, content, message):
+    touch(tmp_path / "lexical" / "dev", "x")
+    (tmp_path / "lexical" / "dev" / "gold.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"gold\.csv") as raised:
+        load_zerospeech(tmp_path, "swuggy")
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_folders_that_are_not_the_data_set_are_refused(tmp_path):
+    write_gold(tmp_path / "lexical" / "dev", LEXICAL, WORDS)
+    touch(tmp_path / "lexical" / "test", "x")
+    with pytest.raises(DataError, match="does not exist"):
+        load_zerospeech(tmp_path / "nowhere", "swuggy")
+    with pytest.raises(DataError, match=r"test: has no gold\.csv.*use the dev split"):
+        load_zerospeech(tmp_path, "swuggy", split="test")
+    with pytest.raises(DataError, match="is not the test split"):
+        load_zerospeech(tmp_path / "lexical" / "dev", "swuggy", split="test")
+    with pytest.raises(DataError, match=r"holds no syntactic/dev/gold\.csv"):
+        load_zerospeech(tmp_path, "sblimp")
+    with pytest.raises(DataError, match="is not sblimp, whose folder is called syntactic"):
+        load_zerospeech(tmp_path / "lexical", "sblimp")
+
+
+STORIES = {
+    "the release": ["0_7_correct", "1_7_incorrect", "2_9_correct", "3_9_incorrect"],
+    "one number per pair": ["0_ann_correct", "0_bob_incorrect", "1_bob_correct", "1_ann_incorrect"],
+    "one name per pair": ["7_correct", "7_incorrect", "9-Correct", "9-Incorrect"],
+    "folders": ["7/correct", "7/incorrect", "9/a_correct", "9/a_incorrect"],
+    "consecutive": ["0_x", "1_y", "2_x", "3_y"],
+    "consecutive from 1": ["9_x", "10", "1_x", "2-y", "3", "4", "5", "6", "7", "8"],
+}
+
+
+@pytest.mark.parametrize("layout", STORIES)
+def test_stories_are_paired_in_every_known_layout(tmp_path, layout):
+    touch(tmp_path, *STORIES[layout], *(["0_mutual"] if "correct" in STORIES[layout][0] else []))
+    benchmark = load_storycloze(tmp_path, "tstory")
+    assert benchmark.name == "tstory" and not benchmark.failures
+    if layout == "consecutive from 1":
+        expected = [("1_x", "2-y"), ("3", "4"), ("5", "6"), ("7", "8"), ("9_x", "10")]
+    else:
+        expected = [tuple(STORIES[layout][:2]), tuple(STORIES[layout][2:])]
+    assert [(pair.correct.name, pair.incorrect.name) for pair in benchmark.pairs] == expected
+    assert len({pair.id for pair in benchmark.pairs}) == len(expected)
+    assert all(item.path.is_file() for item in benchmark.items())
+
+
+def test_stories_without_counterpart_are_failures_by_name(tmp_path):
+    touch(tmp_path, "0_7_correct", "1_7_incorrect", "2_9_correct", "4_11_incorrect", "readme")
+    benchmark = load_storycloze(tmp_path, "sstory")
+    assert [pair.id for pair in benchmark.pairs] == ["7"]
+    assert set(benchmark.failures) == {"2_9_correct", "4_11_incorrect", "readme"}
+    assert "neither with correct nor with incorrect" in benchmark.failures["readme"]
+    numbered = tmp_path / "numbered"
+    touch(numbered, "0_a", "1_b", "2_c", "5_d", "name")
+    benchmark = load_storycloze(numbered, "sstory")
+    assert [pair.correct.name for pair in benchmark.pairs] == ["0_a"]
+    assert set(benchmark.failures) == {"2_c", "5_d", "name"}
+
+
+@pytest.mark.parametrize("missing", ["0_a", "5_f"])
+def test_numbers_that_may_have_lost_their_first_file_are_refused(tmp_path, missing):
+    names = ["0_a", "1_b", "2_c", "3_d", "4_e", "5_f"]
+    touch(tmp_path, *(name for name in names if name != missing))
+    with pytest.raises(DataError, match="not known which ones are correct"):
+        load_storycloze(tmp_path, "sstory")
+
+
+def test_folders_without_stories_are_refused(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        load_storycloze(tmp_path / "nowhere", "tstory")
+    with pytest.raises(DataError, match="no audio file"):
+        load_storycloze(tmp_path, "tstory")
+    touch(tmp_path, "a", "b")
+    with pytest.raises(DataError, match="holds no pair"):
+        load_storycloze(tmp_path, "tstory")
+
+
+def write(path, *, num_samples=5 * FRAME, channels=1, rate=24000, seed=0):
+    samples = noise(num_samples, channels, seed=seed)
+    if path.suffix == ".flac":
+        write_flac(path, samples, rate)
+    else:
+        sphn.write_wav(str(path), samples, rate)
+    return Item(path.stem, path)
+
+
+def test_audio_goes_into_the_own_stream(tmp_path, speech):
+    item = write(tmp_path / "a.wav", num_samples=5 * FRAME + 7)
+    (codes,), failures = encode_items([item], speech, cache_dir=str(tmp_path / "codes"))
+    samples, _ = sphn.read(str(item.path))
+    expected = encode_recording(speech.mimi, np.asarray(samples))
+    assert not failures and codes.dtype == torch.int64 and codes.shape == (17, 6)
+    assert torch.equal(codes[1 : 1 + K], expected[0])
+    assert (codes[0] == -1).all() and (codes[1 + K :] == -1).all()
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_any_sample_rate_is_resampled(tmp_path, speech, rate, suffix):
+    item = write(tmp_path / f"a{suffix}", num_samples=rate // 2, rate=rate)
+    (codes,), failures = encode_items([item], speech)
+    samples = np.asarray(sphn.FileReader(str(item.path)).decode_all(), np.float32)
+    resampled = soxr.resample(samples.T, rate, 24000).T
+    assert not failures and codes.shape[1] == 7  # 6.25 frames
+    expected = encode_recording(speech.mimi, np.ascontiguousarray(resampled))
+    # soxr has the same samples in one piece and as a stream up to rounding.
+    assert (codes[1 : 1 + K] == expected[0]).float().mean() > 0.95
+
+
+def test_of_stereo_files_the_left_channel_is_taken_and_that_is_said(tmp_path, speech, caplog):
+    stereo = write(tmp_path / "stereo.wav", channels=2)
+    samples = np.asarray(sphn.read(str(stereo.path))[0])
+    sphn.write_wav(str(tmp_path / "left.wav"), samples[0], 24000)
+    left = Item("left", tmp_path / "left.wav")
+    (of_stereo, of_left), failures = encode_items([stereo, left], speech)
+    assert not failures and torch.equal(of_stereo, of_left)
+    assert "1 of 2 files are stereo; their left channels are used" in caplog.text
+
+
+def test_silent_user_and_own_text_fill_their_rows(tmp_path, speech):
+    items = [write(tmp_path / "a.wav"), write(tmp_path / "b.wav", num_samples=9 * FRAME)]
+    codes, _ = encode_items(items, speech, user="silent", text="own")
+    silence = encode_recording(speech.mimi, np.zeros((1, 9 * FRAME), np.float32))[0]
+    for row, length in zip(codes, (5, 9), strict=True):
+        assert torch.equal(row[1 + K :], silence[:, :length])
+        assert (row[0] == speech.lm.ungenerated_token_id).all()
+    for options in ({"user": "real"}, {"text": "given"}):
+        with pytest.raises(ConfigError, match="is unknown; it is one of"):
+            encode_items(items, speech, **options)
+
+
+def test_files_that_cannot_be_used_are_failures_by_name(tmp_path, speech):
+    good = write(tmp_path / "good.wav")
+    cut = write(tmp_path / "cut.wav")
+    cut.path.write_bytes(cut.path.read_bytes()[:-4000])
+    (tmp_path / "corrupt.wav").write_bytes(b"RIFF and nothing else")
+    (tmp_path / "zero.wav").touch()
+    empty = write(tmp_path / "empty.wav", num_samples=0)
+    surround = write(tmp_path / "surround.flac", channels=3)
+    others = [Item(name, tmp_path / f"{name}.wav") for name in ("corrupt", "zero", "missing")]
+    items = [cut, *others, good, empty, surround]
+    codes, failures = encode_items(items, speech)
+    assert [row is not None for row in codes] == [item is good for item in items]
+    assert set(failures) == {"cut", "corrupt", "zero", "missing", "empty", "surround"}
+    for name, text in (("cut", "truncated"), ("missing", "does not exist"), ("surround", "3 channels")):
+        assert text in failures[name]
+    assert all(str(tmp_path) in reason and "\n" not in reason for reason in failures.values())
+
+
+def test_files_are_encoded_once(tmp_path, speech, monkeypatch):
+    item = write(tmp_path / "a.wav")
+    first = encode_items([item], speech, cache_dir=str(tmp_path / "codes"))[0][0]
+    monkeypatch.setattr(CodeCache, "add", None)
+    assert torch.equal(encode_items([item], speech, cache_dir=str(tmp_path / "codes"))[0][0], first)
+    assert not (tmp_path / ".moshi_ttt_codes").exists()
+
+
+def test_a_cache_that_cannot_be_written_ends_the_run(tmp_path, speech):
+    (tmp_path / "codes").touch()
+    with pytest.raises(DataError, match="--cache-dir: cannot write"):
+        encode_items([write(tmp_path / "a.wav")], speech, cache_dir=str(tmp_path / "codes"))
