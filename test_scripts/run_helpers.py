@@ -93,7 +93,9 @@ def write_untrained_run(run_dir: Path, mode: str, base: Path) -> Path:
         values["ttt"] = TTT | {"base_lr": 5.0} | plots
     args = build_args(TrainArgs, values | {"run_dir": str(run_dir)})
     info = find_model_files(args.moshi_paths)
-    model = build_model(args, info, device=torch.device("cpu"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same model in whatever order tests run
+        model = build_model(args, info, device=torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
