@@ -6,7 +6,7 @@ import os
 import pytest
 
 from finetune.errors import DataError
-from finetune.evaluation.long_context.sources import find_sources, group_sources
+from finetune.evaluation.sources import find_sources, group_sources
 
 
 def write_manifest(path, lines):

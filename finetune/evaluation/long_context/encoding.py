@@ -17,7 +17,7 @@ from finetune.data.codec import encode_silence
 from finetune.data.long_audio import read_header, read_pieces
 from finetune.data.manifest import Recording
 from finetune.errors import DataError
-from finetune.evaluation.long_context.sources import Source
+from finetune.evaluation.sources import Source
 
 
 class CodeStore:

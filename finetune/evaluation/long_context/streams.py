@@ -22,7 +22,7 @@ from finetune.data.code_cache import UnwritableCacheError
 from finetune.data.interleaver import interleave_text
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.long_context.encoding import CodeStore
-from finetune.evaluation.long_context.sources import Source, find_sources, group_sources, printable
+from finetune.evaluation.sources import Source, find_sources, group_sources, printable
 from finetune.inference.speech_model import SpeechModel
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from finetune.data.codec import encode_silence
 from finetune.data.long_audio import read_header, read_pieces
 from finetune.data.manifest import Recording
 from finetune.errors import ConfigError, DataError
-from finetune.evaluation.long_context.sources import printable
+from finetune.evaluation.sources import printable
 from finetune.evaluation.spoken.items import Item
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
 from finetune.errors import DataError
-from finetune.evaluation.long_context.sources import find_sources
+from finetune.evaluation.sources import find_sources
 from finetune.evaluation.spoken.items import Benchmark, Item, Pair
 
 logger = logging.getLogger(__name__)
