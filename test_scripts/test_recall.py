@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from experiments.recall.report import (
     plot_arms,
     read_runs,
     recovered,
+    variations_table,
     write_report,
 )
 from experiments.recall.runs import Run, run_arm
 from experiments.recall.speech import SpeechTask
-from experiments.recall.studies import EXPERIMENTS, Plan, plans_of
+from experiments.recall.studies import EXPERIMENTS, VARIATIONS, Plan, plans_of
 from experiments.recall.tasks import PatternTask
 from experiments.recall.training import Schedule, train
 from finetune.cli import run_command
@@ -189,7 +191,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_training(tmp_path
 
 def test_the_table_of_initialisations_leaves_out_what_is_not_there():
     runs = {"d16.window": [fake_run(4.0, 1)], "d16.full": [fake_run(0.0, 1)], "d16.std1": [fake_run(1.0, 1)]}
-    assert "| N(0, 1²) = unit_variance | 75 % (75) | - | - |" in initialisation_table(runs)
+    assert "| N(0, 1²) = unit_variance | 75 % (75 %) | - | - |" in initialisation_table(runs)
 
 
 def command(monkeypatch, *arguments):
@@ -250,3 +252,25 @@ def test_settings_of_a_run_can_be_written_and_read(tmp_path):
     run = run_arm(tmp_path, Plan("window", "window", TASK), SHORT, seed=1)
     (path,) = tmp_path.glob("*.json")
     assert json.loads(path.read_text())["description"] == run.description
+
+
+def test_variations_change_one_thing_each_and_are_tabled_by_it():
+    plans = {plan.label: plan for plan in plans_of("settings", demo=Path())}
+    default = plans["as-is"]
+    assert default.settings == Settings() and default.lr is None
+    for label, changes in VARIATIONS.items():
+        plan = plans[label]
+        changed = {
+            name for name, value in plan.settings.ttt.items() if default.settings.ttt.get(name) != value
+        }
+        changed |= {"lr"} if plan.lr is not None else set()
+        changed |= {"projection_std"} if plan.settings.projection_std is not None else set()
+        assert changed == changes.keys() and len(changed) == (label != "as-is")
+        assert num_parameters(build_arm(plan.arm, plan.task, plan.settings, seed=1)) > 0
+    runs = {"window": [fake_run(4.0, 1)], "full": [fake_run(0.0, 1)], "base_lr-1": [fake_run(4.01, 1)]}
+    assert "| `base_lr: 1.0` | 0 % (0 %) |" in variations_table(runs)
+
+
+def test_a_rate_of_a_plan_goes_before_that_of_the_schedule(tmp_path):
+    run = run_arm(tmp_path, Plan("window", "window", TASK, lr=1e-5), SHORT, seed=1)
+    assert run.description["schedule"]["lr"] == 1e-5

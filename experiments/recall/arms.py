@@ -31,6 +31,7 @@ class Settings:
     Attributes:
         ttt: the `ttt:` section of the TTT arms.
         first_layer_std: of the inner MLP's first layer at start; None: as `ttt.inner_init` says.
+        projection_std: of the TTT layers' projections at start; None: the same.
     """
 
     ttt: Mapping[str, Any] = field(
@@ -42,6 +43,7 @@ class Settings:
         }
     )
     first_layer_std: float | None = None
+    projection_std: float | None = None
 
 
 def build_arm(name: ArmName, task: Task, settings: Settings, *, seed: int) -> LMModel:
@@ -56,6 +58,9 @@ def build_arm(name: ArmName, task: Task, settings: Settings, *, seed: int) -> LM
             for layer in ttt_layers(lm).values():
                 if settings.first_layer_std is not None:
                     nn.init.normal_(layer.weights[0], std=settings.first_layer_std)
+                if settings.projection_std is not None:
+                    for projection in (layer.wq, layer.wk, layer.wv, layer.wo):
+                        nn.init.normal_(projection.weight, std=settings.projection_std)
             if name == "window_ttt_frozen":
                 set_ttt_mode(lm, "frozen")
         return lm.train()

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.recall.arms import ARMS
 from experiments.recall.runs import Run, read_run
-from experiments.recall.studies import EXPERIMENTS, FIRST_LAYER_STDS, HEAD_DIMS
+from experiments.recall.studies import EXPERIMENTS, FIRST_LAYER_STDS, HEAD_DIMS, VARIATIONS
 
 _Runs = Mapping[str, Sequence[Run]]  # by label, one per seed
 
@@ -23,6 +23,9 @@ def write_report(folder: Path, experiment: str) -> list[Path]:
     report = folder / "report.md"
     if experiment == "init":
         report.write_text(initialisation_table(runs) + "\n")
+        return [report]
+    if experiment == "settings":
+        report.write_text(variations_table(runs) + "\n")
         return [report]
     report.write_text(arms_table(runs) + "\n")
     return [report, plot_arms(runs, folder / "arms.png", unit=EXPERIMENTS[experiment].unit)]
@@ -95,9 +98,19 @@ def initialisation_table(runs: _Runs) -> str:
             ends = {"window": f"d{dim}.window", "full": f"d{dim}.full"}
             label = f"d{dim}.{name}"
             shares = [100 * share for share in recovered(runs, label, **ends)] if label in runs else []
-            each = ", ".join(f"{share:.0f}" for share in shares)
-            cells.append(f"{np.mean(shares):.0f} % ({each})" if shares else "-")
+            cells.append(_mean_and_each(shares, 0, ".0f", " %"))
         lines.append(f"| {_initialisation(name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines + _problems(runs))
+
+
+def variations_table(runs: _Runs) -> str:
+    """Markdown: recovered share with one setting changed at a time, mean and seeds."""
+    lines = ["| changed | share of the gap, mean (seeds) |", "|---|---|"]
+    for label, changes in VARIATIONS.items():
+        if label in runs:
+            shares = [100 * share for share in recovered(runs, label)]
+            changed = ", ".join(f"`{name}: {value}`" for name, value in changes.items()) or "nothing"
+            lines.append(f"| {changed} | {_mean_and_each(shares, 0, '.0f', ' %')} |")
     return "\n".join(lines + _problems(runs))
 
 
@@ -132,7 +145,13 @@ def plot_arms(runs: _Runs, path: Path, *, unit: str) -> Path:
 def _mean_and_each(values: Sequence[float], digits: int, each: str, unit: str = "") -> str:
     if not values:
         return "-"
-    return f"{np.mean(values):.{digits}f}{unit} ({', '.join(f'{value:{each}}{unit}' for value in values)})"
+    parts = ", ".join(f"{_number(value, each)}{unit}" for value in values)
+    return f"{_number(float(np.mean(values)), f'.{digits}f')}{unit} ({parts})"
+
+
+def _number(value: float, spec: str) -> str:
+    text = format(value, spec)
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
 def _initialisation(name: str) -> str:

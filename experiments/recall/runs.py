@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
         UserError: the folder has a run of this label and seed that is damaged or has other settings.
         StateError: it cannot be written.
     """
+    if plan.lr is not None:
+        schedule = replace(schedule, lr=plan.lr)
     path = folder / f"{plan.label}.seed{seed}.json"
     description = {
         "arm": plan.arm,

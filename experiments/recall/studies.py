@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from experiments.recall.arms import ARMS, ArmName, Settings
 from experiments.recall.speech import SpeechTask
@@ -13,6 +14,21 @@ HEAD_DIMS = (16, 64, 128)
 # The pattern of the study of initialisations: a quarter of the work of the full-size one.
 SMALL_PATTERN = PatternTask(num_symbols=24, period=32, num_tokens=96, window=8)
 
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "as-is": {},
+    "alpha-0.1": {"initial_gating_alpha": 0.1},
+    "base_lr-0.1": {"base_lr": 0.1},
+    "base_lr-1": {"base_lr": 1.0},
+    "base_lr-100": {"base_lr": 100.0},
+    "mini_batch-4": {"mini_batch_size": 4},
+    "mini_batch-64": {"mini_batch_size": 64},
+    "inner_layers-1": {"ttt_mlp_layers": 1},
+    "inner_layers-3": {"ttt_mlp_layers": 3},
+    "one-layer": {"layers": "1"},
+    "projections-0.02": {"projection_std": 0.02},
+    "outer-rate-2e-3": {"lr": 2e-3},
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -21,12 +37,14 @@ class Plan:
     Attributes:
         label: names it within its experiment.
         arm, task, settings: what is trained.
+        lr: peak outer rate, None: that of the schedule.
     """
 
     label: str
     arm: ArmName
     task: Task
     settings: Settings = field(default_factory=Settings)
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,23 @@ def _initialisations() -> Iterator[Plan]:
         yield Plan(f"d{head_dim}.published", "window_ttt", task, published)
 
 
+def _variations() -> Iterator[Plan]:
+    """TTT as in the other experiments, and with one thing changed at a time."""
+    for arm in ("window", "full"):
+        yield Plan(arm, arm, SMALL_PATTERN)
+    default = Settings()
+    for label, changes in VARIATIONS.items():
+        settings = {name: value for name, value in changes.items() if name != "lr"}
+        ttt = {name: value for name, value in settings.items() if name != "projection_std"}
+        yield Plan(
+            label,
+            "window_ttt",
+            SMALL_PATTERN,
+            replace(default, ttt={**default.ttt, **ttt}, projection_std=changes.get("projection_std")),
+            changes.get("lr"),
+        )
+
+
 def _pattern_of(head_dim: int) -> PatternTask:
     """The small pattern in a transformer of width 64, or of the width of one head where that is more.
 
@@ -78,6 +113,7 @@ def _pattern_of(head_dim: int) -> PatternTask:
 EXPERIMENTS: dict[str, Experiment] = {
     "pattern": Experiment(lambda demo: _arms(PatternTask()), 1600, "token"),
     "speech": Experiment(lambda demo: _arms(SpeechTask(demo)), 1000, "frame (80 ms)"),
+    "settings": Experiment(lambda demo: _variations(), 1000, "token"),
     "init": Experiment(lambda demo: _initialisations(), 1000, "token"),
 }
 
