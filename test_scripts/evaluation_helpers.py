@@ -2,12 +2,25 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
 from conftest import make_codes
 from finetune.args import TTTArgs
+from finetune.cli import run_command
+from finetune.evaluation.command import evaluate
 from finetune.ttt_integration import apply_ttt_to_model
+
+
+def run_evaluate(capsys, *arguments) -> tuple[int, str, list[str]]:
+    """Run evaluate.py's work in this process; exit status, output and error lines."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run_command(lambda: evaluate([str(part) for part in arguments]))
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    return exit_.value.code, captured.out, errors
 
 
 @dataclass

@@ -12,6 +12,7 @@ import pytest
 import sphn
 from safetensors.numpy import load_file
 
+from evaluation_helpers import run_evaluate
 from finetune.cli import run_command
 from finetune.evaluation.command import evaluate
 from finetune.evaluation.long_context import measure
@@ -41,7 +42,7 @@ def recordings(tmp_path_factory):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, untrained_run, recordings, tmp_path):
+def command(capsys, untrained_run, recordings, tmp_path):
     """Run the command in this process; return its status, output and error lines."""
 
     def run(*options, mode="lora_ttt", data=None, out="out", checkpoint=None):
@@ -49,12 +50,7 @@ def command(monkeypatch, capsys, untrained_run, recordings, tmp_path):
         arguments += ["--data", data or recordings, *WINDOWS, "--chunk-frames", 32]
         if out is not None:
             arguments += ["--out", tmp_path / out]
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            run_command(lambda: evaluate([str(part) for part in (*arguments, *options)]))
-        captured = capsys.readouterr()
-        errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
-        return exit_.value.code, captured.out, errors
+        return run_evaluate(capsys, *arguments, *options)
 
     return run
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluation_helpers import run_evaluate
 from finetune.args import TrainArgs
 from finetune.checkpointing import Checkpointer
-from finetune.cli import run_command
 from finetune.config_io import build_args
-from finetune.evaluation.command import evaluate
 from finetune.evaluation.spoken import measure
 from finetune.evaluation.spoken.encoding import encode_items
 from finetune.evaluation.spoken.items import Benchmark
@@ -38,7 +37,7 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, untrained_run, data, tmp_path):
+def command(capsys, untrained_run, data, tmp_path):
     """Run a measurement in this process; return its status, output and error lines."""
 
     def run(name, *options, mode="lora_ttt", folder=None, out="out", checkpoint=None):
@@ -47,12 +46,7 @@ def command(monkeypatch, capsys, untrained_run, data, tmp_path):
             arguments += ["--checkpoint", checkpoint or untrained_run(mode)]
         if out is not None:
             arguments += ["--out", tmp_path / out]
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            run_command(lambda: evaluate([str(part) for part in (*arguments, *options)]))
-        captured = capsys.readouterr()
-        errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
-        return exit_.value.code, captured.out, errors
+        return run_evaluate(capsys, *arguments, *options)
 
     return run
 

@@ -14,6 +14,7 @@ from moshi.models.lm import LMModel
 from moshi.models.loaders import FRAME_RATE
 from torch import Tensor
 
+from experiments.recall.tasks import transformer_settings
 from finetune.data.alignments import load_alignments
 from finetune.data.code_cache import CodeCache
 from finetune.data.manifest import load_manifest
@@ -63,13 +64,7 @@ class SpeechTask:
             "delays": [0, 0, *(1 for _ in range(_CODEBOOKS - 1))],
             "card": NUM_BINS,
             "text_card": 4,
-            "dim": self.dim,
-            "num_heads": self.num_heads,
-            "num_layers": self.num_layers,
-            "hidden_scale": 4.125,
-            "gating": "silu",
-            "norm": "rms_norm_f32",
-            "positional_embedding": "rope",
+            **transformer_settings(self.dim, self.num_heads, self.num_layers),
             "depformer_dim": 32,
             "depformer_dim_feedforward": 132,
             "depformer_num_heads": 2,

@@ -40,6 +40,19 @@ class Task(Protocol):
         ...
 
 
+def transformer_settings(dim: int, num_heads: int, num_layers: int) -> dict[str, Any]:
+    """Moshi's own kind of transformer in another size: arguments of `LMModel`."""
+    return {
+        "dim": dim,
+        "num_heads": num_heads,
+        "num_layers": num_layers,
+        "hidden_scale": 4.125,
+        "gating": "silu",
+        "norm": "rms_norm_f32",
+        "positional_embedding": "rope",
+    }
+
+
 @dataclass
 class PatternTask:
     """A random pattern that repeats; each sequence has a pattern of its own, which cannot be known by heart.
@@ -74,13 +87,7 @@ class PatternTask:
             "dep_q": 0,
             "delays": [0],
             "text_card": self.num_symbols,
-            "dim": self.dim,
-            "num_heads": self.num_heads,
-            "num_layers": self.num_layers,
-            "hidden_scale": 4.125,
-            "gating": "silu",
-            "norm": "rms_norm_f32",
-            "positional_embedding": "rope",
+            **transformer_settings(self.dim, self.num_heads, self.num_layers),
         }
 
     def batch(self, size: int, generator: torch.Generator, *, held_out: bool = False) -> Tensor:
