@@ -80,7 +80,10 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=positive_integer, default=1, help="of the CPU (%(default)s)")
     parser.add_argument(
-        "--demo", type=Path, default=Path("demo_assets"), help="recordings of `speech` (%(default)s)"
+        "--demo",
+        type=Path,
+        default=Path("runs/recall/dialogues"),
+        help="recordings of `speech`, made by python -m finetune.demo (%(default)s)",
     )
     return parser.parse_args()
 

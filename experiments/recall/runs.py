@@ -66,7 +66,7 @@ def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
     path = folder / f"{plan.label}.seed{seed}.json"
     description = {
         "arm": plan.arm,
-        "task": _numbers(vars(plan.task)),
+        "task": dict(plan.task.identity),
         "settings": asdict(plan.settings),
         "schedule": {name: value for name, value in asdict(schedule).items() if name != "budget_min"},
         "seed": seed,
@@ -132,7 +132,3 @@ def _has_more_time(run: Run, schedule: Schedule) -> bool:
     if run.problem is None or not run.problem.startswith("out of time"):
         return False
     return schedule.budget_min is None or schedule.budget_min > run.minutes[-1]
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if isinstance(value, (int, float, str))}

@@ -18,13 +18,14 @@ from experiments.recall.tasks import transformer_settings
 from finetune.data.alignments import load_alignments
 from finetune.data.code_cache import CodeCache
 from finetune.data.manifest import load_manifest
-from finetune.demo.assets import find_demo_assets
+from finetune.demo.assets import DemoAssets, find_demo_assets
 from finetune.demo.dialogues import MAIN, USER
 from finetune.demo.repository import open_repository
 from finetune.demo.tiny_mimi import NUM_BINS
 from finetune.errors import UserError
 from finetune.loss import audio_targets
 
+NUM_TRAIN, NUM_EVAL = 160, 8  # dialogues; of the demo's own 16 a model knows every passage by heart
 _CODEBOOKS = 4
 
 
@@ -33,14 +34,14 @@ class SpeechTask:
     """A passage of a speaker, then the same passage again, in Moshi's own stream of Mimi codes.
 
     Attributes:
-        demo: folder of the demo's recordings and codec (`python -m finetune.demo`).
+        demo: folder of recordings and codec that `python -m finetune.demo` made.
         period: length of the passage, frames of 80 ms.
         num_frames: length of a sequence.
         window: see `Task`.
         dim, num_heads, num_layers: of the transformer.
     """
 
-    demo: Path = Path("demo_assets")
+    demo: Path = Path("runs/recall/dialogues")
     period: int = 96
     num_frames: int = 192
     window: int = 16
@@ -49,6 +50,16 @@ class SpeechTask:
     num_layers: int = 3
     name: str = "speech"
     _voices: dict[bool, list[Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """See `Task`; with what the recordings were made from.
+
+        Raises:
+            UserError: there are no demo assets.
+        """
+        numbers = {name: value for name, value in vars(self).items() if isinstance(value, (int, str))}
+        return numbers | {"demo": _assets(self.demo).settings}
 
     @property
     def scored(self) -> Tensor:
@@ -108,9 +119,7 @@ def _read_voices(demo: Path, *, held_out: bool, min_frames: int) -> list[Tensor]
     Raises:
         UserError: there are no demo assets.
     """
-    assets = find_demo_assets(demo)
-    if assets is None:
-        raise UserError(f"{demo}: no demo recordings here; make them with python -m finetune.demo.")
+    assets = _assets(demo)
     info = open_repository(assets.model_dir)
     mimi = info.get_mimi()
     cache = CodeCache(
@@ -130,3 +139,13 @@ def _read_voices(demo: Path, *, held_out: bool, min_frames: int) -> list[Tensor]
                     speaks |= (word.start_sec <= middles_sec) & (middles_sec < word.end_sec)
             voices.append(channel[:, speaks])
     return [voice for voice in voices if voice.shape[1] >= min_frames]
+
+
+def _assets(demo: Path) -> DemoAssets:
+    assets = find_demo_assets(demo)
+    if assets is None:
+        raise UserError(
+            f"{demo}: no demo recordings here; make them with python -m finetune.demo --out {demo} "
+            f"--num-train {NUM_TRAIN} --num-eval {NUM_EVAL}."
+        )
+    return assets

@@ -27,6 +27,11 @@ class Task(Protocol):
     scored: Tensor
 
     @property
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the sequences, for the file of a run."""
+        ...
+
+    @property
     def model_settings(self) -> Mapping[str, Any]:
         """Arguments of `LMModel`, the attention window left out."""
         ...
@@ -73,6 +78,11 @@ class PatternTask:
     num_heads: int = 4
     num_layers: int = 3
     name: str = "pattern"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """See `Task`."""
+        return vars(self)
 
     @property
     def scored(self) -> Tensor:
