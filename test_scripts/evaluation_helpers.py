@@ -23,6 +23,15 @@ def run_evaluate(capsys, *arguments) -> tuple[int, str, list[str]]:
     return exit_.value.code, captured.out, errors
 
 
+def failure(command, folder, /, *options, **settings) -> str:
+    """The one line with which a command refuses its options, having written nothing into the folder."""
+    before = sorted(folder.rglob("*"))
+    status, _, errors = command(*options, **settings)
+    assert (status, len(errors)) == (2, 1), errors
+    assert sorted(folder.rglob("*")) == before
+    return errors[0]
+
+
 @dataclass
 class FakeStream:
     """A recording whose codes `[1 + n_q, N]` are in memory."""

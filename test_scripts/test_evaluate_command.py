@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import sphn
 from safetensors.numpy import load_file
 
-from evaluation_helpers import run_evaluate
+from evaluation_helpers import failure, run_evaluate
 from finetune.cli import run_command
 from finetune.evaluation.command import evaluate
 from finetune.evaluation.long_context import measure
@@ -293,12 +294,7 @@ def test_failures_are_named_never_averaged_and_counted(command, results, passes,
 
 
 def test_mistakes_are_one_line(command, tmp_path, recordings, untrained_run):
-    def fails(*options, **settings):
-        before = sorted(tmp_path.rglob("*"))
-        status, _, errors = command(*options, **settings)
-        assert (status, len(errors)) == (2, 1), errors
-        assert sorted(tmp_path.rglob("*")) == before
-        return errors[0]
+    fails = partial(failure, command, tmp_path)
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("kept")

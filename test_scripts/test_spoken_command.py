@@ -4,12 +4,13 @@ import json
 import math
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from evaluation_helpers import run_evaluate
+from evaluation_helpers import failure, run_evaluate
 from finetune.args import TrainArgs
 from finetune.checkpointing import Checkpointer
 from finetune.config_io import build_args
@@ -272,12 +273,7 @@ def test_by_default_results_of_one_setting_lie_in_the_run_directory(command, unt
 
 
 def test_mistakes_are_one_line(command, tmp_path, data, untrained_run):
-    def fails(*options, **settings):
-        before = sorted(tmp_path.rglob("*"))
-        status, _, errors = command(*options, **settings)
-        assert (status, len(errors)) == (2, 1), errors
-        assert sorted(tmp_path.rglob("*")) == before
-        return errors[0]
+    fails = partial(failure, command, tmp_path)
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("kept")

@@ -6,7 +6,6 @@ Shapes: K codebooks of one channel, T frames.
 import math
 from pathlib import Path
 
-import torch
 from moshi.models import MimiModel
 from moshi.models.loaders import CheckpointInfo
 from torch import LongTensor
@@ -109,8 +108,7 @@ class CodeStore:
 
     def silence(self, start: int, stop: int) -> LongTensor:
         """Returns the codes of encoded silence, int64 ``[K, stop - start]``, from its frame ``start`` on."""
-        frames = torch.arange(start, stop).clamp(max=self._silence.shape[1] - 1)
-        return self._silence[:, frames]
+        return self._silence[:, start:stop]
 
 
 def _recording(source: Source) -> Recording:

@@ -6,7 +6,8 @@ from typing import get_args
 from finetune.errors import ConfigError
 from finetune.evaluation.long_context.results import ScoreSettings
 from finetune.evaluation.long_context.streams import GroupMode, StreamOptions, TextMode, UserMode
-from finetune.inference.options import add_model_options, positive_integer, seed, whole_number
+from finetune.evaluation.options import add_bootstrap, add_cache_dir, add_max_failures
+from finetune.inference.options import add_model_options, positive_integer, whole_number
 
 CHUNK_FRAMES = 256  # 20 s, whole mini-batches
 
@@ -39,13 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar="FRAMES",
             help=f"attention window of layers {layers}, instead of the one they were trained with",
         )
-    group.add_argument(
-        "--max-failures",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="so many recordings may fail before the exit status says so (%(default)s)",
-    )
+    add_max_failures(group, units="recordings")
     _add_score_options(parser)
     parser.add_argument(
         "--out",
@@ -121,9 +116,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     for name, effect in (("max", "longer recordings are cut"), ("min", "shorter ones are left out")):
         group.add_argument(f"--{name}-frames", type=_frames, metavar="N", help=effect)
-    group.add_argument(
-        "--cache-dir", metavar="DIR", help="one folder for all codes (a hidden one beside the recordings)"
-    )
+    add_cache_dir(group)
 
 
 def _add_score_options(parser: argparse.ArgumentParser) -> None:
@@ -149,14 +142,7 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
         metavar="FRAMES",
         help="of a line in positions.csv (%(default)s)",
     )
-    group.add_argument(
-        "--resamples",
-        type=positive_integer,
-        default=1000,
-        metavar="N",
-        help="of the recordings, for the 95 %% intervals (%(default)s)",
-    )
-    group.add_argument("--seed", type=seed, default=0, help="of the resamples (%(default)s)")
+    add_bootstrap(group, units="recordings", seeds="the resamples")
 
 
 def _positions(text: str) -> tuple[int, ...]:
@@ -168,7 +154,3 @@ def _positions(text: str) -> tuple[int, ...]:
 
 def _frames(text: str) -> int:
     return whole_number(text, lowest=1, highest=10**9)
-
-
-def _count(text: str) -> int:
-    return whole_number(text, lowest=0, highest=10**9)

@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 from finetune.errors import ConfigError
 from finetune.evaluation.bootstrap import RatioBootstrap
+from finetune.evaluation.options import add_bootstrap, add_cache_dir, add_max_failures
 from finetune.evaluation.spoken.encoding import TextMode, UserMode
 from finetune.evaluation.spoken.zerospeech import Split
-from finetune.inference.options import add_model_options, positive_integer, seed, whole_number
+from finetune.inference.options import add_model_options, positive_integer
 
 BATCH_SIZE = 16
 FRAMES_PER_BATCH = 4096
@@ -88,9 +89,7 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="N ids of each benchmark, with all their voices, drawn with --seed (all)",
     )
-    group.add_argument(
-        "--cache-dir", metavar="DIR", help="one folder for all codes (a hidden one beside the recordings)"
-    )
+    add_cache_dir(group)
 
 
 def _add_score_options(parser: argparse.ArgumentParser) -> None:
@@ -115,21 +114,8 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
         metavar="W",
         help="of the semantic codebook, where an acoustic one has 1 (that of the checkpoint's training)",
     )
-    group.add_argument(
-        "--max-failures",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="so many items may fail before the exit status says so (%(default)s)",
-    )
-    group.add_argument(
-        "--resamples",
-        type=positive_integer,
-        default=1000,
-        metavar="N",
-        help="of the ids, for the 95 %% intervals (%(default)s)",
-    )
-    group.add_argument("--seed", type=seed, default=0, help="of the resamples and of --limit (%(default)s)")
+    add_max_failures(group, units="items")
+    add_bootstrap(group, units="ids", seeds="the resamples and of --limit")
 
 
 def _weight(text: str) -> float:
@@ -140,7 +126,3 @@ def _weight(text: str) -> float:
     if not 0 < value <= 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed, must be a number greater than 0")
     return value
-
-
-def _count(text: str) -> int:
-    return whole_number(text, lowest=0, highest=10**9)
