@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-browser test-slow bench lint clean
+.PHONY: help install quickstart test test-browser test-gpu test-slow bench lint clean
 
 help:
 	@echo "make quickstart   make demo data and train a tiny Moshi with TTT on it (about 5 minutes on 2 cores)"
 	@echo "make test         run the tests"
 	@echo "make test-browser test the web page in Chromium, which must be installed"
+	@echo "make test-gpu     run the tests that need an NVIDIA GPU"
 	@echo "make test-slow    run the tests that take minutes"
 	@echo "make bench        measure speed and memory, see docs/performance.md (half an hour on one core)"
 	@echo "make lint         check style"
@@ -39,6 +40,9 @@ test: $(INSTALLED)
 
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser test_scripts/browser
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu test_scripts/gpu
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

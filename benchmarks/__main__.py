@@ -1,6 +1,6 @@
 """Measure speed and memory: python -m benchmarks [PART ...].
 
-python -m benchmarks                             all parts, runs/bench/bench.json
+python -m benchmarks                             all parts (`model` on a GPU only), runs/bench/bench.json
 python -m benchmarks operator streaming --threads 2
 python -m benchmarks --quick                     tiny sizes, to see that everything works
 """
@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out.suffix != ".json":
         raise ConfigError(f"--out: {options.out} must end in .json; the tables go into an .md beside it.")
     device = choose_device(options.device)
+    fits = device.type == "cuda" or options.quick
+    if "model" in options.parts and not fits:
+        raise ConfigError("model: needs a GPU with 80 GB, or --quick for tiny sizes.")
     settings = Settings(
         device=device,
         dtype=getattr(torch, options.dtype),
@@ -54,7 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(settings.threads)
     gc.freeze()  # what was imported need not be looked at by each of the collections between measurements
     try:
-        print(make_report(options.parts or list(PARTS), settings, options.out), end="")
+        print(
+            make_report(
+                options.parts or [part for part in PARTS if part != "model" or fits], settings, options.out
+            ),
+            end="",
+        )
     finally:
         gc.unfreeze()
     return 0

@@ -106,6 +106,26 @@ def _epoch(part: dict[str, Any]) -> list[str]:
     ]
 
 
+def _model(part: dict[str, Any]) -> list[str]:
+    talk, training = part["conversation"], part["training"]
+    rows = []
+    for name, one in training["candidates"].items():
+        gigabytes = [f"{one[key] / 1e9:.2f}" for key in ("peak_bytes", "estimated_bytes")]
+        mfu = "-" if one["mfu"] is None else f"{100 * one['mfu']:.0f} %"
+        rows.append([name, f"{one['trainable_parameters'] / 1e6:.1f} M", _ms(one), *gigabytes, mfu])
+    return [
+        *_table(["", "ms per frame"], [[name, _ms(one)] for name, one in talk["candidates"].items()]),
+        "",
+        f"TTT in layers {', '.join(map(str, talk['ttt_layers']))}: with TTT over without: "
+        f"{talk['with_over_without']:.3f}; real-time factor with TTT and codec: "
+        f"{talk['real_time_factor']:.2f}.",
+        *_table(["training", "trainable", "ms per step", "peak, GB", "foreseen, GB", "MFU"], rows),
+        "",
+        f"{training['batch_size']} rows of {training['num_frames']:,} frames, gradient checkpointing: "
+        f"{training['gradient_checkpointing']}; with TTT over without: {training['with_over_without']:.3f}.",
+    ]
+
+
 def _profile(part: dict[str, Any]) -> list[str]:
     cases = part["cases"]
     groups = next(iter(cases.values()))
@@ -127,6 +147,7 @@ _PARTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "layer": _layer,
     "epoch": _epoch,
     "profile": _profile,
+    "model": _model,
 }
 
 

@@ -25,9 +25,10 @@ def train_step(model, args: TrainArgs, optimizer: torch.optim.Optimizer) -> None
     """One optimiser step on random codes, the trainer's arithmetic without its logs."""
     optimizer.zero_grad(set_to_none=True)
     for _ in range(args.num_microbatches):
-        codes = torch.randint(model.card, (args.batch_size, model.num_codebooks, args.chunk_frames))
+        shape = (args.batch_size, model.num_codebooks, args.chunk_frames)
+        codes = torch.randint(model.card, shape, device=model.device)
         weights = loss_weights(codes, model, args)
-        with autocast(args, torch.device("cpu")):
+        with autocast(args, model.device):
             output = model(codes)
         parts = loss_sums(output, codes, weights, model)
         del output

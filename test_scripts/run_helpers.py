@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from ruamel.yaml import YAML
+from safetensors.torch import load_file
 
 import train
 from finetune.args import TrainArgs
@@ -82,6 +83,12 @@ def read_metrics(run_dir: Path, split: str) -> list[dict]:
     """The records of one split."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [record for record in records if record["split"] == split]
+
+
+def saved_weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    """All tensors of the consolidated checkpoint of one step."""
+    folder = run_dir / "checkpoints" / f"checkpoint_{step:06d}" / "consolidated"
+    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
 
 
 def write_untrained_run(run_dir: Path, mode: str, base: Path) -> Path:

@@ -57,7 +57,7 @@ def test_the_report_says_what_was_measured_on_what(report):
         *("repetitions", "quick", "clock", "float32_matmul_precision"),
     }
     assert report["environment"]["clock"] == "process time"
-    assert set(report["parts"]) == {"operator", "scaling", "streaming", "layer", "epoch", "profile"}
+    assert set(report["parts"]) == {"operator", "scaling", "streaming", "layer", "epoch", "profile", "model"}
 
 
 def test_all_numbers_are_finite_and_times_and_sizes_positive(report):
@@ -147,6 +147,22 @@ def test_profile_part(report):
         assert (seconds["optimiser"] == 0) == (name == "layer, base frozen, without ttt")
 
 
+def test_model_part(report):
+    part = report["parts"]["model"]
+    talk, training = part["conversation"], part["training"]
+    assert set(talk["candidates"]) == {"model", "model with ttt", "codec"}
+    assert talk["parameters"]["all"] > talk["parameters"]["base"] and talk["ttt_layers"] == [1, 2]
+    seconds = [talk["candidates"][name]["median_seconds"] for name in ("model with ttt", "codec")]
+    assert talk["real_time_factor"] == pytest.approx(sum(seconds) / 0.08)
+    for candidate in training["candidates"].values():
+        # One row of cross entropies is all that the estimate does not know of.
+        assert candidate["peak_bytes"] == pytest.approx(candidate["estimated_bytes"], rel=0.1)
+        assert candidate["mfu"] is None  # the peak of a CPU is not known
+    without, with_ttt = training["candidates"]["lora"], training["candidates"]["lora + ttt"]
+    assert with_ttt["trainable_parameters"] > without["trainable_parameters"]
+    assert with_ttt["model_flops"] > without["model_flops"]
+
+
 def test_epoch_part(report):
     part = report["parts"]["epoch"]
     assert set(part) == {
@@ -162,6 +178,7 @@ def test_epoch_part(report):
         (["--repetitions", "0"], "--repetitions"),
         (["--threads", "many"], "--threads"),
         (["--device", "tpu"], "--device"),
+        (["model", "--device", "cpu"], "model: needs a GPU with 80 GB, or --quick"),
         (["--dtype", "float16"], "--dtype"),
         (["--out", "bench.txt"], r"--out: bench.txt must end in \.json"),
     ],

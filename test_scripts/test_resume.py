@@ -17,7 +17,7 @@ from finetune.errors import CheckpointError, ConfigError
 from finetune.loading import load_checkpoint_model
 from finetune.resume import find_resume_point
 from finetune.run import run_training
-from run_helpers import MODES, command_line, read_metrics, run_args, run_values, write_yaml
+from run_helpers import MODES, command_line, read_metrics, run_args, run_values, saved_weights, write_yaml
 
 SETTINGS = {"duration_sec": 1.6, "batch_size": 1, "max_steps": 6, "ckpt_freq": 2, "num_ckpt_keep": None}
 
@@ -51,13 +51,8 @@ def resume(demo, run_dir, mode="lora_ttt", **changes):
     run_training(run_args(demo, run_dir, mode, **(SETTINGS | {"resume": "auto"} | changes)))
 
 
-def weights(run_dir: Path, step: int = 6) -> dict:
-    folder = run_dir / "checkpoints" / f"checkpoint_{step:06d}" / "consolidated"
-    return {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
-
-
 def assert_same_weights(a: Path, b: Path, step: int = 6) -> None:
-    first, second = weights(a, step), weights(b, step)
+    first, second = saved_weights(a, step), saved_weights(b, step)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -309,7 +304,7 @@ def test_adapters_on_full_weights_keep_these_as_their_base(demo, tmp_path):
         (tmp_path / "lora/checkpoints/checkpoint_000002/consolidated/training.json").read_text()
     )
     assert training["moshi_paths"]["moshi_path"].startswith(str(tmp_path / "full"))
-    full = weights(tmp_path / "full", 2)
+    full = saved_weights(tmp_path / "full", 2)
     model = load_checkpoint_model(tmp_path / "lora", dtype=torch.float32)
     assert torch.equal(model.text_linear.frozen_W.weight, full["text_linear.weight"])
 
