@@ -47,7 +47,7 @@ def memory_lines(
     ]
     lines += _table(estimates, args.gradient_checkpointing)
     lines += [
-        "  An estimate: counted on tensors without memory, never measured on a GPU. Not all items are",
+        "  An estimate: counted on tensors without memory, not measured on your GPU. Not all items are",
         "  there at once, the peak is what counts. Not in it: CUDA context and libraries (about 1 GB), NCCL",
         "  buffers, fragmentation, and the Mimi codec and copies of weights for samples (sample_freq).",
     ]

@@ -128,7 +128,9 @@ def _empty_moments(saved: dict, name: str, parameter: torch.nn.Parameter) -> dic
         if key.startswith(prefix):
             scalar = saved[key].size == torch.Size()
             moments[key.removeprefix(prefix)] = (
-                torch.zeros((), dtype=saved[key].properties.dtype) if scalar else torch.zeros_like(parameter)
+                torch.zeros((), dtype=saved[key].properties.dtype, device=parameter.device)
+                if scalar
+                else torch.zeros_like(parameter)
             )
     return moments
 

@@ -112,20 +112,27 @@ def _base_dtype(args: TrainArgs) -> torch.dtype:
 
 
 def prepare_model(model: LMModel, args: TrainArgs) -> LMModel:
-    """Add LoRA and TTT to a loaded base model, freeze the rest, make float32 masters."""
-    if args.lora.enable:
-        add_lora(model, args.lora, dtype=torch.float32)
-    apply_ttt_to_model(model, args.ttt)
-    set_trainable(model, args)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    for module in model.modules():
-        if isinstance(module, (TTTLayer, SSMGating)):
-            # Drawn again in float32, fixed gates included: a gate of 0.005 is 0.0050049 in bfloat16.
-            module.float()
-            with _on_host(module):
-                module.reset_parameters()
+    """Add LoRA and TTT to a loaded base model, freeze the rest, make float32 masters.
+
+    What is new is drawn from `args.seed` alone, wherever and after whatever else a process builds the model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(args.seed)
+        if args.lora.enable:
+            add_lora(model, args.lora, dtype=torch.float32)
+        apply_ttt_to_model(model, args.ttt)
+        set_trainable(model, args)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        # TTT layers were drawn on their device when they were made, which moves this generator or another.
+        torch.default_generator.manual_seed(args.seed + 1)
+        for module in model.modules():
+            if isinstance(module, (TTTLayer, SSMGating)):
+                # Drawn again in float32, fixed gates included: a gate of 0.005 is 0.0050049 in bfloat16.
+                module.float()
+                with _on_host(module):
+                    module.reset_parameters()
     return model.train()
 
 

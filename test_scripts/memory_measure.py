@@ -25,10 +25,9 @@ def train_step(model, args: TrainArgs, optimizer: torch.optim.Optimizer) -> None
     """One optimiser step on random codes, the trainer's arithmetic without its logs."""
     optimizer.zero_grad(set_to_none=True)
     for _ in range(args.num_microbatches):
-        shape = (args.batch_size, model.num_codebooks, args.chunk_frames)
-        codes = torch.randint(model.card, shape, device=model.device)
+        codes = torch.randint(model.card, (args.batch_size, model.num_codebooks, args.chunk_frames))
         weights = loss_weights(codes, model, args)
-        with autocast(args, model.device):
+        with autocast(args, torch.device("cpu")):
             output = model(codes)
         parts = loss_sums(output, codes, weights, model)
         del output

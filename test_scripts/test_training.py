@@ -119,6 +119,22 @@ def test_one_step_changes_everything_that_should_train(demo, tmp_path, mode):
     }
 
 
+def test_initial_values_depend_on_the_seed_alone(demo, tmp_path):
+    def new_values(seed, drawn_before):
+        args = run_args(demo, tmp_path / "unused", "lora_ttt", seed=seed)
+        torch.manual_seed(drawn_before)
+        model = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
+        assert torch.initial_seed() == drawn_before, "what is drawn later should not notice"
+        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    values = new_values(0, drawn_before=1)
+    for name, value in new_values(0, drawn_before=2).items():
+        assert torch.equal(value, values[name]), name
+    others = new_values(3, drawn_before=1)
+    changed = {name for name in values if not torch.equal(values[name], others[name])}
+    assert any("lora_A" in name for name in changed) and any(".ttt.weights" in name for name in changed)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_loader_rebuilds_the_trained_model(finished, mode):
     run_dir = finished(mode)

@@ -112,7 +112,7 @@ def _pattern_of(head_dim: int) -> PatternTask:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "pattern": Experiment(lambda demo: _arms(PatternTask()), 1600, "token"),
-    "speech": Experiment(lambda demo: _arms(SpeechTask(demo)), 1000, "frame (80 ms)"),
+    "speech": Experiment(lambda demo: _arms(SpeechTask(demo)), 2000, "frame (80 ms)"),
     "settings": Experiment(lambda demo: _variations(), 1000, "token"),
     "init": Experiment(lambda demo: _initialisations(), 1000, "token"),
 }
