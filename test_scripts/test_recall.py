@@ -234,10 +234,11 @@ def test_wrong_inputs_end_with_one_line(arguments, message, tmp_path, monkeypatc
     assert message in errors[-1] and "Traceback" not in "".join(errors)
 
 
-def test_a_passage_of_speech_comes_twice_and_is_learned_from_real_codes(demo):
-    task = SpeechTask(demo.out_dir, period=24, num_frames=48, window=4)
+@pytest.mark.parametrize("num_codebooks", [2, 4])
+def test_a_passage_of_speech_comes_twice_and_is_learned_from_real_codes(demo, num_codebooks):
+    task = SpeechTask(demo.out_dir, num_codebooks=num_codebooks, period=24, num_frames=48, window=4)
     codes = task.batch(4, generator())
-    assert codes.shape == (4, 5, 48) and (codes[:, 0] == -1).all()
+    assert codes.shape == (4, 1 + num_codebooks, 48) and (codes[:, 0] == -1).all()
     assert torch.equal(codes[:, :, 24:], codes[:, :, :24])
     assert codes[:, 1:].min() >= 0
     lm = build_arm("window_ttt", task, SETTINGS, seed=0)

@@ -2,6 +2,7 @@
 
     python -m experiments.recall pattern --out runs/recall
     python -m experiments.recall speech --out runs/recall
+    python -m experiments.recall speech-long --out runs/recall
     python -m experiments.recall init --out runs/recall
     python -m experiments.recall settings --out runs/recall
 

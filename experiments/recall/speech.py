@@ -26,15 +26,15 @@ from finetune.errors import UserError
 from finetune.loss import audio_targets
 
 NUM_TRAIN, NUM_EVAL = 160, 8  # dialogues; of the demo's own 16 a model knows every passage by heart
-_CODEBOOKS = 4
 
 
 @dataclass
 class SpeechTask:
-    """A passage of a speaker, then the same passage again, in Moshi's own stream of Mimi codes.
+    """A passage of a speaker, then the same passage again and again, in Moshi's own stream of Mimi codes.
 
     Attributes:
         demo: folder of recordings and codec that `python -m finetune.demo` made.
+        num_codebooks: of Mimi's, the first ones.
         period: length of the passage, frames of 80 ms.
         num_frames: length of a sequence.
         window: see `Task`.
@@ -42,9 +42,10 @@ class SpeechTask:
     """
 
     demo: Path = Path("runs/recall/dialogues")
-    period: int = 96
-    num_frames: int = 192
-    window: int = 16
+    num_codebooks: int = 2
+    period: int = 32
+    num_frames: int = 96
+    window: int = 8
     dim: int = 64
     num_heads: int = 4
     num_layers: int = 3
@@ -63,16 +64,16 @@ class SpeechTask:
 
     @property
     def scored(self) -> Tensor:
-        """All frames of the second time."""
+        """All frames after the first time."""
         return torch.arange(self.num_frames) >= self.period
 
     @property
     def model_settings(self) -> Mapping[str, Any]:
-        """Moshi with one voice of four codebooks, delayed as those of Moshi 7B, and no text."""
+        """Moshi with one voice, delayed as those of Moshi 7B, and no text."""
         return {
-            "n_q": _CODEBOOKS,
-            "dep_q": _CODEBOOKS,
-            "delays": [0, 0, *(1 for _ in range(_CODEBOOKS - 1))],
+            "n_q": self.num_codebooks,
+            "dep_q": self.num_codebooks,
+            "delays": [0, 0, *(1 for _ in range(self.num_codebooks - 1))],
             "card": NUM_BINS,
             "text_card": 4,
             **transformer_settings(self.dim, self.num_heads, self.num_layers),
@@ -82,7 +83,7 @@ class SpeechTask:
             "depformer_num_layers": 1,
             "depformer_layer_scale": None,
             "depformer_multi_linear": True,
-            "depformer_context": _CODEBOOKS,
+            "depformer_context": self.num_codebooks,
             "depformer_gating": "silu",
             "depformer_pos_emb": "none",
             "depformer_weights_per_step": True,
@@ -91,7 +92,10 @@ class SpeechTask:
     def batch(self, size: int, generator: torch.Generator, *, held_out: bool = False) -> Tensor:
         """See `Task`; passages of the demo's training dialogues, or of those it holds out."""
         if held_out not in self._voices:
-            self._voices[held_out] = _read_voices(self.demo, held_out=held_out, min_frames=self.period)
+            voices = _read_voices(self.demo, held_out=held_out)
+            self._voices[held_out] = [
+                voice[: self.num_codebooks] for voice in voices if voice.shape[1] >= self.period
+            ]
         voices = self._voices[held_out]
         chosen = torch.randint(len(voices), (size,), generator=generator).tolist()
         passages = []
@@ -113,7 +117,7 @@ class SpeechTask:
         return losses.sum(1) / valid.sum(1)
 
 
-def _read_voices(demo: Path, *, held_out: bool, min_frames: int) -> list[Tensor]:
+def _read_voices(demo: Path, *, held_out: bool) -> list[Tensor]:
     """Codes of each speaker of each dialogue, only frames in which the speaker speaks, `[K, N]`.
 
     Raises:
@@ -129,7 +133,7 @@ def _read_voices(demo: Path, *, held_out: bool, min_frames: int) -> list[Tensor]
     cache.fill(recordings, mimi, progress=False)
     voices = []
     for recording in recordings:
-        codes = cache.load(recording).view(2, mimi.num_codebooks, -1)[:, :_CODEBOOKS]
+        codes = cache.load(recording).view(2, mimi.num_codebooks, -1)
         words = load_alignments(recording.alignment_path)
         for channel, speaker in zip(codes, (MAIN, USER), strict=True):
             middles_sec = (torch.arange(codes.shape[2]) + 0.5) / FRAME_RATE
@@ -138,7 +142,7 @@ def _read_voices(demo: Path, *, held_out: bool, min_frames: int) -> list[Tensor]
                 if word.speaker == speaker:
                     speaks |= (word.start_sec <= middles_sec) & (middles_sec < word.end_sec)
             voices.append(channel[:, speaks])
-    return [voice for voice in voices if voice.shape[1] >= min_frames]
+    return voices
 
 
 def _assets(demo: Path) -> DemoAssets:

@@ -112,10 +112,16 @@ def _pattern_of(head_dim: int) -> PatternTask:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "pattern": Experiment(lambda demo: _arms(PatternTask()), 1600, "token"),
-    "speech": Experiment(lambda demo: _arms(SpeechTask(demo)), 2000, "frame (80 ms)"),
+    "speech": Experiment(lambda demo: _arms(SpeechTask(demo)), 1500, "frame (80 ms)"),
+    "speech-long": Experiment(lambda demo: _arms(_long_speech(demo)), 2000, "frame (80 ms)"),
     "settings": Experiment(lambda demo: _variations(), 1000, "token"),
     "init": Experiment(lambda demo: _initialisations(), 1000, "token"),
 }
+
+
+def _long_speech(demo: Path) -> SpeechTask:
+    """A passage of 7.7 s in four codebooks, heard twice."""
+    return SpeechTask(demo, num_codebooks=4, period=96, num_frames=192, window=16)
 
 
 def plans_of(experiment: str, *, demo: Path) -> list[Plan]:
