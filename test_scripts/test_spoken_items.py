@@ -298,12 +298,14 @@ def test_files_that_cannot_be_used_are_failures_by_name(tmp_path, speech):
     (tmp_path / "zero.wav").touch()
     empty = write(tmp_path / "empty.wav", num_samples=0)
     surround = write(tmp_path / "surround.flac", channels=3)
+    short = write(tmp_path / "short.wav", num_samples=1, rate=48000)
     others = [Item(name, tmp_path / f"{name}.wav") for name in ("corrupt", "zero", "missing")]
-    items = [cut, *others, good, empty, surround]
+    items = [cut, *others, good, empty, surround, short]
     codes, failures = encode_items(items, speech)
     assert [row is not None for row in codes] == [item is good for item in items]
-    assert set(failures) == {"cut", "corrupt", "zero", "missing", "empty", "surround"}
-    for name, text in (("cut", "truncated"), ("missing", "does not exist"), ("surround", "3 channels")):
+    assert set(failures) == {"cut", "corrupt", "zero", "missing", "empty", "surround", "short"}
+    texts = {"cut": "truncated", "missing": "does not exist", "surround": "3 channels", "short": "too short"}
+    for name, text in texts.items():
         assert text in failures[name]
     assert all(str(tmp_path) in reason and "\n" not in reason for reason in failures.values())
 
