@@ -286,6 +286,10 @@ def test_mistakes_are_one_line(command, tmp_path, data, untrained_run):
     assert "lexical/dev/gold.csv" in fails("swuggy", folder=tmp_path / "empty")
     assert "has no folder sstory/ or" in fails("sstory")  # it must not take all stories below
     assert "is not swuggy" in fails("swuggy", folder=data / "syntactic")
+    for task, folder, other in (("tstory", "sSC", "sstory"), ("sstory", "tStoryCloze", "tstory")):
+        stories = write_stories(tmp_path / folder, num_ids=1)
+        line = fails(task, folder=stories)
+        assert f"{folder}: is not {task}: folders of this name hold {other}" in line
     assert "test" in fails("swuggy", "--split", "test")
     assert "no checkpoint here" in fails("swuggy", checkpoint=tmp_path / "empty")
     assert "no checkpoint here" in fails("swuggy", "--compare", run, tmp_path / "empty")

@@ -1,5 +1,7 @@
 """Spoken benchmarks as files: what is paired, what is refused, and the tokens that audio becomes."""
 
+import itertools
+
 import numpy as np
 import pytest
 import soxr
@@ -218,18 +220,66 @@ def test_stories_without_counterpart_are_failures_by_name(tmp_path):
     assert set(benchmark.failures) == {"2_c", "5_d", "name"}
 
 
+ROUND = ["0_A_correct", "0_B_incorrect", "1_B_correct", "1_C_incorrect", "2_C_correct", "2_A_incorrect"]
+
+
+def test_stories_never_pair_otherwise_because_files_are_missing(tmp_path):
+    """Every number, and also every letter, has one correct and one incorrect file."""
+    touch(tmp_path, *ROUND)
+    whole = {(pair.correct.name, pair.incorrect.name) for pair in load_storycloze(tmp_path, "tstory").pairs}
+    assert whole == set(zip(ROUND[::2], ROUND[1::2], strict=True))
+    refused = 0
+    for missing in itertools.combinations(ROUND, 2):
+        folder = tmp_path / "-".join(missing)
+        touch(folder, *(name for name in ROUND if name not in missing))
+        try:
+            benchmark = load_storycloze(folder, "tstory")
+        except DataError as error:
+            assert "names pair in more than one way, " in str(error) and str(folder) in str(error)
+            refused += 1
+        else:
+            assert {(pair.correct.name, pair.incorrect.name) for pair in benchmark.pairs} <= whole
+    assert refused > 0
+    with pytest.raises(DataError, match="1_B_correct with 1_C_incorrect by the number in front and 1_B_cor"):
+        load_storycloze(tmp_path / "0_A_correct-2_A_incorrect", "tstory")
+
+
+def test_stories_of_the_release_with_missing_files_are_paired_by_story(tmp_path):
+    touch(tmp_path, "0_7_correct", "3_9_incorrect", "4_11_correct", "5_11_incorrect", "7_12_incorrect")
+    benchmark = load_storycloze(tmp_path, "tstory")
+    assert names_of(benchmark) == [("11", "", "4_11_correct", "5_11_incorrect")]
+    assert benchmark.failures.keys() == {"0_7_correct", "3_9_incorrect", "7_12_incorrect"}
+
+
+def test_of_stories_with_splits_one_is_read(tmp_path):
+    touch(tmp_path / "sSC" / "dev", "0_7_correct", "1_7_incorrect")
+    touch(tmp_path / "sSC" / "test", "0_8_correct", "1_8_incorrect")
+    for split, id_ in (("dev", "7"), ("test", "8")):
+        assert [pair.id for pair in load_storycloze(tmp_path / "sSC", "sstory", split=split).pairs] == [id_]
+    touch(tmp_path / "tSC" / "test", "0_8_correct", "1_8_incorrect")
+    with pytest.raises(DataError, match="tSC: has a folder test and none called dev; choose that split"):
+        load_storycloze(tmp_path / "tSC", "tstory")
+
+
+def test_numbers_far_apart_take_no_time(tmp_path):
+    touch(tmp_path, "0", "1", "3", "20240101120001")
+    benchmark = load_storycloze(tmp_path, "tstory")
+    assert [pair.correct.name for pair in benchmark.pairs] == ["0"]
+    assert benchmark.failures.keys() == {"3", "20240101120001"}
+
+
 @pytest.mark.parametrize("missing", ["0_a", "5_f"])
 def test_numbers_that_may_have_lost_their_first_file_are_refused(tmp_path, missing):
     names = ["0_a", "1_b", "2_c", "3_d", "4_e", "5_f"]
     touch(tmp_path, *(name for name in names if name != missing))
-    with pytest.raises(DataError, match="not known which ones are correct"):
+    with pytest.raises(DataError, match=rf"{tmp_path.name}: files .*not known which ones are correct"):
         load_storycloze(tmp_path, "sstory")
 
 
 def test_folders_without_stories_are_refused(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_storycloze(tmp_path / "nowhere", "tstory")
-    with pytest.raises(DataError, match="no audio file"):
+    with pytest.raises(DataError, match=r"^no audio file"):
         load_storycloze(tmp_path, "tstory")
     touch(tmp_path, "a", "b")
     with pytest.raises(DataError, match="holds no pair"):

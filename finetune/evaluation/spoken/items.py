@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+Split = Literal["dev", "test"]
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 from finetune.errors import DataError
-from finetune.evaluation.spoken.items import Benchmark, Item, Pair
+from finetune.evaluation.spoken.items import Benchmark, Item, Pair, Split
 
 logger = logging.getLogger(__name__)
 
 Task = Literal["swuggy", "sblimp"]
-Split = Literal["dev", "test"]
 
 GOLD_FILE = "gold.csv"
 FOLDERS: dict[Task, str] = {"swuggy": "lexical", "sblimp": "syntactic"}
