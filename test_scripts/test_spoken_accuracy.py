@@ -216,6 +216,19 @@ def test_a_subset_takes_whole_ids_and_is_the_same_whatever_the_order():
     assert take_ids(Benchmark("swuggy", pairs), 20, seed=3).pairs == pairs
 
 
+def test_failures_of_ids_that_were_not_drawn_do_not_count():
+    pairs = [pair(f"{number}") for number in range(20)]
+    names = {
+        f"{number}B": f"{number}" for number in range(20)
+    }  # another voice of each id, without counterpart
+    failures = dict.fromkeys([*names, "lost"], "has no counterpart")
+    benchmark = Benchmark("swuggy", pairs, failures, names | {"21A": "21"})
+    found = take_ids(benchmark, 5, seed=3)
+    ids = {each.id for each in found.pairs}
+    assert len(ids) == 5 and found.failures.keys() == {f"{id_}B" for id_ in ids}
+    assert found.ids == ids and take_ids(benchmark, None, seed=3).failures == failures
+
+
 def test_the_semantic_weight_travels_with_the_checkpoint(untrained_run, tmp_path):
     checkpoint = open_checkpoint(untrained_run("lora"))
     assert semantic_weight(checkpoint) == (1.0, TRAINING_FILE)

@@ -101,6 +101,17 @@ def test_frequency_bands_are_the_official_ones(tmp_path, frequency, band):
     assert load_zerospeech(tmp_path, "swuggy").pairs[0].subtype == band
 
 
+def test_a_file_is_not_taken_for_another_of_nearly_its_name(tmp_path):
+    write_gold(
+        tmp_path / "lexical" / "dev",
+        LEXICAL,
+        ["a,1,A,1,w,W,1,1", "b,1,A,1,w,W,1,0", "B,1,B,1,w,W,1,0", "c,1,B,1,w,W,1,1"],
+        present=["a", "b", "c"],
+    )
+    paths = {item.name: item.path for item in load_zerospeech(tmp_path, "swuggy").items()}
+    assert paths["b"].exists() and not paths["B"].exists()
+
+
 def test_columns_are_read_by_name_whatever_else_the_file_is_like(tmp_path):
     header = "Correct, extra ,ID,frequency,filename,voice"
     rows = ['True,"a, b",1,7,x.wav,A', "FALSE,,1,7,y,A", "1,,2,7,z,", "0.0,,2,7,w,"]
@@ -128,15 +139,47 @@ def test_rows_of_one_id_and_voice_are_paired_in_order_or_with_the_only_one(tmp_p
     assert pairs == [("c1", "n1"), ("c2", "n2"), ("d1", "m1"), ("d1", "m2")]
 
 
-def test_rows_without_file_or_counterpart_are_failures_by_name(tmp_path):
+def test_rows_without_counterpart_are_failures_and_those_without_file_are_when_they_are_read(
+    tmp_path, speech
+):
     rows = [*WORDS[:2], "gone,3,A,1,w,W,1,1", "there,3,A,1,v,V,1,0", "single,4,A,1,w,W,1,1"]
     folder = tmp_path / "lexical" / "dev"
     write_gold(folder, LEXICAL, rows, present=["aa", "ab", "there", "single"])
     benchmark = load_zerospeech(tmp_path, "swuggy")
-    assert names_of(benchmark) == [("1", "A", "aa", "ab")]
+    assert names_of(benchmark) == [("1", "A", "aa", "ab"), ("3", "A", "gone", "there")]
     assert benchmark.failures == {
-        "gone": f"{folder / 'gone.wav'} does not exist",
-        "single": "has no counterpart: id 4, voice 'A' has 1 correct and 0 incorrect rows",
+        "single": "has no counterpart: id 4, voice 'A' has 1 correct and 0 incorrect rows"
+    }
+    assert benchmark.ids == {"1", "3", "4"}
+    _, failures = encode_items([benchmark.pairs[1].correct], speech)
+    assert failures == {"gone": f"{folder / 'gone.wav'} does not exist."}
+
+
+def test_files_are_found_whatever_their_case_and_unicode_form_and_in_folders(tmp_path):
+    composed, decomposed = "\u00e9t\u00e9", "e\u0301te\u0301"
+    rows = [
+        f"{composed},1,A,1,w,W,1,1",
+        f"n{decomposed},1,A,1,w,W,1,0",
+        *(
+            f"{name},2,{index},1,w,W,1,{index % 2}"
+            for index, name in enumerate(("sub/Upper", "lower", "a", "A"))
+        ),
+    ]
+    rows = [row.replace(",2,1,", ",2,0,").replace(",2,3,", ",2,2,") for row in rows]
+    folder = tmp_path / "lexical" / "dev"
+    present = [decomposed, f"n{composed}", "sub/upper", "a", "A", ".codes/lower"]
+    write_gold(folder, LEXICAL, rows, present=present, encoding="utf-8")
+    (folder / "lower.WAV").touch()
+    (folder / "again").symlink_to(folder)
+    benchmark = load_zerospeech(tmp_path, "swuggy")
+    paths = {item.name: item.path.relative_to(folder).as_posix() for item in benchmark.items()}
+    assert paths == {
+        composed: f"{decomposed}.wav",
+        f"n{decomposed}": f"n{composed}.wav",
+        "sub/Upper": "sub/upper.wav",
+        "lower": "lower.WAV",
+        "a": "a.wav",
+        "A": "A.wav",
     }
 
 
@@ -154,6 +197,7 @@ def test_rows_without_file_or_counterpart_are_failures_by_name(tmp_path):
         (f"{LEXICAL},voice\n".encode(), "several columns called voice"),
         (f"{LEXICAL}\n\xff\n".encode("latin-1"), "no csv file in UTF-8"),
         (f"{SYNTACTIC}\n".encode(), "is the gold of sblimp, not of swuggy"),
+        (f"{LEXICAL}\ny,1,A,1,w,W,1,1\nx,1,A,1,w,W,1,0\n".encode(), "1 rows failed: y: "),
         (
             f"{LEXICAL}\nx,1,A,1,w,W,1,1\n".encode(),
             "no pair can be used, 1 rows failed: x: has no counterpart",
@@ -166,6 +210,21 @@ def test_gold_that_cannot_be_used_is_one_clear_line(tmp_path, content, message):
     with pytest.raises(DataError, match=r"gold\.csv") as raised:
         load_zerospeech(tmp_path, "swuggy")
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("id,filename,voice,correct", "0,s1,x,1", r"has no column type, subtype; its columns are id, "),
+        ("id,filename,voice,type,correct", "0,s1,x,agreement,1", r"has no column subtype; its columns"),
+        (SYNTACTIC, "0,s1,x,agreement,,he runs,1", r"line 2: has no subtype\."),
+        (LEXICAL, WORDS[0], "is the gold of swuggy, not of sblimp"),
+    ],
+)
+def test_sblimp_without_subtypes_is_refused(tmp_path, header, row, message):
+    write_gold(tmp_path / "syntactic" / "dev", header, [row])
+    with pytest.raises(DataError, match=rf"gold\.csv: {message}"):
+        load_zerospeech(tmp_path, "sblimp")
 
 
 def test_folders_that_are_not_the_data_set_are_refused(tmp_path):

@@ -70,14 +70,21 @@ class Measured:
 def take_ids(benchmark: Benchmark, limit: int | None, *, seed: int) -> Benchmark:
     """The pairs of the first `limit` ids after a seeded shuffle, in the order of the benchmark.
 
-    The ids are sorted before, so that they do not depend on the order of a file; None takes all.
+    The ids are sorted before, so that they do not depend on the order of a file; None takes all. Failures of
+    other ids, and those whose id is not known, are no part of a subset.
     """
     ids = sorted({pair.id for pair in benchmark.pairs})
     if limit is None or limit >= len(ids):
         return benchmark
     order = np.random.default_rng(seed).permutation(len(ids))
     kept = {ids[index] for index in order[:limit]}
-    return replace(benchmark, pairs=[pair for pair in benchmark.pairs if pair.id in kept])
+    failed_ids = {name: id_ for name, id_ in benchmark.failed_ids.items() if id_ in kept}
+    return replace(
+        benchmark,
+        pairs=[pair for pair in benchmark.pairs if pair.id in kept],
+        failures={name: benchmark.failures[name] for name in failed_ids},
+        failed_ids=failed_ids,
+    )
 
 
 def codes_digest(codes: LongTensor) -> str:
