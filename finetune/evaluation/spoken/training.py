@@ -14,7 +14,6 @@ from torch import LongTensor
 from finetune.args import TrainArgs
 from finetune.distributed import alike, barrier, gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import DataError
-from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.spoken.accuracy import HEADLINE, SEMANTIC, mean_outcome, outcomes, scored_pairs
 from finetune.evaluation.spoken.items import Benchmark
 from finetune.evaluation.spoken.likelihood import ItemScore, score_items
@@ -121,7 +120,6 @@ class SpokenEvaluator:
         """
         model.eval()
         values: dict[str, float] = {}
-        no_intervals = RatioBootstrap(num_resamples=1)
         try:
             for encoded in self._encoded:
                 likelihoods = encoded.of_all(self._score(model, encoded.distinct()))
@@ -130,7 +128,7 @@ class SpokenEvaluator:
                 )
                 _warn_of_failures(encoded, measured)
                 for name, kind in ((encoded.name, HEADLINE), (f"{encoded.name}_semantic", SEMANTIC)):
-                    found = mean_outcome(outcomes(measured.pairs, measured.scores, kind), no_intervals)
+                    found = mean_outcome(outcomes(measured.pairs, measured.scores, kind))
                     values[name] = math.nan if found.value is None else found.value
         finally:
             put_back_into_shards(model)
