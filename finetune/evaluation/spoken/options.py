@@ -102,7 +102,8 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
         type=positive_integer,
         default=BATCH_SIZE,
         metavar="N",
-        help="items per forward pass; changes time and memory, the scores by rounding only (%(default)s)",
+        help="items per forward pass; changes time and memory, scores by rounding: less than 1e-4 nats per "
+        "code in float32, up to 1e-3 in bfloat16, the default on a GPU (%(default)s)",
     )
     group.add_argument(
         "--batch-frames",
