@@ -6,8 +6,24 @@ from pathlib import Path
 import numpy as np
 import sphn
 
+from evaluation_helpers import run_evaluate
+
 RATE = 24000
 VOICES = ("A", "B")
+
+
+def spoken_command(capsys, untrained_run, data: Path, tmp_path: Path):
+    """Run a measurement in this process; returns its status, output and error lines."""
+
+    def run(name, *options, mode="lora_ttt", folder=None, out="out", checkpoint=None):
+        arguments = [name, "--data", folder or data]
+        if "--compare" not in options:
+            arguments += ["--checkpoint", checkpoint or untrained_run(mode)]
+        if out is not None:
+            arguments += ["--out", tmp_path / out]
+        return run_evaluate(capsys, *arguments, *options)
+
+    return run
 
 
 def write_swuggy(root: Path, *, num_ids: int, seed: int = 0, swapped: bool = False) -> Path:

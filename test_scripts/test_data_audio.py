@@ -92,6 +92,12 @@ def test_empty_wav_is_refused(tmp_path):
         read_audio(tmp_path / "a.wav", sample_rate=24000)
 
 
+def test_wav_of_which_resampling_leaves_nothing_is_refused(tmp_path):
+    write_wav(tmp_path / "a.wav", 1, rate=48000)
+    with pytest.raises(DataError, match=r"a\.wav: too short, 1 samples at 48000 Hz are none at 24000 Hz"):
+        read_audio(tmp_path / "a.wav", sample_rate=24000)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_samples_that_are_not_finite_are_refused(tmp_path, value):
     samples = np.zeros((2, 100))

@@ -70,6 +70,12 @@ def test_truncated_file_is_refused(tmp_path, suffix, missing_bytes):
     assert "\n" not in str(caught.value)
 
 
+def test_file_of_which_resampling_leaves_nothing_is_refused(tmp_path):
+    path = write(tmp_path / "a.wav", noise(1), 48000)
+    with pytest.raises(DataError, match=r"a\.wav: too short, 1 samples at 48000 Hz are none at 24000 Hz"):
+        read(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"no audio at all" * 100, b"OggS" + bytes(30) + b"OpusHead", None])
 def test_file_that_is_no_audio_is_refused(tmp_path, content):
     if content is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from finetune.checkpoint_files import ARGS_FILE, TRAINING_FILE
 from finetune.errors import CheckpointError, ConfigError
+from finetune.evaluation import bootstrap
 from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.spoken.accuracy import (
     HEADLINE,
@@ -127,6 +129,37 @@ def test_random_scores_are_at_chance_and_the_interval_has_its_size():
     assert 34 <= covered <= 40
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 2**28])
+def test_intervals_are_those_of_all_draws_at_once(monkeypatch, kept_bytes):
+    monkeypatch.setattr(bootstrap, "_BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(bootstrap, "_KEPT_BYTES", kept_bytes)
+    generator = np.random.default_rng(3)
+    numerators, denominators = generator.uniform(size=41), generator.uniform(1, 2, size=41)
+    draws = np.random.default_rng(7).multinomial(41, np.full(41, 1 / 41), size=103)
+    expected = np.percentile((draws @ numerators) / (draws @ denominators), (2.5, 97.5))
+    blocks = RatioBootstrap(103, seed=7)
+    for _ in range(2):  # drawn, then drawn again or kept
+        assert blocks.interval(numerators, denominators) == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def test_memory_of_the_draws_is_bounded_whatever_their_number(monkeypatch):
+    monkeypatch.setattr(bootstrap, "_BLOCK_ELEMENTS", 10_000)
+    monkeypatch.setattr(bootstrap, "_KEPT_BYTES", 50_000)
+    draws = RatioBootstrap(1000)
+    tracemalloc.start()
+    try:
+        for num_units in (2000, 20, 25, 2000):  # all at once 2,000 would take 16 MB
+            assert draws.interval(np.arange(num_units), np.ones(num_units)) is not None
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_resamples_than_fit_into_memory_are_one_line():
+    with pytest.raises(ConfigError, match=r"--resamples: 10+ of 3 do not fit into memory; take fewer\."):
+        RatioBootstrap(10**17).interval(np.ones(3), np.ones(3))
+
+
 def test_swapped_labels_give_the_complement():
     pairs, scores = random_pairs(31, seed=5)
     scores["7A+"] = scores["7A-"]  # a tie stays one
@@ -181,6 +214,19 @@ def test_a_subset_takes_whole_ids_and_is_the_same_whatever_the_order():
     assert {each.id for each in again} == set(ids)
     assert {each.id for each in take_ids(Benchmark("swuggy", pairs), 5, seed=4).pairs} != set(ids)
     assert take_ids(Benchmark("swuggy", pairs), 20, seed=3).pairs == pairs
+
+
+def test_failures_of_ids_that_were_not_drawn_do_not_count():
+    pairs = [pair(f"{number}") for number in range(20)]
+    names = {
+        f"{number}B": f"{number}" for number in range(20)
+    }  # another voice of each id, without counterpart
+    failures = dict.fromkeys([*names, "lost"], "has no counterpart")
+    benchmark = Benchmark("swuggy", pairs, failures, names | {"21A": "21"})
+    found = take_ids(benchmark, 5, seed=3)
+    ids = {each.id for each in found.pairs}
+    assert len(ids) == 5 and found.failures.keys() == {f"{id_}B" for id_ in ids}
+    assert found.ids == ids and take_ids(benchmark, None, seed=3).failures == failures
 
 
 def test_the_semantic_weight_travels_with_the_checkpoint(untrained_run, tmp_path):

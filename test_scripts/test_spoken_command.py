@@ -10,19 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluation_helpers import failure, run_evaluate
+from evaluation_helpers import failure
 from finetune.args import TrainArgs
 from finetune.checkpointing import Checkpointer
 from finetune.config_io import build_args
 from finetune.evaluation.spoken import measure
 from finetune.evaluation.spoken.encoding import encode_items
-from finetune.evaluation.spoken.items import Benchmark
 from finetune.evaluation.spoken.zerospeech import load_zerospeech
 from finetune.inference.speech_model import load_speech_model
 from finetune.loss import loss_sums, loss_weights
 from finetune.repository import base_fingerprint, lm_config
 from run_helpers import MODES, checkpoint_content
-from spoken_helpers import write_sblimp, write_stories, write_swuggy
+from spoken_helpers import spoken_command, write_sblimp, write_stories, write_swuggy
 
 NUM_IDS = {"swuggy": 10, "sblimp": 8, "tstory": 4}
 
@@ -39,17 +38,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def command(capsys, untrained_run, data, tmp_path):
-    """Run a measurement in this process; return its status, output and error lines."""
-
-    def run(name, *options, mode="lora_ttt", folder=None, out="out", checkpoint=None):
-        arguments = [name, "--data", folder or data]
-        if "--compare" not in options:
-            arguments += ["--checkpoint", checkpoint or untrained_run(mode)]
-        if out is not None:
-            arguments += ["--out", tmp_path / out]
-        return run_evaluate(capsys, *arguments, *options)
-
-    return run
+    return spoken_command(capsys, untrained_run, data, tmp_path)
 
 
 @pytest.fixture
@@ -102,7 +91,8 @@ def test_a_model_that_knows_the_correct_items_prefers_them_and_a_random_one_does
     swapped = tmp_path / "swapped"
     write_swuggy(swapped, num_ids=NUM_IDS["swuggy"], swapped=True)  # the same recordings
     complement = results("swuggy", checkpoint=fitted_run, folder=swapped, out="swapped")
-    assert fingerprint(complement) == fingerprint(fitted)
+    assert fingerprint(complement) != fingerprint(fitted)  # other items are the correct ones
+    assert fingerprint(results("swuggy", out="again")) == fingerprint(fitted)
     assert complement["scores"]["swuggy"] == pytest.approx(1 - fitted["scores"]["swuggy"])
     random = results("swuggy", out="random")["tasks"]["swuggy"]["accuracy"]["combined"]
     assert random["interval"][0] <= 0.5 <= random["interval"][1]
@@ -125,21 +115,29 @@ def test_all_measures_what_is_there_and_says_what_is_not(results, tmp_path):
     assert set(found["tasks"]["sblimp"]["by_subtype"]) == {"agreement/noun", "agreement/verb"}
     assert found["model"]["step"] == 7 and found["model"]["semantic_weight"] == 1
     assert found["definitions"]["combined"].startswith("the headline")
-    _check_accuracy_by_hand(found, load_zerospeech(Path(found["tasks"]["swuggy"]["data"]["path"]), "swuggy"))
+    for name in NUM_IDS:
+        _check_accuracy_by_hand(found, name)
+    gold = load_zerospeech(Path(found["tasks"]["swuggy"]["data"]["path"]), "swuggy").pairs
+    assert found["pairs"]["swuggy"] == [
+        {"id": pair.id, "voice": pair.voice, "subtype": pair.subtype}
+        | {"correct": pair.correct.name, "incorrect": pair.incorrect.name, "outcome": entry["outcome"]}
+        for pair, entry in zip(gold, found["pairs"]["swuggy"], strict=True)
+    ]
 
 
-def _check_accuracy_by_hand(found: dict, benchmark: Benchmark) -> None:
-    """From the log-likelihoods in the file, without our functions."""
+def _check_accuracy_by_hand(found: dict, task: str) -> None:
+    """From the pairs and log-likelihoods in the file alone, without our functions."""
     scores = {}
-    for name, entry in found["items"]["swuggy"].items():
+    for name, entry in found["items"][task].items():
         assert entry["num_tokens"] == [entry["num_frames"]] * 8
         scores[name] = sum(entry["log_likelihood"]) / sum(entry["num_tokens"])
         assert entry["scores"]["combined"] == pytest.approx(scores[name])
     by_id: dict[str, list[bool]] = {}
-    for pair in benchmark.pairs:
-        by_id.setdefault(pair.id, []).append(scores[pair.correct.name] > scores[pair.incorrect.name])
+    for pair in found["pairs"][task]:
+        assert pair["outcome"] == (scores[pair["correct"]] > scores[pair["incorrect"]])
+        by_id.setdefault(pair["id"], []).append(pair["outcome"])
     means = [sum(values) / len(values) for values in by_id.values()]
-    assert found["scores"]["swuggy"] == pytest.approx(sum(means) / len(means))
+    assert found["scores"][task] == pytest.approx(sum(means) / len(means))
 
 
 def test_files_for_the_challenge_name_every_item_once(results, data, tmp_path):
@@ -286,6 +284,10 @@ def test_mistakes_are_one_line(command, tmp_path, data, untrained_run):
     assert "lexical/dev/gold.csv" in fails("swuggy", folder=tmp_path / "empty")
     assert "has no folder sstory/ or" in fails("sstory")  # it must not take all stories below
     assert "is not swuggy" in fails("swuggy", folder=data / "syntactic")
+    for task, folder, other in (("tstory", "sSC", "sstory"), ("sstory", "tStoryCloze", "tstory")):
+        stories = write_stories(tmp_path / folder, num_ids=1)
+        line = fails(task, folder=stories)
+        assert f"{folder}: is not {task}: folders of this name hold {other}" in line
     assert "test" in fails("swuggy", "--split", "test")
     assert "no checkpoint here" in fails("swuggy", checkpoint=tmp_path / "empty")
     assert "no checkpoint here" in fails("swuggy", "--compare", run, tmp_path / "empty")
@@ -300,4 +302,4 @@ def test_mistakes_are_one_line(command, tmp_path, data, untrained_run):
     assert "invalid choice: 'loud'" in fails("swuggy", "--user", "loud")
     assert "has no TTT layers" in fails("swuggy", "--ttt", "frozen", mode="lora")
     assert "is a file" in fails("swuggy", out="file")
-    assert "holds a results.json already" in fails("swuggy", out="done")
+    assert "holds results.json already" in fails("swuggy", out="done")

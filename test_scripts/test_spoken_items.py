@@ -1,5 +1,7 @@
 """Spoken benchmarks as files: what is paired, what is refused, and the tokens that audio becomes."""
 
+import itertools
+
 import numpy as np
 import pytest
 import soxr
@@ -99,6 +101,17 @@ def test_frequency_bands_are_the_official_ones(tmp_path, frequency, band):
     assert load_zerospeech(tmp_path, "swuggy").pairs[0].subtype == band
 
 
+def test_a_file_is_not_taken_for_another_of_nearly_its_name(tmp_path):
+    write_gold(
+        tmp_path / "lexical" / "dev",
+        LEXICAL,
+        ["a,1,A,1,w,W,1,1", "b,1,A,1,w,W,1,0", "B,1,B,1,w,W,1,0", "c,1,B,1,w,W,1,1"],
+        present=["a", "b", "c"],
+    )
+    paths = {item.name: item.path for item in load_zerospeech(tmp_path, "swuggy").items()}
+    assert paths["b"].exists() and not paths["B"].exists()
+
+
 def test_columns_are_read_by_name_whatever_else_the_file_is_like(tmp_path):
     header = "Correct, extra ,ID,frequency,filename,voice"
     rows = ['True,"a, b",1,7,x.wav,A', "FALSE,,1,7,y,A", "1,,2,7,z,", "0.0,,2,7,w,"]
@@ -126,15 +139,47 @@ def test_rows_of_one_id_and_voice_are_paired_in_order_or_with_the_only_one(tmp_p
     assert pairs == [("c1", "n1"), ("c2", "n2"), ("d1", "m1"), ("d1", "m2")]
 
 
-def test_rows_without_file_or_counterpart_are_failures_by_name(tmp_path):
+def test_rows_without_counterpart_are_failures_and_those_without_file_are_when_they_are_read(
+    tmp_path, speech
+):
     rows = [*WORDS[:2], "gone,3,A,1,w,W,1,1", "there,3,A,1,v,V,1,0", "single,4,A,1,w,W,1,1"]
     folder = tmp_path / "lexical" / "dev"
     write_gold(folder, LEXICAL, rows, present=["aa", "ab", "there", "single"])
     benchmark = load_zerospeech(tmp_path, "swuggy")
-    assert names_of(benchmark) == [("1", "A", "aa", "ab")]
+    assert names_of(benchmark) == [("1", "A", "aa", "ab"), ("3", "A", "gone", "there")]
     assert benchmark.failures == {
-        "gone": f"{folder / 'gone.wav'} does not exist",
-        "single": "has no counterpart: id 4, voice 'A' has 1 correct and 0 incorrect rows",
+        "single": "has no counterpart: id 4, voice 'A' has 1 correct and 0 incorrect rows"
+    }
+    assert benchmark.ids == {"1", "3", "4"}
+    _, failures = encode_items([benchmark.pairs[1].correct], speech)
+    assert failures == {"gone": f"{folder / 'gone.wav'} does not exist."}
+
+
+def test_files_are_found_whatever_their_case_and_unicode_form_and_in_folders(tmp_path):
+    composed, decomposed = "\u00e9t\u00e9", "e\u0301te\u0301"
+    rows = [
+        f"{composed},1,A,1,w,W,1,1",
+        f"n{decomposed},1,A,1,w,W,1,0",
+        *(
+            f"{name},2,{index},1,w,W,1,{index % 2}"
+            for index, name in enumerate(("sub/Upper", "lower", "a", "A"))
+        ),
+    ]
+    rows = [row.replace(",2,1,", ",2,0,").replace(",2,3,", ",2,2,") for row in rows]
+    folder = tmp_path / "lexical" / "dev"
+    present = [decomposed, f"n{composed}", "sub/upper", "a", "A", ".codes/lower"]
+    write_gold(folder, LEXICAL, rows, present=present, encoding="utf-8")
+    (folder / "lower.WAV").touch()
+    (folder / "again").symlink_to(folder)
+    benchmark = load_zerospeech(tmp_path, "swuggy")
+    paths = {item.name: item.path.relative_to(folder).as_posix() for item in benchmark.items()}
+    assert paths == {
+        composed: f"{decomposed}.wav",
+        f"n{decomposed}": f"n{composed}.wav",
+        "sub/Upper": "sub/upper.wav",
+        "lower": "lower.WAV",
+        "a": "a.wav",
+        "A": "A.wav",
     }
 
 
@@ -152,6 +197,7 @@ def test_rows_without_file_or_counterpart_are_failures_by_name(tmp_path):
         (f"{LEXICAL},voice\n".encode(), "several columns called voice"),
         (f"{LEXICAL}\n\xff\n".encode("latin-1"), "no csv file in UTF-8"),
         (f"{SYNTACTIC}\n".encode(), "is the gold of sblimp, not of swuggy"),
+        (f"{LEXICAL}\ny,1,A,1,w,W,1,1\nx,1,A,1,w,W,1,0\n".encode(), "1 rows failed: y: "),
         (
             f"{LEXICAL}\nx,1,A,1,w,W,1,1\n".encode(),
             "no pair can be used, 1 rows failed: x: has no counterpart",
@@ -164,6 +210,21 @@ def test_gold_that_cannot_be_used_is_one_clear_line(tmp_path, content, message):
     with pytest.raises(DataError, match=r"gold\.csv") as raised:
         load_zerospeech(tmp_path, "swuggy")
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("id,filename,voice,correct", "0,s1,x,1", r"has no column type, subtype; its columns are id, "),
+        ("id,filename,voice,type,correct", "0,s1,x,agreement,1", r"has no column subtype; its columns"),
+        (SYNTACTIC, "0,s1,x,agreement,,he runs,1", r"line 2: has no subtype\."),
+        (LEXICAL, WORDS[0], "is the gold of swuggy, not of sblimp"),
+    ],
+)
+def test_sblimp_without_subtypes_is_refused(tmp_path, header, row, message):
+    write_gold(tmp_path / "syntactic" / "dev", header, [row])
+    with pytest.raises(DataError, match=rf"gold\.csv: {message}"):
+        load_zerospeech(tmp_path, "sblimp")
 
 
 def test_folders_that_are_not_the_data_set_are_refused(tmp_path):
@@ -218,18 +279,66 @@ def test_stories_without_counterpart_are_failures_by_name(tmp_path):
     assert set(benchmark.failures) == {"2_c", "5_d", "name"}
 
 
+ROUND = ["0_A_correct", "0_B_incorrect", "1_B_correct", "1_C_incorrect", "2_C_correct", "2_A_incorrect"]
+
+
+def test_stories_never_pair_otherwise_because_files_are_missing(tmp_path):
+    """Every number, and also every letter, has one correct and one incorrect file."""
+    touch(tmp_path, *ROUND)
+    whole = {(pair.correct.name, pair.incorrect.name) for pair in load_storycloze(tmp_path, "tstory").pairs}
+    assert whole == set(zip(ROUND[::2], ROUND[1::2], strict=True))
+    refused = 0
+    for missing in itertools.combinations(ROUND, 2):
+        folder = tmp_path / "-".join(missing)
+        touch(folder, *(name for name in ROUND if name not in missing))
+        try:
+            benchmark = load_storycloze(folder, "tstory")
+        except DataError as error:
+            assert "names pair in more than one way, " in str(error) and str(folder) in str(error)
+            refused += 1
+        else:
+            assert {(pair.correct.name, pair.incorrect.name) for pair in benchmark.pairs} <= whole
+    assert refused > 0
+    with pytest.raises(DataError, match="1_B_correct with 1_C_incorrect by the number in front and 1_B_cor"):
+        load_storycloze(tmp_path / "0_A_correct-2_A_incorrect", "tstory")
+
+
+def test_stories_of_the_release_with_missing_files_are_paired_by_story(tmp_path):
+    touch(tmp_path, "0_7_correct", "3_9_incorrect", "4_11_correct", "5_11_incorrect", "7_12_incorrect")
+    benchmark = load_storycloze(tmp_path, "tstory")
+    assert names_of(benchmark) == [("11", "", "4_11_correct", "5_11_incorrect")]
+    assert benchmark.failures.keys() == {"0_7_correct", "3_9_incorrect", "7_12_incorrect"}
+
+
+def test_of_stories_with_splits_one_is_read(tmp_path):
+    touch(tmp_path / "sSC" / "dev", "0_7_correct", "1_7_incorrect")
+    touch(tmp_path / "sSC" / "test", "0_8_correct", "1_8_incorrect")
+    for split, id_ in (("dev", "7"), ("test", "8")):
+        assert [pair.id for pair in load_storycloze(tmp_path / "sSC", "sstory", split=split).pairs] == [id_]
+    touch(tmp_path / "tSC" / "test", "0_8_correct", "1_8_incorrect")
+    with pytest.raises(DataError, match="tSC: has a folder test and none called dev; choose that split"):
+        load_storycloze(tmp_path / "tSC", "tstory")
+
+
+def test_numbers_far_apart_take_no_time(tmp_path):
+    touch(tmp_path, "0", "1", "3", "20240101120001")
+    benchmark = load_storycloze(tmp_path, "tstory")
+    assert [pair.correct.name for pair in benchmark.pairs] == ["0"]
+    assert benchmark.failures.keys() == {"3", "20240101120001"}
+
+
 @pytest.mark.parametrize("missing", ["0_a", "5_f"])
 def test_numbers_that_may_have_lost_their_first_file_are_refused(tmp_path, missing):
     names = ["0_a", "1_b", "2_c", "3_d", "4_e", "5_f"]
     touch(tmp_path, *(name for name in names if name != missing))
-    with pytest.raises(DataError, match="not known which ones are correct"):
+    with pytest.raises(DataError, match=rf"{tmp_path.name}: files .*not known which ones are correct"):
         load_storycloze(tmp_path, "sstory")
 
 
 def test_folders_without_stories_are_refused(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_storycloze(tmp_path / "nowhere", "tstory")
-    with pytest.raises(DataError, match="no audio file"):
+    with pytest.raises(DataError, match=r"^no audio file"):
         load_storycloze(tmp_path, "tstory")
     touch(tmp_path, "a", "b")
     with pytest.raises(DataError, match="holds no pair"):
@@ -298,12 +407,14 @@ def test_files_that_cannot_be_used_are_failures_by_name(tmp_path, speech):
     (tmp_path / "zero.wav").touch()
     empty = write(tmp_path / "empty.wav", num_samples=0)
     surround = write(tmp_path / "surround.flac", channels=3)
+    short = write(tmp_path / "short.wav", num_samples=1, rate=48000)
     others = [Item(name, tmp_path / f"{name}.wav") for name in ("corrupt", "zero", "missing")]
-    items = [cut, *others, good, empty, surround]
+    items = [cut, *others, good, empty, surround, short]
     codes, failures = encode_items(items, speech)
     assert [row is not None for row in codes] == [item is good for item in items]
-    assert set(failures) == {"cut", "corrupt", "zero", "missing", "empty", "surround"}
-    for name, text in (("cut", "truncated"), ("missing", "does not exist"), ("surround", "3 channels")):
+    assert set(failures) == {"cut", "corrupt", "zero", "missing", "empty", "surround", "short"}
+    texts = {"cut": "truncated", "missing": "does not exist", "surround": "3 channels", "short": "too short"}
+    for name, text in texts.items():
         assert text in failures[name]
     assert all(str(tmp_path) in reason and "\n" not in reason for reason in failures.values())
 

@@ -11,8 +11,11 @@ from moshi.models.lm import LMModel
 from conftest import make_codes, make_tiny_lm
 from evaluation_helpers import FakeStream, open_ttt
 from finetune.evaluation.long_context.stream_losses import stream_losses
+from finetune.evaluation.spoken import measure
+from finetune.evaluation.spoken.accuracy import item_scores
 from finetune.evaluation.spoken.items import Item
 from finetune.evaluation.spoken.likelihood import score_by_name, score_items
+from finetune.evaluation.spoken.measure import Encoded
 from moshi_ttt.hybrid_model import set_ttt_mode, ttt_layers
 
 LENGTHS = [7, 1, 12, 3, 9]
@@ -124,6 +127,25 @@ def test_batch_size_order_and_padding_change_nothing(dtype, tolerance, own_text)
     assert (backwards - alone).abs().max() < tolerance
     short = values(score_items(lm, [items[1], items[2]], **BATCHED))  # 11 frames of padding
     assert (short[0] - alone[1]).abs().max() < tolerance
+
+
+def test_the_same_codes_score_exactly_the_same_and_once(monkeypatch):
+    lm = ttt_lm()
+    once = random_items(lm, [7, 1, 12, 3, 9, 7, 5])
+    codes = {f"{name}{index}": row.clone() for name in "ab" for index, row in enumerate(once)}
+    scored, original = [], measure.score_items
+    monkeypatch.setattr(
+        measure, "score_items", lambda lm, rows, **limits: scored.extend(rows) or original(lm, rows, **limits)
+    )
+    for limits in (BATCHED, {"batch_size": 4, "max_frames_per_batch": 40}):
+        scored.clear()
+        found = measure.measure(lm, Encoded("swuggy", [], codes, {}), semantic_weight=10, **limits)
+        assert len(scored) == len(once) and list(found.scores) == list(codes)
+        for index, row in enumerate(once):
+            assert found.scores[f"a{index}"] == found.scores[f"b{index}"]
+            alone = item_scores(score_items(lm, [row], **ONE_BY_ONE)[0], semantic_weight=10)
+            assert found.scores[f"a{index}"] == pytest.approx(alone, abs=1e-3)
+        assert len({scores["combined"] for scores in found.scores.values()}) == len(once)
 
 
 def test_batches_keep_both_limits_and_longer_items_are_alone(monkeypatch):

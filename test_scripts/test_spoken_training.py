@@ -2,10 +2,12 @@
 
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from finetune.errors import DataError
 from finetune.evaluation.command import evaluate
 from finetune.evaluation.spoken import training
 from finetune.files import read_json_object
@@ -122,36 +124,63 @@ def test_what_is_wrong_with_the_data_is_one_line_before_the_first_step(
     assert "no pair of tstory can be used; " in line and "broken" in line
 
 
-def test_a_pair_that_cannot_be_read_is_left_out_and_named(demo, data, tmp_path, capsys):
+def prefer_short(monkeypatch, *, infinite: int | None = None):
+    """A model that finds short items likelier, which here are the correct ones; one of a pass is infinite."""
+    score_items = training.score_items
+
+    def scored(lm, codes, **settings):
+        scores = []
+        for score in score_items(lm, codes, **settings):
+            per_code = torch.full_like(score.log_likelihood, -score.num_frames)
+            scores.append(replace(score, log_likelihood=per_code * score.num_tokens))
+        if infinite is not None:
+            scores[infinite].log_likelihood[1] = math.inf
+        return scores
+
+    monkeypatch.setattr(training, "score_items", scored)
+
+
+def test_a_pair_that_cannot_be_read_is_left_out_and_named(demo, data, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "data"
     shutil.copytree(data / "tstory", folder / "tstory")
     (folder / "tstory" / "1_0_incorrect.wav").write_bytes(b"noise")
+    prefer_short(monkeypatch)
     settings = SETTINGS | {"max_steps": 1}
     run_training(run_args(demo, tmp_path / "run", **settings, **spoken(folder)))
     (record,) = read_metrics(tmp_path / "run", "eval")
-    assert record["tstory"] in (0, 0.5, 1)
+    assert record["tstory"] == record["tstory_semantic"] == 1  # of the other pair; half of both
     assert "left out 1_0_incorrect" in capsys.readouterr().err
 
 
 def test_what_the_model_makes_infinite_is_left_out_and_named(demo, data, tmp_path, monkeypatch, capsys):
-    score_items = training.score_items
-
-    def broken(lm, codes, **settings):
-        scores = score_items(lm, codes, **settings)
-        scores[0].log_likelihood[1] = math.inf
-        return scores
-
-    monkeypatch.setattr(training, "score_items", broken)
+    prefer_short(monkeypatch, infinite=0)
+    # Two items a pass, the longest first: the first of both passes belong to the first pair.
     settings = SETTINGS | {"max_steps": 1, "batch_size": 1}
     run_training(run_args(demo, tmp_path / "run", **settings, **spoken(data, tasks=["tstory"])))
-    assert "items are left out, their log-likelihood is not finite: " in capsys.readouterr().err
+    assert (
+        "eval.spoken: tstory: 2 items are left out, their log-likelihood is not finite: "
+        "0_0_correct, 1_0_incorrect" in capsys.readouterr().err
+    )
     (record,) = read_metrics(tmp_path / "run", "eval")
-    assert record["tstory"] is None or 0 <= record["tstory"] <= 1
+    assert record["tstory"] == record["tstory_semantic"] == 1  # of the second pair
+
+
+def test_a_cache_that_cannot_be_written_names_the_key_of_the_configuration(demo, data, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(data / "tstory", folder / "tstory", ignore=shutil.ignore_patterns(".*"))
+    (folder / "tstory" / ".moshi_ttt_codes").touch()
+    with pytest.raises(DataError, match=r"^data\.cache_dir: cannot write .* set data\.cache_dir to a folder"):
+        run_training(run_args(demo, tmp_path / "run", **SETTINGS, **spoken(folder)))
 
 
 def test_processes_share_the_items_and_agree(demo, data, tmp_path, monkeypatch):
     """Each rank scores its part of every batch, in as many passes as the others, and gets all scores."""
-    args = run_args(demo, tmp_path / "run", "ttt", **SETTINGS, **spoken(data))
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    for path in (folder / "tstory").glob("*_correct.wav"):  # the same recording twice
+        number, story, _ = path.name.split("_")
+        shutil.copy(path, path.with_name(f"{int(number) + 1}_{story}_incorrect.wav"))
+    args = run_args(demo, tmp_path / "run", "ttt", **SETTINGS, **spoken(folder))
     made = []
     original = training.SpokenEvaluator.build.__func__
 
@@ -163,6 +192,7 @@ def test_processes_share_the_items_and_agree(demo, data, tmp_path, monkeypatch):
     run_training(args)
     ((evaluator, model),) = made
     alone = evaluator.measure(model)
+    assert alone["tstory"] == alone["tstory_semantic"] == 0.5
     passes, parts = [], []
     score_items = training.score_items
 
@@ -178,12 +208,13 @@ def test_processes_share_the_items_and_agree(demo, data, tmp_path, monkeypatch):
         passes.append(0)
         model.eval()
         for encoded in evaluator._encoded:
-            evaluator._score(model, encoded)
+            evaluator._score(model, encoded.distinct())
     assert len(set(passes)) == 1
     num_tasks = len(evaluator._encoded)
     everything = [[parts[rank * num_tasks + task] for rank in range(3)] for task in range(num_tasks)]
     for encoded, shares in zip(evaluator._encoded, everything, strict=True):
-        assert set().union(*shares) == encoded.codes.keys()
+        assert set().union(*shares) == encoded.distinct().keys()
+        assert (len(encoded.codes) > len(encoded.distinct())) == (encoded.name == "tstory")
     shares = iter(everything)
     monkeypatch.setattr(training, "gather_objects", lambda mine: next(shares))
     assert evaluator.measure(model) == pytest.approx(alone)

@@ -50,7 +50,7 @@ def read_audio(path: Path, *, sample_rate: int, expected_duration_sec: float | N
     samples, file_rate = _decode(path, stereo=True)
     if expected_duration_sec is not None:
         check_duration(path, samples.shape[1] / file_rate, expected_duration_sec=expected_duration_sec)
-    return _resample(samples, file_rate=file_rate, sample_rate=sample_rate)
+    return _resample(path, samples, file_rate=file_rate, sample_rate=sample_rate)
 
 
 def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
@@ -69,7 +69,7 @@ def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
     samples, file_rate = _decode(path)
-    return _resample(samples[-1:], file_rate=file_rate, sample_rate=sample_rate)[0]
+    return _resample(path, samples[-1:], file_rate=file_rate, sample_rate=sample_rate)[0]
 
 
 def check_duration(path: Path, duration_sec: float, *, expected_duration_sec: float) -> None:
@@ -149,10 +149,21 @@ def _check_stereo(path: Path, channels: int) -> None:
         raise DataError(f"{path}: has {channels} channels, 2 are needed; {fix}")
 
 
-def _resample(samples: np.ndarray, *, file_rate: int, sample_rate: int) -> np.ndarray:
+def resampled_length(path: Path, num_samples: int, *, file_rate: int, sample_rate: int) -> int:
+    """Returns how many samples a file has at another rate; raises DataError when it has none there."""
+    resampled = round(num_samples * sample_rate / file_rate)
+    if resampled == 0:
+        raise DataError(
+            f"{path}: too short, {num_samples} samples at {file_rate} Hz are none at {sample_rate} Hz; "
+            "remove it or export it again."
+        )
+    return resampled
+
+
+def _resample(path: Path, samples: np.ndarray, *, file_rate: int, sample_rate: int) -> np.ndarray:
     if file_rate == sample_rate:
         return samples
-    num_samples = round(samples.shape[1] * sample_rate / file_rate)
+    num_samples = resampled_length(path, samples.shape[1], file_rate=file_rate, sample_rate=sample_rate)
     return fit_length(soxr.resample(samples.T, file_rate, sample_rate).T, num_samples)
 
 

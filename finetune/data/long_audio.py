@@ -21,6 +21,7 @@ from finetune.data.audio import (
     fit_length,
     open_audio,
     readable,
+    resampled_length,
 )
 from finetune.errors import DataError
 
@@ -66,7 +67,7 @@ def read_pieces(
     """
     header = read_header(path)
     blocks = _checked(path, _decode(path), header, expected_duration_sec=expected_duration_sec)
-    return _resample(blocks, header, sample_rate=sample_rate)
+    return _resample(path, blocks, header, sample_rate=sample_rate)
 
 
 def _kind(path: Path) -> Literal["opus", "lossless", "other"]:
@@ -171,7 +172,9 @@ def _checked(
         check_duration(path, duration_sec, expected_duration_sec=expected_duration_sec)
 
 
-def _resample(blocks: Iterator[np.ndarray], header: AudioHeader, *, sample_rate: int) -> Iterator[np.ndarray]:
+def _resample(
+    path: Path, blocks: Iterator[np.ndarray], header: AudioHeader, *, sample_rate: int
+) -> Iterator[np.ndarray]:
     """Yields blocks at another rate, together ``round(n * sample_rate / file_rate)`` samples."""
     if header.sample_rate == sample_rate:
         yield from blocks
@@ -184,7 +187,8 @@ def _resample(blocks: Iterator[np.ndarray], header: AudioHeader, *, sample_rate:
         num_read += block.shape[1]
         samples = stream.resample_chunk(np.ascontiguousarray(block.T), last=following is None).T
         if following is None:
-            samples = fit_length(samples, round(num_read * sample_rate / header.sample_rate) - num_written)
+            total = resampled_length(path, num_read, file_rate=header.sample_rate, sample_rate=sample_rate)
+            samples = fit_length(samples, total - num_written)
         num_written += samples.shape[1]
         yield samples
         block = following

@@ -1,44 +1,80 @@
 """Percentile bootstrap of ratios of sums, such as means: units are drawn with replacement.
 
-Shapes: U units (recordings, or ids of pairs).
+Shapes: U units (recordings, or ids of pairs), R resamples.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
+from finetune.errors import ConfigError
+
 LEVEL = 0.95  # of the intervals
+_BLOCK_ELEMENTS = 2**21  # of the draws that are in use at once
+_KEPT_BYTES = 2**28  # of draws for the next interval of as many units
 
 
 class RatioBootstrap:
     """Intervals of sums of numerators over sums of denominators; the same seed gives the same intervals.
 
     Args:
-        num_resamples: draws of as many units as there are.
+        num_resamples: R, draws of as many units as there are.
         seed: of the draws.
     """
 
     def __init__(self, num_resamples: int = 1000, *, seed: int = 0) -> None:
         self.num_resamples = num_resamples
         self.seed = seed
-        self._weights: dict[int, np.ndarray] = {}
+        self._kept: dict[int, list[np.ndarray]] = {}
 
     def interval(self, numerators: np.ndarray, denominators: np.ndarray) -> tuple[float, float] | None:
         """The 95 % interval, None with fewer than two units.
 
+        Memory beside R ratios is bounded, whatever U and R.
+
         Args:
             numerators, denominators: `[U]`, the latter greater than 0.
+
+        Raises:
+            ConfigError: the resamples do not fit into memory.
         """
-        if len(numerators) < 2:
+        num_units = len(numerators)
+        if num_units < 2:
             return None
-        weights = self._draws(len(numerators))
-        ratios = (weights @ numerators) / (weights @ denominators)
-        low, high = np.percentile(ratios, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
+        try:
+            ratios = np.empty(self.num_resamples)
+            start = 0
+            for counts in self._draws(num_units):
+                weights = counts.astype(float)
+                stop = start + len(weights)
+                ratios[start:stop] = (weights @ numerators) / (weights @ denominators)
+                start = stop
+            low, high = np.percentile(ratios, (50 * (1 - LEVEL), 50 * (1 + LEVEL)))
+        except MemoryError:
+            raise ConfigError(
+                f"--resamples: {self.num_resamples} of {num_units} do not fit into memory; take fewer."
+            ) from None
         return float(low), float(high)
 
-    def _draws(self, num_units: int) -> np.ndarray:
-        """How often each unit is drawn, `[num_resamples, U]`."""
-        if num_units not in self._weights:
-            generator = np.random.default_rng(self.seed)
-            shares = np.full(num_units, 1 / num_units)
-            draws = generator.multinomial(num_units, shares, size=self.num_resamples)
-            self._weights[num_units] = draws.astype(float)
-        return self._weights[num_units]
+    def _draws(self, num_units: int) -> Iterator[np.ndarray]:
+        """How often each unit is drawn, in blocks `[r, U]` that are R rows together."""
+        if num_units in self._kept:
+            yield from self._kept[num_units]
+            return
+        dtype = np.dtype(np.uint16 if num_units < 2**16 else np.uint32)
+        num_bytes = self.num_resamples * num_units * dtype.itemsize
+        kept = sum(block.nbytes for blocks in self._kept.values() for block in blocks)
+        if kept + num_bytes > _KEPT_BYTES:
+            self._kept.clear()
+        generator = np.random.default_rng(self.seed)
+        shares = np.full(num_units, 1 / num_units)
+        rows = max(1, _BLOCK_ELEMENTS // num_units)
+        blocks = []
+        for start in range(0, self.num_resamples, rows):
+            size = min(rows, self.num_resamples - start)
+            block = generator.multinomial(num_units, shares, size=size).astype(dtype)
+            if num_bytes <= _KEPT_BYTES:
+                blocks.append(block)
+            yield block
+        if num_bytes <= _KEPT_BYTES:
+            self._kept[num_units] = blocks

@@ -52,12 +52,10 @@ def find_sources(data: str) -> list[Source]:
         raise DataError("--data: is empty; name a .jsonl manifest, a folder or an audio file.")
     path = Path(data).expanduser()
     if path.is_dir():
-        sources = _scan(path)
-        if not sources:
-            endings = " ".join(sorted(AUDIO_SUFFIXES))
-            manifests = "; name the .jsonl file itself to use a manifest" if any(path.glob("*.jsonl")) else ""
-            raise DataError(f"--data: no audio file below the folder {path} ({endings}){manifests}.")
-        return sources
+        try:
+            return scan_folder(path)
+        except DataError as error:
+            raise DataError(f"--data: {error}") from None
     if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
         return [Source(printable(path.name), path)]
     if path.suffix == ".jsonl" and path.is_file():
@@ -107,9 +105,23 @@ def _sort_key(source: Source) -> tuple[str, ...]:
     return PurePath(source.name).parts
 
 
+def scan_folder(root: Path) -> list[Source]:
+    """Lists the audio files of a folder as `find_sources` does.
+
+    Raises:
+        DataError: there is none, or a folder cannot be listed.
+    """
+    sources = _scan(root)
+    if not sources:
+        endings = " ".join(sorted(AUDIO_SUFFIXES))
+        manifests = "; name the .jsonl file itself to use a manifest" if any(root.glob("*.jsonl")) else ""
+        raise DataError(f"no audio file below the folder {root} ({endings}){manifests}.")
+    return sources
+
+
 def _scan(root: Path) -> list[Source]:
     def refuse(error: OSError) -> None:
-        raise DataError(f"--data: cannot list the folder {error.filename} ({error.strerror}).") from error
+        raise DataError(f"cannot list the folder {error.filename} ({error.strerror}).") from error
 
     entered: set[tuple[int, int]] = set()
     sources = []

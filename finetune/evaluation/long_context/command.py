@@ -21,7 +21,7 @@ from finetune.evaluation.long_context.results import (
 )
 from finetune.evaluation.long_context.streams import OpenedStreams, open_streams
 from finetune.evaluation.long_context.table import score_tables
-from finetune.evaluation.out_folder import check_out
+from finetune.evaluation.out_folder import check_default, check_out
 from finetune.files import read_json_object, write_json
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     settings = _folder_settings(options, model)
     folder = _folder(options, speech, settings)
     _check_settings(folder, settings)
-    check_out(str(folder))
+    check_default(folder)
     opened = open_streams(options.data, streams_are, speech, speech.info)
     _say_streams(opened)
     _make_folder(folder, settings)

@@ -106,12 +106,16 @@ def outcomes(pairs: Iterable[Pair], scores: Scores, kind: str) -> dict[str, Outc
     return {id_: Outcome(sum(values) / len(values), len(values)) for id_, values in by_id.items()}
 
 
-def accuracies(pairs: Sequence[Pair], scores: Scores, bootstrap: RatioBootstrap) -> dict[str, Accuracy]:
+def accuracies(
+    pairs: Sequence[Pair], scores: Scores, bootstrap: RatioBootstrap | None
+) -> dict[str, Accuracy]:
     """Accuracy under every kind of score; arguments as in `outcomes`."""
     return {kind: mean_outcome(outcomes(pairs, scores, kind), bootstrap) for kind in _kinds(pairs, scores)}
 
 
-def by_subtype(pairs: Sequence[Pair], scores: Scores, bootstrap: RatioBootstrap) -> dict[str, Accuracy]:
+def by_subtype(
+    pairs: Sequence[Pair], scores: Scores, bootstrap: RatioBootstrap | None
+) -> dict[str, Accuracy]:
     """Accuracy of the headline score by subtype, sorted; empty where there are no subtypes."""
     names = sorted({pair.subtype for pair in pairs} - {""})
     parts = {name: [pair for pair in pairs if pair.subtype == name] for name in names}
@@ -139,12 +143,12 @@ def paired_differences(
     return differences
 
 
-def mean_outcome(found: Mapping[str, Outcome], bootstrap: RatioBootstrap) -> Accuracy:
-    """The mean over ids, each of the same weight."""
+def mean_outcome(found: Mapping[str, Outcome], bootstrap: RatioBootstrap | None = None) -> Accuracy:
+    """The mean over ids, each of the same weight; without a bootstrap there is no interval."""
     if not found:
         return Accuracy(None, None, 0, 0)
     values = np.array([outcome.value for outcome in found.values()])
-    interval = bootstrap.interval(values, np.ones_like(values))
+    interval = None if bootstrap is None else bootstrap.interval(values, np.ones_like(values))
     num_pairs = sum(outcome.num_pairs for outcome in found.values())
     return Accuracy(float(values.mean()), interval, len(values), num_pairs)
 

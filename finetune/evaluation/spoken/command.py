@@ -6,29 +6,35 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import LongTensor
 
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.long_context.identity import digest, home_of, model_identity
-from finetune.evaluation.out_folder import check_out
+from finetune.evaluation.out_folder import check_default, check_out
 from finetune.evaluation.spoken.accuracy import HEADLINE
 from finetune.evaluation.spoken.encoding import encode_items
 from finetune.evaluation.spoken.items import Benchmark, Item
 from finetune.evaluation.spoken.measure import Encoded, Measured, codes_digest, encode, measure, take_ids
 from finetune.evaluation.spoken.options import add_options, bootstrap_of, check, settings_of
 from finetune.evaluation.spoken.results import (
-    COMPARISON_FILE,
-    RESULTS_FILE,
     comparison_json,
     comparison_lines,
     data_fingerprint,
     item_entries,
-    results_json,
+    pair_entries,
     score_lines,
+    submission_file,
     task_entry,
-    write_object,
+)
+from finetune.evaluation.spoken.saving import (
+    ALL_FILES,
+    COMPARISON_FILE,
+    PARTS,
+    SUBMISSION_DIR,
+    ResultsFile,
+    save_complete,
     write_submission,
 )
 from finetune.evaluation.spoken.semantic_weight import SemanticWeight, semantic_weight
@@ -62,6 +68,20 @@ class _Plan:
     folder: Path
 
 
+class _Model(NamedTuple):
+    """A model that was measured.
+
+    Attributes:
+        measured: by task.
+        tasks: the same as in its results.json.
+        identity: which model it is.
+    """
+
+    measured: dict[str, Measured]
+    tasks: dict[str, dict[str, Any]]
+    identity: dict[str, Any]
+
+
 def help_of(name: str) -> str:
     """What a measurement is, in a line."""
     return "all of these that there are below a folder" if name == ALL else TASKS[name].title
@@ -82,25 +102,28 @@ def run(name: str, options: argparse.Namespace) -> None:
         say(f"{task}: left out, {reason}")
     say(f"results: {plan.folder}")
     if options.compare is None:
-        measured = _measure_model(options, options.checkpoint, plan, plan.folder)[0]
-        _check_failures(options, plan.folder, [measured])
-        return
-    folders = [plan.folder / part for part in ("first", "second")]
-    (first, model), (second, other) = (
-        _measure_model(options, path, plan, folder)
-        for path, folder in zip(options.compare, folders, strict=True)
-    )
+        models = [_measure_model(options, options.checkpoint, plan, plan.folder)]
+    else:
+        models = [
+            _measure_model(options, path, plan, plan.folder / part)
+            for path, part in zip(options.compare, PARTS, strict=True)
+        ]
+        _compare(options, plan.folder, models)
+    _check_failures(options, plan.folder, models)
+
+
+def _compare(options: argparse.Namespace, folder: Path, models: Sequence[_Model]) -> None:
+    first, second = models
     comparison = comparison_json(
-        first,
-        second,
-        models=[model, other],
+        (first.measured, second.measured),
+        (first.tasks, second.tasks),
+        models=[model.identity for model in models],
         settings=settings_of(options),
         bootstrap=bootstrap_of(options),
     )
-    write_object(plan.folder / COMPARISON_FILE, comparison)
+    save_complete(folder / COMPARISON_FILE, comparison)
     for line in comparison_lines(comparison):
         say(line)
-    _check_failures(options, plan.folder, [first, second])
 
 
 def _plan(name: str, options: argparse.Namespace) -> _Plan:
@@ -113,8 +136,10 @@ def _plan(name: str, options: argparse.Namespace) -> _Plan:
     found = find_tasks(data) if name == ALL else Found({name: find_task(data, name)}, {})
     whole = {task: TASKS[task].load(folder, options.split) for task, folder in found.folders.items()}
     benchmarks = {task: take_ids(each, options.limit, seed=options.seed) for task, each in whole.items()}
-    num_ids = {task: len({pair.id for pair in each.pairs}) for task, each in whole.items()}
+    num_ids = {task: len(each.ids) for task, each in whole.items()}
     folder = _folder(name, options, checkpoints[0])
+    if options.out is None:
+        check_default(folder)
     return _Plan(benchmarks, num_ids, found.absent, weight, folder)
 
 
@@ -139,9 +164,9 @@ def _folder(name: str, options: argparse.Namespace, checkpoint: Checkpoint) -> P
         ConfigError: the folder that was asked for holds results.
     """
     if options.out is not None:
-        for file in (RESULTS_FILE, COMPARISON_FILE):
+        for file in ALL_FILES:
             if (Path(options.out) / file).exists():
-                raise ConfigError(f"--out: {options.out} holds a {file} already; choose another folder.")
+                raise ConfigError(f"--out: {options.out} holds {file} already; choose another folder.")
         return Path(options.out)
     given = ("compare", "base", "dtype", "no_fuse_lora", "semantic_weight")
     key = settings_of(options) | {option: getattr(options, option) for option in given}
@@ -152,67 +177,85 @@ def _folder(name: str, options: argparse.Namespace, checkpoint: Checkpoint) -> P
     return home / "evaluation" / "spoken" / f"{kind}step_{checkpoint.step:06d}-{tag}"
 
 
-def _measure_model(
-    options: argparse.Namespace, path: str, plan: _Plan, folder: Path
-) -> tuple[dict[str, Measured], dict[str, Any]]:
-    """Measure one model on all benchmarks; results are written after each."""
+def _measure_model(options: argparse.Namespace, path: str, plan: _Plan, folder: Path) -> _Model:
+    """Measure one model on all benchmarks; each is saved when it is done."""
     speech = load_from_options(options, checkpoint=path)
     say(f"model: {speech.source}")
     weight = {"semantic_weight": plan.weight.value, "semantic_weight_source": plan.weight.source}
     say(f"semantic codebook weighs {plan.weight.value:g} ({plan.weight.source})")
-    model = model_identity(speech, fuse_lora=not options.no_fuse_lora) | weight
+    identity = model_identity(speech, fuse_lora=not options.no_fuse_lora) | weight
     prompt = _prompt(options, speech)
     settings = settings_of(options) | weight
     settings["prompt_codes_sha256"] = None if prompt is None else codes_digest(prompt)
-    by_task, tasks, items = {}, {}, {}
+    results = ResultsFile(folder, absent=plan.absent, model=identity, settings=settings)
+    model = _Model({}, {}, identity)
     for name, benchmark in plan.benchmarks.items():
-        progress = sys.stderr.isatty()
-        encoded = encode(
-            benchmark,
-            speech,
-            user=options.user,
-            text=options.text,
-            cache_dir=options.cache_dir,
-            progress=progress,
-        )
-        measured = measure(
-            speech.lm,
-            encoded,
-            semantic_weight=plan.weight.value,
-            batch_size=options.batch_size,
-            max_frames_per_batch=options.batch_frames,
-            prompt=prompt,
-            progress=progress,
-        )
-        by_task[name] = measured
-        tasks[name], items[name] = _entries(options, plan, folder, encoded, measured)
-        results = results_json(tasks, items, absent=plan.absent, model=model, settings=settings)
-        write_object(folder / RESULTS_FILE, results)
-        _say_task(name, tasks[name])
-    for line in score_lines(tasks):
+        encoded, measured = _measure_task(options, plan, speech, benchmark, prompt=prompt)
+        model.measured[name] = measured
+        codes = encoded.codes_sha256()
+        items, pairs = item_entries(measured, codes), pair_entries(measured)
+        # The scores are safe before the intervals are drawn, which may take more memory than there is.
+        for bootstrap in (None, bootstrap_of(options)):
+            model.tasks[name] = task_entry(measured, encoded, bootstrap)
+            model.tasks[name] |= _data_entry(options, plan, encoded, measured)
+            results.add(name, model.tasks[name], items=items, pairs=pairs)
+        _say_task(name, model.tasks[name])
+    results.finish()
+    for measured in model.measured.values():
+        write_submission(folder, measured, split=options.split)
+    for line in score_lines(model.tasks):
         say(line)
-    return by_task, model
+    return model
 
 
-def _entries(
-    options: argparse.Namespace, plan: _Plan, folder: Path, encoded: Encoded, measured: Measured
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What results.json says about a task, and about its items; writes the file for the challenge."""
-    codes = encoded.codes_sha256()
-    asked = len({pair.id for pair in encoded.pairs})
-    entry = task_entry(measured, encoded, bootstrap_of(options))
-    entry |= {
-        "num_ids_of_data": plan.num_ids[measured.name],
-        "subset": asked < plan.num_ids[measured.name],
-        "data": {"path": _data_path(options), "fingerprint": data_fingerprint(codes)},
-        "submission": write_submission(
-            folder,
-            measured,
-            split=options.split,
-            complete=asked == plan.num_ids[measured.name],
-        ),
+def _measure_task(
+    options: argparse.Namespace,
+    plan: _Plan,
+    speech: SpeechModel,
+    benchmark: Benchmark,
+    *,
+    prompt: LongTensor | None,
+) -> tuple[Encoded, Measured]:
+    progress = sys.stderr.isatty()
+    encoded = encode(
+        benchmark,
+        speech,
+        user=options.user,
+        text=options.text,
+        cache_dir=options.cache_dir,
+        progress=progress,
+    )
+    measured = measure(
+        speech.lm,
+        encoded,
+        semantic_weight=plan.weight.value,
+        batch_size=options.batch_size,
+        max_frames_per_batch=options.batch_frames,
+        prompt=prompt,
+        progress=progress,
+    )
+    return encoded, measured
+
+
+def _data_entry(
+    options: argparse.Namespace, plan: _Plan, encoded: Encoded, measured: Measured
+) -> dict[str, Any]:
+    """What results.json says about the data of a task, and about its file for the challenge."""
+    num_ids = plan.num_ids[measured.name]
+    subset = len(plan.benchmarks[measured.name].ids) < num_ids
+    file = submission_file(measured.name, split=options.split)
+    fingerprint = data_fingerprint(encoded.pairs, encoded.codes_sha256())
+    submission = {
+        "file": f"{SUBMISSION_DIR}/{file}",
+        "num_items": len(measured.scores),
+        "complete": not subset and not measured.failures,
     }
-    return entry, item_entries(measured, codes)
+    return {
+        "num_ids_of_data": num_ids,
+        "subset": subset,
+        "data": {"path": _data_path(options), "fingerprint": fingerprint},
+        "submission": None if file is None else submission,
+    }
 
 
 def _prompt(options: argparse.Namespace, speech: SpeechModel) -> LongTensor | None:
@@ -236,9 +279,10 @@ def _prompt(options: argparse.Namespace, speech: SpeechModel) -> LongTensor | No
 def _say_task(name: str, entry: Mapping[str, Any]) -> None:
     value = entry["accuracy"][HEADLINE]["value"]
     shown = "nothing to score" if value is None else f"{100 * value:.1f} %"
-    of_data = f"{entry['num_ids']} of {entry['num_ids_of_data']} ids" if entry["subset"] else "all ids"
+    num_ids, of_data = entry["num_ids"], entry["num_ids_of_data"]
+    ids = "all ids" if num_ids == of_data else f"{num_ids} of {of_data} ids"
     say(
-        f"{name}: {shown} of {entry['num_pairs']} pairs ({of_data}), "
+        f"{name}: {shown} of {entry['num_pairs']} pairs ({ids}), "
         f"{1000 * entry['seconds_per_item']:.1f} ms an item"
     )
     for item, reason in entry["failures"].items():
@@ -248,26 +292,34 @@ def _say_task(name: str, entry: Mapping[str, Any]) -> None:
         say(f"{submission['file']} holds {submission['num_items']} items; the challenge wants all of them")
 
 
-def _check_failures(
-    options: argparse.Namespace, folder: Path, models: Sequence[Mapping[str, Measured]]
-) -> None:
+def _check_failures(options: argparse.Namespace, folder: Path, models: Sequence[_Model]) -> None:
     """Say at the end, when all is saved, that too many items failed.
 
     Raises:
-        DataError: more than `--max-failures` in one of the models.
+        DataError: more than `--max-failures` in one of the models, or nothing is left of a task.
     """
-    for by_task in models:
+    for model in models:
         failures = {
             f"{task} {name}": reason
-            for task, measured in by_task.items()
+            for task, measured in model.measured.items()
             for name, reason in measured.failures.items()
         }
         if len(failures) > options.max_failures:
-            name, reason = next(iter(failures.items()))
             raise DataError(
                 f"--max-failures: {len(failures)} items failed, {options.max_failures} may; "
-                f"{name}: {reason.rstrip('.')}. The others are in {folder}."
+                f"{_first(failures)}. The others are in {folder}."
             )
+        for task, measured in model.measured.items():
+            if not measured.pairs:
+                raise DataError(f"{task}: no pair is left, {_first(measured.failures)}.")
+    for task in models[0].measured:
+        if not set.intersection(*(set(model.measured[task].pairs) for model in models)):
+            raise DataError(f"{task}: no pair is left that both models have scores of.")
+
+
+def _first(failures: Mapping[str, str]) -> str:
+    name, reason = next(iter(failures.items()))
+    return f"{name}: {reason.rstrip('.')}"
 
 
 def _data_path(options: argparse.Namespace) -> str:

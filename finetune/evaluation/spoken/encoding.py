@@ -57,6 +57,7 @@ def encode_items(
     user: UserMode = "empty",
     text: TextMode = "none",
     cache_dir: str | None = None,
+    cache_key: str = "--cache-dir",
     progress: bool = False,
 ) -> tuple[list[LongTensor | None], dict[str, str]]:
     """Puts audio files into Moshi's own stream.
@@ -73,6 +74,7 @@ def encode_items(
         text: The text row: `none`, zero tokens; `own`, Moshi's `ungenerated_token_id`, for which
             `finetune.evaluation.spoken.likelihood.score_items` puts in what the model says.
         cache_dir: One folder for all codes; by default `.moshi_ttt_codes` beside each audio file.
+        cache_key: Configuration key or option that held `cache_dir`, for messages.
         progress: Show a progress bar.
 
     Returns:
@@ -86,7 +88,7 @@ def encode_items(
     for key, value, modes in (("user", user, UserMode), ("text", text, TextMode)):
         if value not in get_args(modes):
             raise ConfigError(f"--{key}: {value} is unknown; it is one of {', '.join(get_args(modes))}.")
-    store = _ItemCodes(speech, cache_dir)
+    store = _ItemCodes(speech, cache_dir, cache_key)
     own: list[LongTensor | None] = []
     failures: dict[str, str] = {}
     for item in tqdm(items, desc="Encoding audio", unit="file", disable=not progress):
@@ -121,14 +123,14 @@ def _streams(own: LongTensor, lm: LMModel, silence: LongTensor | None, text: Tex
 class _ItemCodes:
     """Codes of files, from the cache where they are in it."""
 
-    def __init__(self, speech: SpokenModel, cache_dir: str | None) -> None:
+    def __init__(self, speech: SpokenModel, cache_dir: str | None, cache_key: str) -> None:
         self._mimi = speech.mimi
         self._cache = CodeCache(
             mimi_weights=Path(speech.info.mimi_weights),
             mimi_config=speech.info.mimi_config,
             num_codebooks=self._mimi.num_codebooks,
             cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
-            key="--cache-dir",
+            key=cache_key,
         ).mono()
         self.num_stereo = 0
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+Split = Literal["dev", "test"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,18 @@ class Benchmark:
         name: `swuggy`, `sblimp`, `tstory` or `sstory`.
         pairs: At least one.
         failures: Items or pairs that are left out, and why: one sentence each.
+        failed_ids: The ids of failures, by name, as far as they are known.
     """
 
     name: str
     pairs: list[Pair]
     failures: dict[str, str] = field(default_factory=dict)
+    failed_ids: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ids(self) -> set[str]:
+        """Of pairs and of failures."""
+        return {pair.id for pair in self.pairs} | set(self.failed_ids.values())
 
     def items(self) -> Iterator[Item]:
         """Yields every audio file of the pairs once, in their order."""

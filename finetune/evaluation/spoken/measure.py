@@ -4,7 +4,7 @@ Shapes: K codebooks of Moshi's own voice, T frames.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,12 +14,7 @@ from torch import LongTensor
 from tqdm import tqdm
 
 from finetune.errors import ConfigError
-from finetune.evaluation.spoken.accuracy import (
-    Scores,
-    is_usable,
-    item_scores,
-    scored_pairs,
-)
+from finetune.evaluation.spoken.accuracy import Scores, is_usable, item_scores, scored_pairs
 from finetune.evaluation.spoken.encoding import SpokenModel, TextMode, UserMode, encode_items
 from finetune.evaluation.spoken.items import Benchmark, Item, Pair
 from finetune.evaluation.spoken.likelihood import ItemScore, score_items
@@ -44,6 +39,30 @@ class Encoded:
     def codes_sha256(self) -> dict[str, str]:
         """A digest of the codes of each item, by name."""
         return {name: codes_digest(codes) for name, codes in self.codes.items()}
+
+    def distinct(self) -> dict[str, LongTensor]:
+        """Codes without repetition, each by the first item that has them."""
+        return {names[0]: self.codes[names[0]] for names in self._alike()}
+
+    def of_all(self, scores: Mapping[str, ItemScore]) -> dict[str, ItemScore]:
+        """The scores of all items from those of `distinct`, in the order of `codes`.
+
+        The same codes score exactly the same, which in different batches they would not: a pair of equal
+        recordings is a tie. The seconds are shared.
+        """
+        found = {
+            name: replace(scores[names[0]], seconds=scores[names[0]].seconds / len(names))
+            for names in self._alike()
+            for name in names
+        }
+        return {name: found[name] for name in self.codes}
+
+    def _alike(self) -> list[list[str]]:
+        """Names of items by their codes."""
+        groups: dict[str, list[str]] = {}
+        for name, digest in self.codes_sha256().items():
+            groups.setdefault(digest, []).append(name)
+        return list(groups.values())
 
 
 @dataclass(frozen=True)
@@ -70,14 +89,21 @@ class Measured:
 def take_ids(benchmark: Benchmark, limit: int | None, *, seed: int) -> Benchmark:
     """The pairs of the first `limit` ids after a seeded shuffle, in the order of the benchmark.
 
-    The ids are sorted before, so that they do not depend on the order of a file; None takes all.
+    The ids are sorted before, so that they do not depend on the order of a file; None takes all. Failures of
+    other ids, and those whose id is not known, are no part of a subset.
     """
     ids = sorted({pair.id for pair in benchmark.pairs})
     if limit is None or limit >= len(ids):
         return benchmark
     order = np.random.default_rng(seed).permutation(len(ids))
     kept = {ids[index] for index in order[:limit]}
-    return replace(benchmark, pairs=[pair for pair in benchmark.pairs if pair.id in kept])
+    failed_ids = {name: id_ for name, id_ in benchmark.failed_ids.items() if id_ in kept}
+    return replace(
+        benchmark,
+        pairs=[pair for pair in benchmark.pairs if pair.id in kept],
+        failures={name: benchmark.failures[name] for name in failed_ids},
+        failed_ids=failed_ids,
+    )
 
 
 def codes_digest(codes: LongTensor) -> str:
@@ -97,6 +123,7 @@ def encode(
     user: UserMode = "empty",
     text: TextMode = "none",
     cache_dir: str | None = None,
+    cache_key: str = "--cache-dir",
     progress: bool = False,
 ) -> Encoded:
     """Encode a benchmark's items with a model's codec, see `encode_items`; what cannot be read is a failure.
@@ -106,7 +133,7 @@ def encode(
     """
     items = items_of(benchmark.pairs)
     codes, failures = encode_items(
-        items, speech, user=user, text=text, cache_dir=cache_dir, progress=progress
+        items, speech, user=user, text=text, cache_dir=cache_dir, cache_key=cache_key, progress=progress
     )
     found = {item.name: row for item, row in zip(items, codes, strict=True) if row is not None}
     return Encoded(benchmark.name, list(benchmark.pairs), found, dict(benchmark.failures) | dict(failures))
@@ -122,7 +149,7 @@ def measure(
     prompt: LongTensor | None = None,
     progress: bool = False,
 ) -> Measured:
-    """Score every item of a benchmark.
+    """Score every item of a benchmark, those with the same codes once.
 
     Args:
         lm: in evaluation mode.
@@ -134,12 +161,13 @@ def measure(
     Raises:
         ConfigError: a batch does not fit into memory.
     """
-    with tqdm(total=len(encoded.codes), unit="item", disable=not progress, leave=False) as bar:
+    distinct = encoded.distinct()
+    with tqdm(total=len(distinct), unit="item", disable=not progress, leave=False) as bar:
         bar.set_description(encoded.name)
         try:
             found = score_items(
                 lm,
-                list(encoded.codes.values()),
+                list(distinct.values()),
                 batch_size=batch_size,
                 max_frames_per_batch=max_frames_per_batch,
                 prompt=prompt,
@@ -149,7 +177,8 @@ def measure(
             raise ConfigError(
                 f"--batch-size: {batch_size} items at once do not fit into memory; take fewer."
             ) from None
-    return collect(encoded, dict(zip(encoded.codes, found, strict=True)), semantic_weight=semantic_weight)
+    likelihoods = encoded.of_all(dict(zip(distinct, found, strict=True)))
+    return collect(encoded, likelihoods, semantic_weight=semantic_weight)
 
 
 def collect(encoded: Encoded, likelihoods: dict[str, ItemScore], *, semantic_weight: float) -> Measured:

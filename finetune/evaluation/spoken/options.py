@@ -9,7 +9,7 @@ from finetune.errors import ConfigError
 from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.options import add_bootstrap, add_cache_dir, add_max_failures
 from finetune.evaluation.spoken.encoding import TextMode, UserMode
-from finetune.evaluation.spoken.zerospeech import Split
+from finetune.evaluation.spoken.items import Split
 from finetune.inference.options import add_model_options, positive_integer
 
 BATCH_SIZE = 16
@@ -66,7 +66,10 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
         "or some of them; of one measurement also its own folder",
     )
     group.add_argument(
-        "--split", choices=get_args(Split), default="dev", help="of sWUGGY and sBLIMP (%(default)s)"
+        "--split",
+        choices=get_args(Split),
+        default="dev",
+        help="of sWUGGY and sBLIMP, and of stories with such folders (%(default)s)",
     )
     group.add_argument(
         "--user",
@@ -99,7 +102,8 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
         type=positive_integer,
         default=BATCH_SIZE,
         metavar="N",
-        help="items per forward pass; changes time and memory, the scores by rounding only (%(default)s)",
+        help="items per forward pass; changes time and memory, scores by rounding: less than 1e-4 nats per "
+        "code in float32, up to 1e-3 in bfloat16, the default on a GPU (%(default)s)",
     )
     group.add_argument(
         "--batch-frames",

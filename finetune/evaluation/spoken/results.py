@@ -1,10 +1,8 @@
-"""What a measurement writes: results.json, files for the ZeroSpeech challenge, and tables."""
+"""What a measurement says: results.json, comparison.json, lines for the ZeroSpeech challenge, and tables."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from finetune.errors import ConfigError
 from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.long_context.identity import digest
 from finetune.evaluation.spoken.accuracy import (
@@ -16,6 +14,7 @@ from finetune.evaluation.spoken.accuracy import (
     SEMANTIC_SUM,
     accuracies,
     by_subtype,
+    pair_outcome,
     paired_differences,
     scored_pairs,
 )
@@ -23,17 +22,13 @@ from finetune.evaluation.spoken.items import Pair
 from finetune.evaluation.spoken.measure import Encoded, Measured
 from finetune.evaluation.spoken.tasks import TASKS
 from finetune.evaluation.text_table import aligned
-from finetune.files import finite_or_null, write_json
-from moshi_ttt.state_file import replacing
+from finetune.files import finite_or_null
 
-RESULTS_FILE = "results.json"
-COMPARISON_FILE = "comparison.json"
-SUBMISSION_DIR = "submission"
 _SHOWN = (COMBINED, COMBINED_SUM, SEMANTIC, SEMANTIC_SUM)
 
 
-def task_entry(measured: Measured, encoded: Encoded, bootstrap: RatioBootstrap) -> dict[str, Any]:
-    """One task of results.json, its items not included."""
+def task_entry(measured: Measured, encoded: Encoded, bootstrap: RatioBootstrap | None) -> dict[str, Any]:
+    """One task of results.json, without its items and pairs; without a bootstrap there are no intervals."""
     measured_ids = {id(pair) for pair in measured.pairs}
     seconds = sum(likelihood.seconds for likelihood in measured.likelihoods.values())
     found = accuracies(measured.pairs, measured.scores, bootstrap)
@@ -72,20 +67,37 @@ def item_entries(measured: Measured, codes_sha256: Mapping[str, str]) -> dict[st
     }
 
 
-def data_fingerprint(codes_sha256: Mapping[str, str]) -> str:
-    """What was measured: a digest of all names and codes."""
-    return digest(dict(codes_sha256))
+def pair_entries(measured: Measured) -> list[dict[str, Any]]:
+    """The pairs whose items have scores, and their outcomes under the headline."""
+    return [
+        {
+            "id": pair.id,
+            "voice": pair.voice,
+            "subtype": pair.subtype,
+            "correct": pair.correct.name,
+            "incorrect": pair.incorrect.name,
+            "outcome": pair_outcome(*(measured.scores[name][HEADLINE] for name in _names(pair))),
+        }
+        for pair in measured.pairs
+    ]
+
+
+def data_fingerprint(pairs: Sequence[Pair], codes_sha256: Mapping[str, str]) -> str:
+    """What was measured: a digest of all pairs, of which item is the correct one, and of all codes."""
+    listed = [[pair.id, pair.voice, pair.subtype, *_names(pair)] for pair in pairs]
+    return digest({"pairs": sorted(listed), "codes": dict(codes_sha256)})
 
 
 def results_json(
+    *,
     tasks: Mapping[str, Mapping[str, Any]],
     items: Mapping[str, Mapping[str, Any]],
-    *,
+    pairs: Mapping[str, Sequence[Any]],
     absent: Mapping[str, str],
     model: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """results.json of one model."""
+    """results.json of one model; items, pairs and tasks are by the task's name."""
     return {
         "kind": "moshi-ttt spoken scores",
         "version": 1,
@@ -95,87 +107,70 @@ def results_json(
         "model": dict(model),
         "settings": dict(settings),
         "definitions": DEFINITIONS,
+        "pairs": dict(pairs),
         "items": dict(items),
     }
 
 
 def comparison_json(
-    first: Mapping[str, Measured],
-    second: Mapping[str, Measured],
+    measured: tuple[Mapping[str, Measured], Mapping[str, Measured]],
+    tasks: tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Mapping[str, Any]]],
     *,
     models: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
     bootstrap: RatioBootstrap,
 ) -> dict[str, Any]:
-    """comparison.json: accuracies of two models on the pairs that both have, and their differences."""
-    tasks = {}
-    for name, ours in first.items():
-        others = second[name]
+    """comparison.json: accuracies of two models on the pairs that both have, and their differences.
+
+    Args:
+        measured: of the first and the second model, by task.
+        tasks: the same as in their results.json.
+        models: their identities.
+        settings: of both.
+        bootstrap: draws ids, the same for both.
+    """
+    compared = {}
+    for name, ours in measured[0].items():
+        others, entries = measured[1][name], [part[name] for part in tasks]
         pairs = scored_pairs(ours.pairs, {item for pair in others.pairs for item in _names(pair)})
-        kept = {
+        found = {
             "first": accuracies(pairs, ours.scores, bootstrap),
             "second": accuracies(pairs, others.scores, bootstrap),
             "difference": paired_differences(pairs, ours.scores, others.scores, bootstrap),
         }
-        tasks[name] = {
-            part: {kind: accuracy._asdict() for kind, accuracy in found.items()}
-            for part, found in kept.items()
+        excluded = {
+            (pair["id"], pair["voice"], *pair["items"]): pair
+            for entry in entries
+            for pair in entry["excluded_pairs"]
+        }
+        compared[name] = {
+            part: {kind: accuracy._asdict() for kind, accuracy in by_kind.items()}
+            for part, by_kind in found.items()
+        } | {
+            "data": [entry["data"] for entry in entries],
+            "failures": [entry["failures"] for entry in entries],
+            "excluded_pairs": list(excluded.values()),
         }
     return {
         "kind": "moshi-ttt spoken scores compared",
         "version": 1,
-        "differences": {name: entry["difference"][HEADLINE]["value"] for name, entry in tasks.items()},
-        "tasks": tasks,
+        "differences": {name: entry["difference"][HEADLINE]["value"] for name, entry in compared.items()},
+        "tasks": compared,
         "models": [dict(model) for model in models],
         "settings": dict(settings),
         "definitions": DEFINITIONS,
     }
 
 
-def write_object(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object, complete or not at all.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            write_json(partial, value)
-    except OSError as error:
-        raise ConfigError(f"--out: {path}: cannot be written: {error.strerror}.") from None
+def submission_file(task: str, *, split: str) -> str | None:
+    """Where the ZeroSpeech Challenge 2021 wants the scores of a task, None outside it."""
+    place = TASKS[task].submission
+    return None if place is None else f"{place}/{split}.txt"
 
 
-def write_submission(
-    folder: Path, measured: Measured, *, split: str, complete: bool
-) -> dict[str, Any] | None:
-    """The headline scores of a task as the ZeroSpeech Challenge 2021 wants them, None for other tasks.
-
-    A line is `<filename> <score>`, in `lexical/dev.txt`, `syntactic/dev.txt` and the same for `test`
-    (https://zerospeech.com/challenge_archive/2021/04_instructions).
-
-    Args:
-        folder: of the results.
-        measured: what was measured.
-        split: of the data.
-        complete: whether it is the whole data set, which the challenge wants.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    place = TASKS[measured.name].submission
-    if place is None:
-        return None
-    path = folder / SUBMISSION_DIR / place / f"{split}.txt"
-    lines = [f"{name} {scores[HEADLINE]!r}\n" for name, scores in sorted(measured.scores.items())]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out: {path}: cannot be written: {error.strerror}.") from None
-    file = path.relative_to(folder).as_posix()
-    return {"file": file, "num_items": len(lines), "complete": complete and not measured.failures}
+def submission_lines(measured: Measured) -> list[str]:
+    """Lines of names and headline scores, sorted."""
+    return [f"{name} {scores[HEADLINE]!r}\n" for name, scores in sorted(measured.scores.items())]
 
 
 def score_lines(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:

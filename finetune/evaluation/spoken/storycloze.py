@@ -11,13 +11,13 @@ the order counts only where no name says what is correct.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from finetune.errors import DataError
-from finetune.evaluation.sources import find_sources
-from finetune.evaluation.spoken.items import Benchmark, Item, Pair
+from finetune.evaluation.sources import scan_folder
+from finetune.evaluation.spoken.items import Benchmark, Item, Pair, Split
 
 logger = logging.getLogger(__name__)
 
@@ -34,45 +34,68 @@ class _File(NamedTuple):
     correct: bool | None  # None: the name does not say
 
 
-def load_storycloze(folder: Path, name: StoryName) -> Benchmark:
+_Groups = dict[tuple[str, str], tuple[_File, _File]]  # by folder and key: a correct and an incorrect file
+_BY_NAME, _BY_NUMBER = "the rest of their names", "the number in front"
+_WAYS: dict[str, Callable[[_File], str | None]] = {
+    _BY_NAME: lambda file: file.stem,
+    _BY_NUMBER: lambda file: _part(file.stem, "number"),
+    "their names without the number in front": lambda file: _part(file.stem, "rest"),
+}
+
+
+def load_storycloze(folder: Path, name: StoryName, *, split: str = "dev") -> Benchmark:
     """Finds the pairs of a StoryCloze folder at any depth, without a look into the audio.
 
-    Files are paired within a folder. When names end with `correct` and `incorrect`, by the rest of the name
-    where that makes the most pairs, else by the number in front, else by the rest without that number, as the
-    release needs it; files with neither ending are failures. When no name has such an ending, files are
-    paired by the number in front: in one folder the numbers are consecutive from 0 or 1, and each correct
-    file is followed by its incorrect one. Files called `…_mutual`, the shared beginning of a story, are left
-    out. The way taken is logged.
+    Files are paired within a folder. When names end with `correct` and `incorrect`, they are paired by the
+    rest of the name, by the number in front, or by the rest without that number, as the release needs it;
+    files with neither ending are failures. When no name has such an ending, files are paired by the number in
+    front: in one folder the numbers are consecutive from 0 or 1, and each correct file is followed by its
+    incorrect one. Files called `…_mutual`, the shared beginning of a story, are left out. The way taken is
+    logged.
 
     Args:
-        folder: With audio files, for example `tSC` or `sSC`.
+        folder: With audio files, for example `tSC` or `sSC`; or with folders `dev` and `test` of them.
         name: Of the benchmark.
+        split: Which of `dev` and `test`, where there are such folders.
 
     Returns:
         The pairs sorted by name, named by path relative to the folder without suffix. Files without a
         counterpart are failures.
 
     Raises:
-        DataError: The folder cannot be used, or there is no pair in it.
+        DataError: The folder cannot be used, there is no pair in it, or names pair in more than one way.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         problem = "is no folder" if folder.exists() else "does not exist"
         raise DataError(f"{folder}: {problem}; give the folder with the wav files of {name}.")
-    files = [_file(source.name, source.path) for source in find_sources(str(folder))]
+    folder = _split_folder(folder, split)
+    files = [_file(source.name, source.path) for source in scan_folder(folder)]
     files = [file for file in files if not file.stem.lower().endswith("mutual")]
     failures = _same_names(files)
     files = [file for file in files if file.item.name not in failures]
     if any(file.correct is not None for file in files):
-        pairs = list(_pair_marked(files, failures))
+        pairs = list(_pair_marked(folder, files, failures))
     else:
-        pairs = list(_pair_numbered(files, failures))
+        pairs = list(_pair_numbered(folder, files, failures))
     if not pairs:
         raise DataError(
             f"{folder}: holds no pair; names must end with _correct and _incorrect, or start with "
             "consecutive numbers."
         )
     return Benchmark(name, pairs, failures)
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    splits = [each for each in get_args(Split) if (folder / each).is_dir()]
+    if not splits:
+        return folder
+    if split not in splits:
+        raise DataError(
+            f"{folder}: has a folder {splits[0]} and none called {split}; choose that split or rename it."
+        )
+    logger.info("%s: only %s/ is read.", folder, split)
+    return folder / split
 
 
 def _file(name: str, path: Path) -> _File:
@@ -91,21 +114,16 @@ def _same_names(files: Sequence[_File]) -> dict[str, str]:
     return {name: reason for name, count in counts.items() if count > 1}
 
 
-def _pair_marked(files: Sequence[_File], failures: dict[str, str]) -> Iterator[Pair]:
+def _pair_marked(root: Path, files: Sequence[_File], failures: dict[str, str]) -> Iterator[Pair]:
     for file in files:
         if file.correct is None:
             failures[file.item.name] = "its name ends neither with correct nor with incorrect"
     marked = [file for file in files if file.correct is not None]
-    ways: dict[str, Callable[[_File], str | None]] = {
-        "the rest of their names": lambda file: file.stem,
-        "the number in front": lambda file: _part(file.stem, "number"),
-        "their names without the number in front": lambda file: _part(file.stem, "rest"),
-    }
-    groups = {way: _complete(marked, key) for way, key in ways.items()}
-    way = max(groups, key=lambda way: len(groups[way]))  # the first of equals
-    logger.info("%d pairs of correct and incorrect files by %s.", len(groups[way]), way)
+    ways = {way: _complete(marked, key) for way, key in _WAYS.items()}
+    way = _choose_way(root, ways, num_files=len(marked))
+    logger.info("%d pairs of correct and incorrect files by %s.", len(ways[way]), way)
     paired = set()
-    for (folder, key), (correct, incorrect) in groups[way].items():
+    for (folder, key), (correct, incorrect) in ways[way].items():
         paired |= {correct.item.name, incorrect.item.name}
         yield Pair(_join(folder, key), "", "", correct.item, incorrect.item)
     for file in marked:
@@ -113,9 +131,43 @@ def _pair_marked(files: Sequence[_File], failures: dict[str, str]) -> Iterator[P
             failures[file.item.name] = "has no counterpart, or several"
 
 
-def _complete(
-    files: Sequence[_File], key: Callable[[_File], str | None]
-) -> dict[tuple[str, str], tuple[_File, _File]]:
+def _choose_way(root: Path, ways: Mapping[str, _Groups], *, num_files: int) -> str:
+    """The way that pairs every file, the same name before the same number; else the only one that pairs any.
+
+    What is left of an incomplete folder may pair by the rest of the names though it belongs together by the
+    numbers, or the reverse, so the number of pairs says nothing.
+
+    Raises:
+        DataError: ways disagree.
+    """
+    if 2 * len(ways[_BY_NAME]) == num_files:
+        return _BY_NAME
+    if not ways[_BY_NAME] and 2 * len(ways[_BY_NUMBER]) == num_files:
+        return _BY_NUMBER
+    found = [way for way, groups in ways.items() if groups]
+    if not found:
+        return _BY_NAME
+    first = _names(ways[found[0]])
+    for other in found[1:]:
+        pairs = _names(ways[other])
+        if pairs != first:
+            examples = (min(first - pairs, default=min(first)), min(pairs - first, default=min(pairs)))
+            said = (
+                f"{correct} with {incorrect} by {way}"
+                for way, (correct, incorrect) in zip((found[0], other), examples, strict=True)
+            )
+            raise DataError(
+                f"{root}: names pair in more than one way, {' and '.join(said)}; files are missing, or some "
+                "are called otherwise than the others: complete the folder, or rename or remove them."
+            )
+    return found[0]
+
+
+def _names(groups: _Groups) -> set[tuple[str, str]]:
+    return {(correct.item.name, incorrect.item.name) for correct, incorrect in groups.values()}
+
+
+def _complete(files: Sequence[_File], key: Callable[[_File], str | None]) -> _Groups:
     """Groups of exactly one correct and one incorrect file, by folder and key."""
     groups: dict[tuple[str, str], list[_File]] = {}
     for file in files:
@@ -129,7 +181,7 @@ def _complete(
     return complete
 
 
-def _pair_numbered(files: Sequence[_File], failures: dict[str, str]) -> Iterator[Pair]:
+def _pair_numbered(root: Path, files: Sequence[_File], failures: dict[str, str]) -> Iterator[Pair]:
     folders: dict[str, dict[int, _File]] = {}
     for file in files:
         number = _part(file.stem, "number")
@@ -141,14 +193,14 @@ def _pair_numbered(files: Sequence[_File], failures: dict[str, str]) -> Iterator
         else:
             folders[file.folder][int(number)] = file
     for folder, numbered in folders.items():
-        first, last = min(numbered), max(numbered)
+        place, first, last = root / folder, min(numbered), max(numbered)
         if first > 1 or (last - first) % 2 == 0:
             raise DataError(
-                f"{folder}: files {first} to {last} are paired by their numbers, which must be an even count "
+                f"{place}: files {first} to {last} are paired by their numbers, which must be an even count "
                 "from 0 or 1; a file is missing at one end, and so it is not known which ones are correct."
             )
-        logger.info("%s: pairs of consecutive numbers from %d on, the correct one first.", folder, first)
-        for number in range(first, last, 2):
+        logger.info("%s: pairs of consecutive numbers from %d on, the correct one first.", place, first)
+        for number in sorted({each - (each - first) % 2 for each in numbered}):
             pair = [numbered.get(number), numbered.get(number + 1)]
             for file in pair:
                 if file is not None and None in pair:

@@ -51,13 +51,13 @@ TASKS = {
             "tstory",
             "topic StoryCloze: the ending of a story against that of another",
             ("tstory", "tStoryCloze", "tSC"),
-            lambda folder, split: load_storycloze(folder, "tstory"),
+            lambda folder, split: load_storycloze(folder, "tstory", split=split),
         ),
         Task(
             "sstory",
             "spoken StoryCloze: the right ending of a story against the wrong one",
             ("sstory", "sStoryCloze", "sSC"),
-            lambda folder, split: load_storycloze(folder, "sstory"),
+            lambda folder, split: load_storycloze(folder, "sstory", split=split),
         ),
     )
 }
@@ -101,6 +101,10 @@ def find_task(data: Path, name: str) -> Path:
     """
     _check_folder(data, [name])
     folder = _below(data, name)
+    own_name = data.absolute().name.lower()
+    for other in TASKS.keys() - {name}:
+        if folder is None and own_name in map(str.lower, TASKS[other].folders):
+            raise DataError(f"{data}: is not {name}: folders of this name hold {other}; rename it if not.")
     if folder is None and any(_below(data, other) is not None for other in TASKS):
         raise DataError(f"{data}: has no folder {_expected([name])}.")
     return folder or data

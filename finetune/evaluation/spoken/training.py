@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from torch import LongTensor
 from finetune.args import TrainArgs
 from finetune.distributed import alike, barrier, gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import DataError
-from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.spoken.accuracy import HEADLINE, SEMANTIC, mean_outcome, outcomes, scored_pairs
 from finetune.evaluation.spoken.items import Benchmark
 from finetune.evaluation.spoken.likelihood import ItemScore, score_items
@@ -121,45 +120,44 @@ class SpokenEvaluator:
         """
         model.eval()
         values: dict[str, float] = {}
-        no_intervals = RatioBootstrap(num_resamples=1)
         try:
             for encoded in self._encoded:
-                likelihoods = self._score(model, encoded)
+                likelihoods = encoded.of_all(self._score(model, encoded.distinct()))
                 measured = collect(
                     encoded, likelihoods, semantic_weight=self._args.first_codebook_weight_multiplier
                 )
                 _warn_of_failures(encoded, measured)
                 for name, kind in ((encoded.name, HEADLINE), (f"{encoded.name}_semantic", SEMANTIC)):
-                    found = mean_outcome(outcomes(measured.pairs, measured.scores, kind), no_intervals)
+                    found = mean_outcome(outcomes(measured.pairs, measured.scores, kind))
                     values[name] = math.nan if found.value is None else found.value
         finally:
             put_back_into_shards(model)
             model.train()
         return values
 
-    def _score(self, model: LMModel, encoded: Encoded) -> dict[str, ItemScore]:
-        """Likelihoods of all items; each process scores its share of every batch.
+    def _score(self, model: LMModel, codes: Mapping[str, LongTensor]) -> dict[str, ItemScore]:
+        """Likelihoods of all items by name; each process scores its share of every batch.
 
         A sharded model needs all processes in each pass, so a process without an item repeats one.
         """
         mine: dict[str, ItemScore] = {}
         device = next(model.parameters()).device
-        for batch in self._batches(encoded):
+        for batch in self._batches(codes):
             names = batch[get_rank() :: get_world_size()] or batch[:1]
-            codes: list[LongTensor] = [encoded.codes[name] for name in names]
-            frames = len(codes) * (max(row.shape[1] for row in codes) + max(model.delays))
+            rows = [codes[name] for name in names]
+            frames = len(rows) * (max(row.shape[1] for row in rows) + max(model.delays))
             with autocast(self._args, device):
-                scores = score_items(model, codes, batch_size=len(codes), max_frames_per_batch=frames)
+                scores = score_items(model, rows, batch_size=len(rows), max_frames_per_batch=frames)
             mine |= dict(zip(names, scores, strict=True))
         return {name: score for part in gather_objects(mine) for name, score in part.items()}
 
-    def _batches(self, encoded: Encoded) -> list[list[str]]:
+    def _batches(self, codes: Mapping[str, LongTensor]) -> list[list[str]]:
         """Names of items for all processes, the longest first: each gets about the frames of a pass."""
-        names = sorted(encoded.codes, key=lambda name: (-encoded.codes[name].shape[1], name))
+        names = sorted(codes, key=lambda name: (-codes[name].shape[1], name))
         batches: list[list[str]] = []
         most = self._args.batch_size * self._args.chunk_frames
         while names:
-            rows = max(1, most // encoded.codes[names[0]].shape[1])
+            rows = max(1, most // codes[names[0]].shape[1])
             size = rows * get_world_size()
             batches.append(names[:size])
             names = names[size:]
@@ -179,7 +177,7 @@ def _warn_of_failures(encoded: Encoded, measured: Measured) -> None:
 
 
 def _encode(args: TrainArgs, benchmark: Benchmark, speech: _Speech) -> Encoded:
-    encoded = encode(benchmark, speech, cache_dir=args.data.cache_dir)
+    encoded = encode(benchmark, speech, cache_dir=args.data.cache_dir, cache_key="data.cache_dir")
     if not scored_pairs(encoded.pairs, encoded.codes.keys()):
         name, reason = next(iter(encoded.failures.items()))
         raise DataError(f"eval.spoken.data: no pair of {benchmark.name} can be used; {name}: {reason}")

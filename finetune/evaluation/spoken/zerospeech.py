@@ -10,18 +10,19 @@ and voice. Columns that they use: `filename, id, voice, correct`, with `frequenc
 import csv
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from finetune.errors import DataError
-from finetune.evaluation.spoken.items import Benchmark, Item, Pair
+from finetune.evaluation.spoken.items import Benchmark, Item, Pair, Split
 
 logger = logging.getLogger(__name__)
 
 Task = Literal["swuggy", "sblimp"]
-Split = Literal["dev", "test"]
 
 GOLD_FILE = "gold.csv"
 FOLDERS: dict[Task, str] = {"swuggy": "lexical", "sblimp": "syntactic"}
@@ -60,29 +61,36 @@ def load_zerospeech(folder: Path, task: Task, *, split: Split = "dev") -> Benchm
         split: `dev` or `test`; the gold of `test` is not part of every release.
 
     Returns:
-        The pairs in the order of `gold.csv`, named by file without `.wav`. Rows without a file or without a
-        counterpart are failures.
+        The pairs in the order of `gold.csv`, named by file without `.wav`; those whose files do not exist are
+        among them and fail when they are read. A file is also found when its name differs in case or Unicode
+        form. Rows without a counterpart are failures.
 
     Raises:
-        DataError: There is no such folder or gold, it is malformed, or no pair is complete.
+        DataError: There is no such folder or gold, it is malformed, or no pair has both files.
     """
     folder = _find_split(Path(folder).expanduser(), task, split)
     gold = folder / GOLD_FILE
     rows = list(_read_gold(gold, task))
     if not rows:
         raise DataError(f"{gold}: has no rows; download it again.")
-    present = _files(folder)
-    _say_unknown_files(gold, rows, present)
+    files = _find_files(folder)
+    rows = _locate(rows, files)
+    _say_unknown_files(gold, rows, files)
     failures: dict[str, str] = {}
-    groups: dict[tuple[str, str, str], list[_Row]] = {}
-    for row in rows:
-        # As the official scorers: sWUGGY by id and voice, sBLIMP by type and subtype too.
-        subtype = row.subtype if task == "sblimp" else ""
-        groups.setdefault((subtype, row.id, row.voice), []).append(row)
-    pairs = [pair for group in groups.values() for pair in _pair(group, task, present, failures)]
-    if not pairs:
-        raise DataError(f"{gold}: no pair can be used, {len(failures)} rows failed: {_first(failures)}")
-    return Benchmark(task, pairs, failures)
+    failed_ids: dict[str, str] = {}
+    pairs: list[Pair] = []
+    for id_, group in _by_id_and_voice(rows, task):
+        sides = _sides(group)
+        if sides is None:
+            counts = sum(row.correct for row in group), sum(not row.correct for row in group)
+            what = f"{counts[0]} correct and {counts[1]} incorrect rows"
+            for row in group:
+                failures[row.item.name] = f"has no counterpart: id {row.id}, voice {row.voice!r} has {what}"
+                failed_ids[row.item.name] = id_
+        else:
+            pairs += [Pair(id_, a.voice, a.subtype, a.item, b.item) for a, b in zip(*sides, strict=True)]
+    _check_any(gold, pairs, failures)
+    return Benchmark(task, pairs, failures, failed_ids)
 
 
 def _find_split(folder: Path, task: Task, split: Split) -> Path:
@@ -136,15 +144,17 @@ def _columns(path: Path, names: Sequence[str] | None, task: Task) -> list[str]:
     if not names:
         raise DataError(f"{path}: is empty; download it again.")
     columns = [name.strip().lower() for name in names]
-    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
-    if missing:
-        raise DataError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(columns)}.")
-    twice = sorted({name for name in columns if columns.count(name) > 1 and name in REQUIRED_COLUMNS})
-    if twice:
-        raise DataError(f"{path}: has several columns called {', '.join(twice)}.")
     for other, own in SUBTYPE_COLUMNS.items():
         if other != task and set(own) <= set(columns) and not set(SUBTYPE_COLUMNS[task]) & set(columns):
             raise DataError(f"{path}: is the gold of {other}, not of {task}: it has {', '.join(own)}.")
+    # Ids of sBLIMP count within a subtype: without it, sentences of several would count as one.
+    required = REQUIRED_COLUMNS + (SUBTYPE_COLUMNS[task] if task == "sblimp" else ())
+    missing = [name for name in required if name not in columns]
+    if missing:
+        raise DataError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(columns)}.")
+    twice = sorted({name for name in columns if columns.count(name) > 1 and name in required})
+    if twice:
+        raise DataError(f"{path}: has several columns called {', '.join(twice)}.")
     return columns
 
 
@@ -159,13 +169,16 @@ def _row(fields: dict[str | None, str | None], path: Path, line: int, task: Task
     name = text["filename"].removesuffix(".wav")
     if not name or not text["id"]:
         raise DataError(f"{where}: has no {'filename' if not name else 'id'}.")
+    empty = [column for column in SUBTYPE_COLUMNS["sblimp"] if task == "sblimp" and not text[column]]
+    if empty:
+        raise DataError(f"{where}: has no {' and no '.join(empty)}.")
     item = Item(name, path.parent / f"{name}.wav")
     return _Row(text["id"], text["voice"], _subtype(text, task), correct, item)
 
 
 def _subtype(text: dict[str, str], task: Task) -> str:
     if task == "sblimp":
-        return "/".join(text[name] for name in SUBTYPE_COLUMNS[task] if text.get(name))
+        return "/".join(text[name] for name in SUBTYPE_COLUMNS[task])
     try:
         frequency = float(text.get("frequency", ""))
     except ValueError:  # non-words have none in some releases
@@ -175,37 +188,80 @@ def _subtype(text: dict[str, str], task: Task) -> str:
     return next((name for end, name in FREQUENCY_BANDS if frequency < end), LAST_BAND)
 
 
-def _files(folder: Path) -> set[str]:
-    try:
-        return {name.removesuffix(".wav") for name in os.listdir(folder) if name.endswith(".wav")}
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error.strerror}).") from error
+def _find_files(folder: Path) -> dict[str, list[Path]]:
+    """The wav files below a folder by their normal name, see `_normal`."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}).") from error
+
+    files: dict[str, list[Path]] = {}
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_link_up(place, name)]
+        for name in names:
+            path = Path(place, name)
+            if path.suffix.lower() == ".wav":
+                relative = path.relative_to(folder).with_suffix("").as_posix()
+                files.setdefault(_normal(relative), []).append(path)
+    return files
 
 
-def _say_unknown_files(gold: Path, rows: Sequence[_Row], present: set[str]) -> None:
-    unknown = present - {row.item.name for row in rows}
+def _is_link_up(place: str, name: str) -> bool:
+    """Whether a folder is a link to one that it lies in, which would be entered again and again."""
+    path = os.path.join(place, name)
+    return os.path.islink(path) and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(path))
+
+
+def _normal(name: str) -> str:
+    """What names have in common that differ in case or in how Unicode writes an accent."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _locate(rows: Sequence[_Row], files: Mapping[str, Sequence[Path]]) -> list[_Row]:
+    """Rows with the file of exactly their name, else with the only one whose name is nearly the same."""
+    counts = Counter(_normal(row.item.name) for row in rows)
+    located = []
+    for row in rows:
+        name = _normal(row.item.name)
+        found = files.get(name, ())
+        only = counts[name] == len(found) == 1
+        located.append(replace(row, item=replace(row.item, path=found[0])) if only else row)
+    return located
+
+
+def _say_unknown_files(gold: Path, rows: Sequence[_Row], files: Mapping[str, Sequence[Path]]) -> None:
+    unknown = {path for paths in files.values() for path in paths} - {row.item.path for row in rows}
     if unknown:
         logger.warning("%s: %d wav files are not in it and are left out.", gold, len(unknown))
 
 
-def _pair(group: Sequence[_Row], task: Task, present: set[str], failures: dict[str, str]) -> Iterator[Pair]:
-    sides = [row for row in group if row.correct], [row for row in group if not row.correct]
-    if min(map(len, sides)) == 1:
-        sides = tuple(side * (max(map(len, sides)) // len(side)) for side in sides)
-    if len(sides[0]) != len(sides[1]):
-        what = f"{len(sides[0])} correct and {len(sides[1])} incorrect rows"
-        for row in group:
-            failures[row.item.name] = f"has no counterpart: id {row.id}, voice {row.voice!r} has {what}"
-        return
-    for correct, incorrect in zip(*sides, strict=True):
-        missing = [row.item for row in (correct, incorrect) if row.item.name not in present]
-        for item in missing:
-            failures[item.name] = f"{item.path} does not exist"
-        if not missing:
-            id_ = f"{correct.subtype}/{correct.id}" if task == "sblimp" else correct.id
-            yield Pair(id_, correct.voice, correct.subtype, correct.item, incorrect.item)
+def _by_id_and_voice(rows: Sequence[_Row], task: Task) -> Iterator[tuple[str, list[_Row]]]:
+    """Yields the id of pairs and its rows of one voice, as the official scorers group them."""
+    groups: dict[tuple[str, str], list[_Row]] = {}
+    for row in rows:
+        id_ = f"{row.subtype}/{row.id}" if task == "sblimp" else row.id
+        groups.setdefault((id_, row.voice), []).append(row)
+    for (id_, _), group in groups.items():
+        yield id_, group
 
 
-def _first(failures: dict[str, str]) -> str:
-    name, reason = next(iter(failures.items()))
-    return f"{name}: {reason}."
+def _sides(group: Sequence[_Row]) -> tuple[list[_Row], list[_Row]] | None:
+    """Correct and incorrect rows that belong together, in order; None where their numbers do not allow it."""
+    correct, incorrect = [row for row in group if row.correct], [row for row in group if not row.correct]
+    if min(len(correct), len(incorrect)) == 1:
+        most = max(len(correct), len(incorrect))
+        correct, incorrect = correct * (most // len(correct)), incorrect * (most // len(incorrect))
+    return (correct, incorrect) if len(correct) == len(incorrect) else None
+
+
+def _check_any(gold: Path, pairs: Sequence[Pair], failures: Mapping[str, str]) -> None:
+    """Refuse, before a model is loaded, a benchmark of which nothing can be measured."""
+    missing = {
+        item.name: f"{item.path} does not exist"
+        for pair in pairs
+        for item in (pair.correct, pair.incorrect)
+        if not item.path.exists()
+    }
+    if all({pair.correct.name, pair.incorrect.name} & missing.keys() for pair in pairs):
+        failed = missing | failures
+        name, reason = next(iter(failed.items()))
+        raise DataError(f"{gold}: no pair can be used, {len(failed)} rows failed: {name}: {reason}.")
