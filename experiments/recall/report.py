@@ -137,7 +137,7 @@ def plot_arms(runs: _Runs, path: Path, *, unit: str) -> Path:
     by_position.set_ylabel("loss (nats)")
     over_steps.set_xlabel("step")
     over_steps.set_ylabel("loss of the scored positions (nats)")
-    by_position.legend(fontsize="small")
+    over_steps.legend(fontsize="small")
     figure.savefig(path, dpi=110)
     return path
 
