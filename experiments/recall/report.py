@@ -119,7 +119,7 @@ def plot_arms(runs: _Runs, path: Path, *, unit: str) -> Path:
 
     The line is the mean of the runs that went on longest, that is to the end where one did.
     """
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     by_position, over_steps = figure.subplots(1, 2)
     for color, (arm, meaning) in enumerate(ARMS.items()):
         if arm not in runs:
@@ -137,7 +137,7 @@ def plot_arms(runs: _Runs, path: Path, *, unit: str) -> Path:
     by_position.set_ylabel("loss (nats)")
     over_steps.set_xlabel("step")
     over_steps.set_ylabel("loss of the scored positions (nats)")
-    over_steps.legend(fontsize="small")
+    figure.legend(*over_steps.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
     return path
 
