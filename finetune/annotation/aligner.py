@@ -1,0 +1,163 @@
+"""Forced alignment: when the words of a known English text are spoken, with PocketSphinx.
+
+The acoustic model that the package brings is for English at 16 kHz.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from finetune.annotation.letter_to_sound import guess_phones
+from finetune.annotation.sentence_graph import SentenceGraph
+from finetune.annotation.silence import Condensed, loudest, without_long_silences
+from finetune.annotation.spoken_form import spoken_parts
+from finetune.annotation.words import TimedWord
+from finetune.errors import DataError, UserError
+
+SAMPLE_RATE = 16_000
+MIN_SCORE = -2.5
+
+_FRAME_SEC = 0.01
+_PAD_SEC = 0.3
+_LEVEL = 0.2  # of the loudest 10 ms; full scale is 1
+_NOISE = 2e-3  # standard deviation: digital silence has no features
+_FIRST_BEAMS: dict[str, float] = {}  # the decoder's own
+_WIDE_BEAMS = {"beam": 1e-90, "pbeam": 1e-90, "wbeam": 1e-70}
+_SMALLEST_LOG = math.log(5e-324)
+
+
+class Alignment(NamedTuple):
+    """Words in order, and the mean acoustic score per frame: 0 is a perfect match, less is worse."""
+
+    words: list[TimedWord]
+    score: float
+
+
+class Aligner:
+    """Aligns texts with recordings; holds the acoustic model, so make one per process.
+
+    Args:
+        min_score: the lowest score that is accepted.
+
+    Raises:
+        UserError: pocketsphinx is not installed.
+    """
+
+    def __init__(self, *, min_score: float = MIN_SCORE) -> None:
+        self.min_score = min_score
+        self._decoders = [_make_decoder(_FIRST_BEAMS)]
+
+    def align(self, samples: np.ndarray, text: str) -> Alignment:
+        """Finds the time of every word.
+
+        A search that prunes as usual comes first. Where it loses the text or matches badly, a second one
+        prunes less.
+
+        Args:
+            samples: [num_samples], float in -1..1 at 16 kHz, one voice.
+            text: what is said, all of it and nothing else; words are separated by white space.
+
+        Returns:
+            One entry per written word that is spoken: punctuation that stands alone has none.
+
+        Raises:
+            DataError: the text is empty or not English, or does not match the recording; one line.
+        """
+        written = text.split()
+        graph = SentenceGraph([spoken_parts(word) for word in written])
+        if not graph.arcs:
+            raise DataError("the transcript is empty.")
+        sound = without_long_silences(samples, sample_rate=SAMPLE_RATE)
+        pcm = _to_pcm(sound.samples)
+        best: Alignment | None = None
+        for search in range(2):
+            found = self._search(search, graph, written, pcm, sound)
+            if found is not None and (best is None or found.score > best.score):
+                best = found
+            if best is not None and best.score >= self.min_score:
+                return best
+        if best is None:
+            raise DataError("the transcript does not match the recording: the words cannot be placed in it.")
+        raise DataError(
+            f"the transcript does not match the recording: score {best.score:.2f}, at least "
+            f"{self.min_score:g} is needed."
+        )
+
+    def _search(
+        self, search: int, graph: SentenceGraph, written: Sequence[str], pcm: bytes, sound: Condensed
+    ) -> Alignment | None:
+        if search == len(self._decoders):
+            self._decoders.append(_make_decoder(_WIDE_BEAMS))
+        decoder = self._decoders[search]
+        for token in {arc.token for arc in graph.arcs}:
+            _make_known(decoder, token)
+        arcs = [(arc.source, arc.target, arc.probability, arc.token) for arc in graph.arcs]
+        decoder.add_fsg("text", decoder.create_fsg("text", 0, graph.final, arcs))
+        decoder.activate_search("text")
+        decoder.start_utt()
+        decoder.process_raw(pcm, full_utt=True)
+        decoder.end_utt()
+        if decoder.hyp() is None:
+            return None
+        segments = [segment for segment in decoder.seg() if segment.word[0] not in "<[("]
+        tokens = [re.sub(r"\(\d+\)$", "", segment.word) for segment in segments]
+        indices = graph.words_of(tokens)
+        if indices is None:
+            return None
+        return _alignment(segments, indices, written, sound)
+
+
+def _make_decoder(beams: dict[str, float]) -> Any:
+    try:
+        from pocketsphinx import Decoder
+    except ImportError as error:
+        raise UserError("pocketsphinx is not installed: pip install 'moshi-ttt[annotate]'") from error
+    return Decoder(samprate=SAMPLE_RATE, lm=None, loglevel="FATAL", **beams)
+
+
+def _make_known(decoder: Any, token: str) -> None:
+    """Adds a pronunciation where the dictionary has none."""
+    if decoder.lookup_word(token) is not None:
+        return
+    stem = token.removesuffix("'s").removesuffix("'")
+    known = decoder.lookup_word(stem) if stem != token else None
+    phones = known.split() if known else guess_phones(stem)
+    if token.endswith("'s"):
+        phones = [*phones, "IH Z" if phones[-1] in ("S", "Z", "SH", "ZH", "CH", "JH") else "Z"]
+    decoder.add_word(token, " ".join(phones), False)
+
+
+def _to_pcm(samples: np.ndarray) -> bytes:
+    """16-bit samples with faint noise under them and at both ends; the same input gives the same bytes."""
+    padded = np.pad(samples.astype(np.float64), round(_PAD_SEC * SAMPLE_RATE))
+    padded *= _LEVEL / max(loudest(samples, sample_rate=SAMPLE_RATE), 1e-9)
+    padded += np.random.default_rng(0).normal(0.0, _NOISE, len(padded))
+    return np.round(np.clip(padded, -1.0, 1.0) * 32767).astype("<i2").tobytes()
+
+
+def _alignment(
+    segments: Sequence[Any], indices: Sequence[int], written: Sequence[str], sound: Condensed
+) -> Alignment:
+    spans: dict[int, list[float]] = {}
+    score, num_frames = 0.0, 0
+    for segment, index in zip(segments, indices, strict=True):
+        start_sec = _time(segment.start_frame, sound)
+        end_sec = _time(segment.end_frame, sound) + _FRAME_SEC
+        spans.setdefault(index, [start_sec, end_sec])[1] = end_sec
+        # A probability, which is 0 where it is too small for a float.
+        score += math.log(segment.ascore) if segment.ascore > 0 else _SMALLEST_LOG
+        num_frames += segment.end_frame + 1 - segment.start_frame
+    words = [
+        TimedWord(written[index], *span)
+        for index, span in spans.items()
+    ]
+    return Alignment(words, score / num_frames)
+
+
+def _time(frame: int, sound: Condensed) -> float:
+    """The second of the recording in which a frame begins."""
+    sample = (frame * _FRAME_SEC - _PAD_SEC) * SAMPLE_RATE
+    return sound.original(min(max(sample, 0.0), len(sound.samples))) / SAMPLE_RATE
