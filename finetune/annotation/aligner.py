@@ -19,35 +19,49 @@ from finetune.errors import DataError, UserError
 
 SAMPLE_RATE = 16_000
 MIN_SCORE = -2.5
+MIN_LOCAL_SCORE = -3.5
+LOCAL_WORDS = 8
 
 _FRAME_SEC = 0.01
 _PAD_SEC = 0.3
 _LEVEL = 0.2  # of the loudest 10 ms; full scale is 1
-_NOISE = 2e-3  # standard deviation: digital silence has no features
+_NOISE = 4e-3  # standard deviation: digital silence has no features
 _FIRST_BEAMS: dict[str, float] = {}  # the decoder's own
 _WIDE_BEAMS = {"beam": 1e-90, "pbeam": 1e-90, "wbeam": 1e-70}
-_SMALLEST_LOG = math.log(5e-324)
+_SMALLEST = 5e-324
 
 
 class Alignment(NamedTuple):
-    """Words in order, and the mean acoustic score per frame: 0 is a perfect match, less is worse."""
+    """Words in order, and how well they match: mean acoustic scores per frame of 10 ms, in nats.
+
+    A score is a log-likelihood relative to the best that the search saw in the frame, 0 at most.
+
+    Attributes:
+        words: as written.
+        score: of all words.
+        local_score: of the worst eight words in a row: a few wrong words hardly change the score of a long
+            recording.
+    """
 
     words: list[TimedWord]
     score: float
+    local_score: float
 
 
 class Aligner:
     """Aligns texts with recordings; holds the acoustic model, so make one per process.
 
     Args:
-        min_score: the lowest score that is accepted.
+        min_score: the lowest score of a whole recording that is accepted.
+        min_local_score: the lowest score of eight words in a row that is accepted.
 
     Raises:
         UserError: pocketsphinx is not installed.
     """
 
-    def __init__(self, *, min_score: float = MIN_SCORE) -> None:
+    def __init__(self, *, min_score: float = MIN_SCORE, min_local_score: float = MIN_LOCAL_SCORE) -> None:
         self.min_score = min_score
+        self.min_local_score = min_local_score
         self._decoders = [_make_decoder(_FIRST_BEAMS)]
 
     def align(self, samples: np.ndarray, text: str) -> Alignment:
@@ -77,13 +91,21 @@ class Aligner:
             found = self._search(search, graph, written, pcm, sound)
             if found is not None and (best is None or found.score > best.score):
                 best = found
-            if best is not None and best.score >= self.min_score:
+            if best is not None and self._is_accepted(best):
                 return best
+        raise DataError(f"the transcript does not match the recording: {self._reason(best)}")
+
+    def _is_accepted(self, found: Alignment) -> bool:
+        return found.score >= self.min_score and found.local_score >= self.min_local_score
+
+    def _reason(self, best: Alignment | None) -> str:
         if best is None:
-            raise DataError("the transcript does not match the recording: the words cannot be placed in it.")
-        raise DataError(
-            f"the transcript does not match the recording: score {best.score:.2f}, at least "
-            f"{self.min_score:g} is needed."
+            return "its words cannot be placed one after the other."
+        if best.score < self.min_score:
+            return f"score {best.score:.2f}, at least {self.min_score:g} is needed."
+        return (
+            f"score {best.local_score:.2f} for {LOCAL_WORDS} words in a row, at least "
+            f"{self.min_local_score:g} is needed."
         )
 
     def _search(
@@ -142,19 +164,16 @@ def _alignment(
     segments: Sequence[Any], indices: Sequence[int], written: Sequence[str], sound: Condensed
 ) -> Alignment:
     spans: dict[int, list[float]] = {}
-    score, num_frames = 0.0, 0
     for segment, index in zip(segments, indices, strict=True):
-        start_sec = _time(segment.start_frame, sound)
         end_sec = _time(segment.end_frame, sound) + _FRAME_SEC
-        spans.setdefault(index, [start_sec, end_sec])[1] = end_sec
-        # A probability, which is 0 where it is too small for a float.
-        score += math.log(segment.ascore) if segment.ascore > 0 else _SMALLEST_LOG
-        num_frames += segment.end_frame + 1 - segment.start_frame
-    words = [
-        TimedWord(written[index], *span)
-        for index, span in spans.items()
-    ]
-    return Alignment(words, score / num_frames)
+        spans.setdefault(index, [_time(segment.start_frame, sound), end_sec])[1] = end_sec
+    words = [TimedWord(written[index], *span) for index, span in spans.items()]
+    # A likelihood is 0 where it is too small for a float.
+    scores = np.array([math.log(max(segment.ascore, _SMALLEST)) for segment in segments])  # [num_tokens]
+    lengths = np.array([segment.end_frame + 1 - segment.start_frame for segment in segments], dtype=float)
+    window = np.ones(min(LOCAL_WORDS, len(scores)))
+    local = np.convolve(scores, window, "valid") / np.convolve(lengths, window, "valid")
+    return Alignment(words, float(scores.sum() / lengths.sum()), float(local.min()))
 
 
 def _time(frame: int, sound: Condensed) -> float:

@@ -14,13 +14,19 @@ from finetune.annotation.numbers import (
 )
 from finetune.errors import DataError
 
-_PLAIN = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "–": "-", "—": "-", "…": ".", "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o"})
+_PLAIN = str.maketrans(
+    {"’": "'", "‘": "'", "ʼ": "'", "–": "-", "—": "-", "…": ".", "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o"}
+)
 _SILENT = frozenset(".,;:!?\"'()-/“”„«»*_~¿¡")
 _SYMBOLS = {
     "%": ["percent"], "&": ["and"], "+": ["plus"], "=": ["equals"], "@": ["at"],
 }  # fmt: skip
 _HASH = [["pound"], ["hash"], ["number"]]
-_UNITS = {"$": ("dollar", "dollars", "cents"), "£": ("pound", "pounds", "pence"), "€": ("euro", "euros", "cents")}
+_UNITS = {
+    "$": ("dollar", "dollars", "cents"),
+    "£": ("pound", "pounds", "pence"),
+    "€": ("euro", "euros", "cents"),
+}
 _MAX_ACRONYM_LETTERS = 5
 _AMOUNT = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _TOKEN = re.compile(
