@@ -31,7 +31,7 @@ from finetune.data.alignments import load_alignments
 from finetune.demo.dialogues import MAIN, USER, Turn, make_dialogue
 from finetune.demo.espeak import Espeak, Voice
 from finetune.demo.recording import Job, render
-from finetune.errors import UserError
+from finetune.errors import DataError, UserError
 from pool_tasks import make_worker, refuse_to_start
 
 ROOT = Path(__file__).parents[1]
@@ -147,6 +147,17 @@ def test_silence_shifts_words_and_changes_nothing_else(spoken):
 def test_quiet_recordings_are_aligned_as_loud_ones(one, capsys):
     write_wav(one, 0.02 * read_wav(one))
     assert run_annotate(capsys, one.parent, *POCKETSPHINX)[0] == 0
+
+
+def test_a_recording_at_which_the_search_fails_does_not_spoil_the_next(spoken):
+    text = (spoken / "numbers.left.txt").read_text()
+    samples = soxr.resample(read_wav(spoken / "numbers.wav")[0], 24_000, 16_000)
+    aligner = Aligner()
+    expected = aligner.align(samples, text)
+    aligner._decoders[0].start_utt()  # so that it cannot be started again
+    with pytest.raises(DataError, match="pocketsphinx failed"):
+        aligner.align(samples, text)
+    assert aligner.align(samples, text) == expected
 
 
 @pytest.mark.parametrize("fault", ["other", "missing", "extra"])

@@ -61,6 +61,14 @@ def test_every_number_has_readings_without_repetition(digits):
     assert all(re.fullmatch("[a-z]+", word) for reading in found for word in reading)
 
 
+@pytest.mark.parametrize("form", ["{}", "{}th", "${}", "{}.5", "{}s", "{},000"])
+def test_absurdly_long_numbers_are_read_digit_by_digit(form):
+    word = form.format("7" * 5000)
+    assert all(
+        set(reading) <= {"seven", "five", "zero", "oh"} for part in spoken_parts(word) for reading in part
+    )
+
+
 @pytest.mark.parametrize(
     ("word", "parts"),
     [
@@ -80,7 +88,7 @@ def test_words_fall_into_what_is_said(word, parts):
     assert [" ".join(part[0]) for part in spoken_parts(word)] == parts
 
 
-@pytest.mark.parametrize("word", ["привет", "東京", "[laughs]", "<unk>", "☺", "x²y∂"])
+@pytest.mark.parametrize("word", ["привет", "東京", "[laughs]", "<unk>", "☺", "x²y∂", "٣٤"])
 def test_what_is_not_english_is_refused_with_its_name(word):
     with pytest.raises(DataError, match=re.escape(repr(word))):
         spoken_parts(word)

@@ -26,8 +26,8 @@ _FRAME_SEC = 0.01
 _PAD_SEC = 0.3
 _LEVEL = 0.2  # of the loudest 10 ms; full scale is 1
 _NOISE = 4e-3  # standard deviation: digital silence has no features
-_FIRST_BEAMS: dict[str, float] = {}  # the decoder's own
-_WIDE_BEAMS = {"beam": 1e-90, "pbeam": 1e-90, "wbeam": 1e-70}
+# Of the two searches: the decoder's own, and wide ones.
+_BEAMS: tuple[dict[str, float], ...] = ({}, {"beam": 1e-90, "pbeam": 1e-90, "wbeam": 1e-70})
 _SMALLEST = 5e-324
 
 
@@ -62,7 +62,7 @@ class Aligner:
     def __init__(self, *, min_score: float = MIN_SCORE, min_local_score: float = MIN_LOCAL_SCORE) -> None:
         self.min_score = min_score
         self.min_local_score = min_local_score
-        self._decoders = [_make_decoder(_FIRST_BEAMS)]
+        self._decoders = [_make_decoder(_BEAMS[0])]
 
     def align(self, samples: np.ndarray, text: str) -> Alignment:
         """Finds the time of every word.
@@ -87,7 +87,7 @@ class Aligner:
         sound = without_long_silences(samples, sample_rate=SAMPLE_RATE)
         pcm = _to_pcm(sound.samples)
         best: Alignment | None = None
-        for search in range(2):
+        for search in range(len(_BEAMS)):
             found = self._search(search, graph, written, pcm, sound)
             if found is not None and (best is None or found.score > best.score):
                 best = found
@@ -112,16 +112,21 @@ class Aligner:
         self, search: int, graph: SentenceGraph, written: Sequence[str], pcm: bytes, sound: Condensed
     ) -> Alignment | None:
         if search == len(self._decoders):
-            self._decoders.append(_make_decoder(_WIDE_BEAMS))
+            self._decoders.append(_make_decoder(_BEAMS[search]))
         decoder = self._decoders[search]
         for token in {arc.token for arc in graph.arcs}:
             _make_known(decoder, token)
         arcs = [(arc.source, arc.target, arc.probability, arc.token) for arc in graph.arcs]
-        decoder.add_fsg("text", decoder.create_fsg("text", 0, graph.final, arcs))
-        decoder.activate_search("text")
-        decoder.start_utt()
-        decoder.process_raw(pcm, full_utt=True)
-        decoder.end_utt()
+        try:
+            decoder.add_fsg("text", decoder.create_fsg("text", 0, graph.final, arcs))
+            decoder.activate_search("text")
+            decoder.start_utt()
+            decoder.process_raw(pcm, full_utt=True)
+            decoder.end_utt()
+        except (KeyError, RuntimeError, ValueError) as error:
+            # It may be in the middle of the utterance: the next recording gets a fresh one.
+            self._decoders[search] = _make_decoder(_BEAMS[search])
+            raise DataError(f"pocketsphinx failed ({error}).") from error
         if decoder.hyp() is None:
             return None
         segments = [segment for segment in decoder.seg() if segment.word[0] not in "<[("]

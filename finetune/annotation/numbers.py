@@ -17,7 +17,7 @@ _ORDINALS = {
     "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth",
     "nine": "ninth", "twelve": "twelfth",
 }  # fmt: skip
-_MAX_CARDINAL_DIGITS = 15  # below a quadrillion; longer ones are read digit by digit
+MAX_CARDINAL_DIGITS = 15  # below a quadrillion; longer ones are read digit by digit
 
 
 def readings_of_digits(digits: str) -> list[Reading]:
@@ -30,7 +30,7 @@ def readings_of_digits(digits: str) -> list[Reading]:
         Readings without repetition.
     """
     readings = []
-    if digits[0] != "0" and len(digits) <= _MAX_CARDINAL_DIGITS:
+    if digits[0] != "0" and len(digits) <= MAX_CARDINAL_DIGITS:
         readings += readings_of_cardinal(int(digits))
         readings += _in_pairs(digits)
     readings += [[_digit(digit, zero) for digit in digits] for zero in ("zero", "oh")]

@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 from finetune.annotation.numbers import (
+    MAX_CARDINAL_DIGITS,
     Reading,
     readings_of_cardinal,
     readings_of_decimal,
@@ -39,7 +40,7 @@ _TOKEN = re.compile(
     r"|(?P<digits>\d+)"
     r"|(?P<word>'?[a-z]+(?:'[a-z]+)*'?)"
     r"|(?P<symbol>[%&+=@#])",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 
@@ -85,6 +86,8 @@ def _readings(kind: str | None, text: str) -> list[Reading]:
     if kind == "word" and text.isalpha() and text.isupper() and 1 < len(text) <= _MAX_ACRONYM_LETTERS:
         return [[text.lower()], spelled]
     text = text.lower()
+    if sum(char.isdigit() for char in text) > MAX_CARDINAL_DIGITS:
+        return readings_of_digits("".join(char for char in text if char.isdigit()))
     if kind == "word":
         return [[text]]
     if kind == "symbol":
