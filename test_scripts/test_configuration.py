@@ -160,11 +160,12 @@ def _no_estimate(*args, **kwargs):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_builds_in_a_dry_run(path, demo, monkeypatch, capsys):
-    model = ["--moshi_paths.hf_repo_id", str(demo.model_dir)] if path.stem == "quickstart" else []
+    is_tiny = path.stem in ("quickstart", "debian_prompts")
+    model = ["--moshi_paths.hf_repo_id", str(demo.model_dir)] if is_tiny else []
     monkeypatch.setattr("finetune.dry_run.memory_lines", _no_estimate)
     assert command_line(monkeypatch, path, "--dry-run", *model) == 0
     text = capsys.readouterr().out
-    base = "2,123,776" if path.stem == "quickstart" else "7,687,729,152"
+    base = "2,123,776" if is_tiny else "7,687,729,152"
     assert f"{base} of the base model" in text
     assert "Dry run: nothing was trained or written." in text
     args = load_train_args(path)
@@ -179,6 +180,7 @@ def test_the_examples_promised_are_there():
         "moshi_7B",
         "moshi_7B_ttt",
         "quickstart",
+        "debian_prompts",
         "librilight_pretrain",
         "dailytalk_finetune_from_librilight",
         "dailytalk_finetune_ttt_fixed",

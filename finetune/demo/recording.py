@@ -66,21 +66,31 @@ def render_all(jobs: Sequence[Job]) -> list[float]:
 
 
 def render(espeak: Espeak, job: Job) -> float:
-    """Speaks, mixes and writes one dialogue, and returns its duration in seconds.
-
-    Writes 24 kHz 16-bit stereo, the main speaker on the left, and
-    `{"alignments": [[word, [start_sec, end_sec], speaker], ...]}` sorted by start.
-    """
+    """Speaks, mixes and writes one dialogue, and returns its duration in seconds."""
     voices = {MAIN: _MAIN_VOICE, USER: job.user_voice}
     speeches = [speak(espeak, turn.text, voices[turn.speaker]) for turn in job.turns]
-    starts = place_turns(job.turns, [len(speech.samples) for speech in speeches])
-    stereo, alignments = _mix(job.turns, speeches, starts)
-    with wave.open(str(job.wav_path), "wb") as file:
+    return write_dialogue(job.turns, speeches, job.wav_path)
+
+
+def write_dialogue(turns: Sequence[Turn], speeches: Sequence[Speech], wav_path: Path) -> float:
+    """Mixes and writes what was spoken, and returns its duration in seconds.
+
+    Writes 24 kHz 16-bit stereo, the main speaker on the left, and beside it
+    `{"alignments": [[word, [start_sec, end_sec], speaker], ...]}` sorted by start.
+
+    Args:
+        turns: the dialogue, in order.
+        speeches: one per turn.
+        wav_path: where to write; the word timings go beside it with the suffix `.json`.
+    """
+    starts = place_turns(turns, [len(speech.samples) for speech in speeches])
+    stereo, alignments = _mix(turns, speeches, starts)
+    with wave.open(str(wav_path), "wb") as file:
         file.setnchannels(2)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
         file.writeframes(stereo.astype("<i2").tobytes())
-    job.wav_path.with_suffix(".json").write_text(json.dumps({"alignments": alignments}))
+    wav_path.with_suffix(".json").write_text(json.dumps({"alignments": alignments}))
     return len(stereo) / SAMPLE_RATE
 
 

@@ -1,0 +1,1 @@
+"""Word timings for recordings: annotate.py's work."""

@@ -1,0 +1,106 @@
+"""One recording: read, find the words of both channels, write them beside it."""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from finetune.annotation.engines import Engine
+from finetune.annotation.recordings import CHANNELS, Recording, read_transcript
+from finetune.annotation.words import TimedWord
+from finetune.data.alignments import load_alignments
+from finetune.data.audio import read_audio
+from finetune.errors import DataError
+
+SPEAKERS = {"left": "SPEAKER_MAIN", "right": "SPEAKER_USER"}
+
+_INAUDIBLE = 1e-3  # a channel whose samples all stay below says nothing; full scale is 1
+
+
+def is_annotated(recording: Recording) -> bool:
+    """Whether there are word timings already.
+
+    Raises:
+        DataError: there is a file in their place that cannot be read as such.
+    """
+    if not os.path.lexists(recording.alignment_path):
+        return False
+    try:
+        load_alignments(recording.alignment_path)
+    except DataError as error:
+        raise DataError(f"{error} It was there before; --overwrite replaces it.") from error
+    return True
+
+
+def annotate_file(recording: Recording, engine: Engine, *, channels: Sequence[str] = CHANNELS) -> None:
+    """Writes the word timings of a recording.
+
+    Args:
+        recording: a stereo file.
+        engine: what finds the words.
+        channels: those to annotate, `left` and `right`.
+
+    Raises:
+        DataError: the recording or a transcript cannot be used, or the engine rejects them; nothing is
+            written.
+    """
+    if not recording.path.is_file():
+        raise DataError("the file does not exist.")
+    stereo = read_audio(recording.path, sample_rate=engine.sample_rate)
+    words = {channel: _words(recording, engine, stereo, channel) for channel in channels}
+    if not any(words.values()):
+        raise DataError("no word is heard on either channel." if len(words) == 2 else "no word is heard.")
+    write_alignments(recording.alignment_path, words)
+
+
+def write_alignments(path: Path, words: dict[str, list[TimedWord]]) -> None:
+    """Writes word timings whole or not at all, as `load_alignments` reads them.
+
+    Args:
+        path: of the file; an older one is replaced.
+        words: per channel, `left` or `right`.
+
+    Raises:
+        OSError: it cannot be written; an older file is intact.
+    """
+    entries = [
+        [word.text, [round(word.start_sec, 3), round(word.end_sec, 3)], SPEAKERS[channel]]
+        for channel, spoken in words.items()
+        for word in spoken
+    ]
+    entries.sort(key=lambda entry: entry[1][0])
+    # Not .json while it is being written: a killed process leaves nothing that looks like word timings.
+    partial = path.with_name(f".alignments.partial-{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump({"alignments": entries}, file, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _words(recording: Recording, engine: Engine, stereo: np.ndarray, channel: str) -> list[TimedWord]:
+    samples = stereo[CHANNELS.index(channel)]
+    transcript = read_transcript(recording, channel) if engine.needs_transcript else None
+    is_audible = bool(np.abs(samples).max() >= _INAUDIBLE)
+    if not is_audible:
+        if transcript and transcript.strip():
+            raise DataError(f"{channel} channel: there is a transcript, but nothing is heard.")
+        return []
+    if engine.needs_transcript and transcript is None:
+        path = recording.path.with_suffix(f".{channel}.txt")
+        raise DataError(
+            f"{channel} channel: no transcript; write what is said into {path.name} beside it, or into the "
+            f'manifest\'s field "text".'
+        )
+    try:
+        return engine.words(samples, transcript or "")
+    except DataError as error:
+        raise DataError(f"{channel} channel: {error}") from error

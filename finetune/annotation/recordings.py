@@ -1,0 +1,134 @@
+"""Which recordings are to be annotated, and what is said in them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.data.manifest import read_manifest
+from finetune.errors import ConfigError, DataError
+
+CHANNELS = ("left", "right")
+AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
+
+_TEXT_FORM = 'expected {"left": "what Moshi says", "right": "what the user says"}'
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One stereo recording.
+
+    Attributes:
+        path: the audio file.
+        texts: the field "text" of its line in the manifest, None where there is none.
+    """
+
+    path: Path
+    texts: Any = None
+
+    @property
+    def alignment_path(self) -> Path:
+        """The word timings, beside the audio."""
+        return self.path.with_suffix(".json")
+
+
+def find_recordings(source: Path) -> list[Recording]:
+    """Lists the recordings of a manifest, or the audio files below a folder.
+
+    Args:
+        source: a `.jsonl` file as for training, where "duration" may be missing, or a folder. Hidden files
+            and folders are left out.
+
+    Returns:
+        At least one, in the manifest's order or sorted by path.
+
+    Raises:
+        DataError: nothing is found, the manifest is malformed, or two recordings would share one file of word
+            timings.
+    """
+    source = source.expanduser()
+    if source.is_dir():
+        recordings = [Recording(path) for path in _audio_files(source)]
+        if not recordings:
+            raise DataError(f"{source}: holds no recordings ({', '.join(AUDIO_SUFFIXES)}).")
+    elif source.suffix == ".jsonl" and source.is_file():
+        entries = read_manifest(source, key="manifest", need_duration=False)
+        recordings = [Recording(entry.path, entry.fields.get("text")) for entry in entries]
+    elif source.exists():
+        raise DataError(f"{source}: is neither a folder nor a manifest (.jsonl).")
+    else:
+        raise DataError(f"{source}: does not exist; name a folder of recordings or a manifest (.jsonl).")
+    _check_distinct(recordings)
+    return recordings
+
+
+def take_shard(recordings: list[Recording], shard: str) -> list[Recording]:
+    """The share of one of several jobs; together, shards 1/N to N/N are all recordings, each once.
+
+    Raises:
+        ConfigError: `shard` is not I/N with I from 1 to N.
+    """
+    index, _, count = shard.partition("/")
+    if not (index.isascii() and index.isdigit() and count.isascii() and count.isdigit()) or not (
+        1 <= int(index) <= int(count)
+    ):
+        raise ConfigError(f"--shard: {shard!r} is not I/N with I from 1 to N, such as 1/4.")
+    return recordings[int(index) - 1 :: int(count)]
+
+
+def read_transcript(recording: Recording, channel: str) -> str | None:
+    """What is said on one channel.
+
+    It is the entry "left" or "right" of the manifest's field "text", or else the file `name.left.txt` or
+    `name.right.txt` beside `name.wav`.
+
+    Returns:
+        The text, None where there is none.
+
+    Raises:
+        DataError: both are there, or one cannot be used.
+    """
+    path = recording.path.with_suffix(f".{channel}.txt")
+    text = _text_of_manifest(recording.texts, channel)
+    if not path.exists():
+        return text
+    if text is not None:
+        raise DataError(f'{path} and the field "text" of the manifest both say what is said; remove one.')
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason}).") from error
+
+
+def _text_of_manifest(texts: Any, channel: str) -> str | None:
+    if texts is None:
+        return None
+    valid = isinstance(texts, dict) and texts.keys() <= set(CHANNELS)
+    if not valid or not all(isinstance(text, str) for text in texts.values()):
+        raise DataError(f'"text" of the manifest: {_TEXT_FORM}.')
+    return texts.get(channel)
+
+
+def _audio_files(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES
+        ]
+    return sorted(found)
+
+
+def _check_distinct(recordings: list[Recording]) -> None:
+    seen: dict[str, Path] = {}
+    for recording in recordings:
+        identity = os.path.abspath(recording.alignment_path)
+        if identity in seen:
+            raise DataError(
+                f"{seen[identity]} and {recording.path} would share {recording.alignment_path}; rename one."
+            )
+        seen[identity] = recording.path

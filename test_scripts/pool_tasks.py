@@ -1,0 +1,22 @@
+"""What workers do in tests of the pool; other processes import it, so it imports little."""
+
+import os
+import signal
+
+from finetune.errors import UserError
+
+
+def make_worker(_number: int):
+    """Does tasks by name."""
+
+    def work(task: str) -> str | None:
+        if task == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "fail failed" if task == "fail" else None
+
+    return work
+
+
+def refuse_to_start(_number: int):
+    """As an engine whose package is missing."""
+    raise UserError("it is not installed")
