@@ -1,5 +1,7 @@
 """The peak of real training steps, as the allocator reports it to torch's profiler."""
 
+import gc
+
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -44,6 +46,7 @@ def measured_peak(args: TrainArgs, lm_kwargs: dict, *, num_steps: int = 2) -> in
     optimizer = build_optimizer(model, args)
     # oneDNN packs bfloat16 weights into buffers of its own on some processors.
     onednn = torch.backends.mkldnn.flags(enabled=False)
+    gc.collect()  # what others left behind would be released in between, and count as memory given back
     with onednn, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for _ in range(num_steps):
             train_step(model, args, optimizer)

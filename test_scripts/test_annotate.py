@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def start(*arguments) -> subprocess.Popen:
     """annotate.py as a process group of its own."""
     command = [sys.executable, "annotate.py", *POCKETSPHINX, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    # Where tests run in the background, they were started with Ctrl-C ignored, which is inherited.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, preexec_fn=listen, **pipes)
 
 
 def is_alive(group: int) -> bool:
