@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from finetune.annotation.aligner import MIN_LOCAL_SCORE, MIN_SCORE, Aligner
+from finetune.annotation.aligner import SAMPLE_RATE as ALIGNER_RATE
+from finetune.annotation.whisper import SAMPLE_RATE as WHISPER_RATE
 from finetune.annotation.whisper import Whisper
 from finetune.annotation.words import TimedWord
 
@@ -61,7 +63,7 @@ class EngineSettings:
 
 
 class _PocketSphinxEngine:
-    sample_rate = 16_000
+    sample_rate = ALIGNER_RATE
     needs_transcript = True
 
     def __init__(self, aligner: Aligner) -> None:
@@ -72,7 +74,7 @@ class _PocketSphinxEngine:
 
 
 class _WhisperEngine:
-    sample_rate = 16_000
+    sample_rate = WHISPER_RATE
     needs_transcript = False
 
     def __init__(self, whisper: Whisper) -> None:

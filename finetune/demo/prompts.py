@@ -23,7 +23,7 @@ SOUNDS_PACKAGE = "asterisk-core-sounds-en-g722"
 TEXTS_PACKAGE = "asterisk-core-sounds-en"
 
 _LISTING = "core-sounds-en.txt.gz"
-_NOTE = re.compile(r"\[[^]]*\]|\([^)]*\)|<[^>]*>")
+_NOTE = re.compile(r"\[[^]]*\]|<[^>]*>")
 
 
 class Prompt(NamedTuple):
