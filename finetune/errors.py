@@ -16,7 +16,15 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A manifest, a recording or its word timings cannot be used."""
+    """A manifest, a recording or its word timings cannot be used.
+
+    Attributes:
+        code: the fault's code in `finetune.data.check`; None where the place that raises it knows no code.
+    """
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class CheckpointError(UserError):

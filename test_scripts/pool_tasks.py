@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from finetune.errors import UserError
 
@@ -12,6 +13,8 @@ def make_worker(_number: int):
     def work(task: str) -> str | None:
         if task == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        while task == "hang":
+            time.sleep(60)
         return "fail failed" if task == "fail" else None
 
     return work

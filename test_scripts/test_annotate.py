@@ -25,7 +25,6 @@ from annotation_helpers import (
 )
 from finetune.annotation.aligner import Aligner
 from finetune.annotation.annotate_file import write_alignments
-from finetune.annotation.pool import run_tasks
 from finetune.annotation.recordings import Recording, take_shard
 from finetune.annotation.words import TimedWord
 from finetune.data.alignments import load_alignments
@@ -33,6 +32,7 @@ from finetune.demo.dialogues import MAIN, USER, Turn, make_dialogue
 from finetune.demo.espeak import Espeak, Voice
 from finetune.demo.recording import Job, render
 from finetune.errors import DataError, UserError
+from finetune.workers import run_tasks
 from pool_tasks import make_worker, refuse_to_start
 
 ROOT = Path(__file__).parents[1]
@@ -331,7 +331,7 @@ def test_every_fault_is_listed_with_its_reason(rejected, name):
     ("options", "message"),
     [
         (("nowhere",), "nowhere: does not exist; name a folder of recordings or a manifest"),
-        ((".",), "holds no recordings (.wav, .flac, .mp3, .ogg)"),
+        ((".",), "no audio file below the folder"),
         (("notes.txt",), "notes.txt: is neither a folder nor a manifest"),
         (("twins",), "would share"),
         (("bad.jsonl",), "line 1: not valid JSON"),
@@ -437,11 +437,27 @@ def test_a_worker_that_dies_costs_its_own_task_only():
     tasks = ["one", "die", "two", "fail", "three"]
     outcomes = sorted(run_tasks(make_worker, tasks, num_workers=2), key=lambda outcome: outcome.task)
     assert outcomes == [
-        ("die", "the process that worked on it was killed by signal 9."),
-        ("fail", "fail failed"),
-        ("one", None),
-        ("three", None),
-        ("two", None),
+        ("die", None, "the process that worked on it was killed by signal 9."),
+        ("fail", "fail failed", None),
+        ("one", None, None),
+        ("three", None, None),
+        ("two", None, None),
+    ]
+
+
+def test_a_worker_that_hangs_costs_its_own_task_only():
+    outcomes = list(
+        run_tasks(
+            make_worker,
+            ["hang", "one"],
+            num_workers=1,
+            isolated=True,
+            time_limit_sec=lambda task: 0.0 if task == "hang" else 60.0,
+        )
+    )
+    assert outcomes == [
+        ("hang", None, "it took too long; the process that worked on it was ended."),
+        ("one", None, None),
     ]
 
 

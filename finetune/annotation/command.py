@@ -11,10 +11,10 @@ from pathlib import Path
 from finetune.annotation.aligner import LOCAL_WORDS, MIN_LOCAL_SCORE, MIN_SCORE
 from finetune.annotation.annotate_file import annotate_file, is_annotated
 from finetune.annotation.engines import ENGINES, EngineSettings
-from finetune.annotation.pool import run_tasks
 from finetune.annotation.recordings import CHANNELS, Recording, find_recordings, take_shard
 from finetune.cli import Parser
 from finetune.errors import ConfigError, DataError
+from finetune.workers import run_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +99,12 @@ def annotate_all(
     logger.info("%d recordings to annotate, %d annotated before.", len(todo), len(report.skipped))
     prepare = partial(_prepare, settings, tuple(channels))
     for number, outcome in enumerate(run_tasks(prepare, todo, num_workers=num_workers) if todo else (), 1):
-        if outcome.error is None:
+        error = outcome.failure or outcome.result
+        if error is None:
             report.annotated.append(outcome.task.path)
             logger.info("%d/%d annotated %s", number, len(todo), outcome.task.path)
         else:
-            _reject(report, outcome.task, outcome.error)
+            _reject(report, outcome.task, error)
     return report
 
 

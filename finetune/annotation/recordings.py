@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune.data.audio_files import find_audio_files, no_audio_files
 from finetune.data.manifest import read_manifest
 from finetune.errors import ConfigError, DataError
 
 CHANNELS = ("left", "right")
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg")
 
 _TEXT_FORM = 'expected {"left": "what Moshi says", "right": "what the user says"}'
 
@@ -36,8 +36,8 @@ def find_recordings(source: Path) -> list[Recording]:
     """Lists the recordings of a manifest, or the audio files below a folder.
 
     Args:
-        source: a `.jsonl` file as for training, where "duration" may be missing, or a folder. Hidden files
-            and folders are left out.
+        source: a `.jsonl` file as for training, where "duration" may be missing, or a folder. What
+            is taken of a folder, see `find_audio_files`.
 
     Returns:
         At least one, in the manifest's order or sorted by path.
@@ -48,9 +48,9 @@ def find_recordings(source: Path) -> list[Recording]:
     """
     source = source.expanduser()
     if source.is_dir():
-        recordings = [Recording(path) for path in _audio_files(source)]
+        recordings = [Recording(path) for path in find_audio_files(source)]
         if not recordings:
-            raise DataError(f"{source}: holds no recordings ({', '.join(AUDIO_SUFFIXES)}).")
+            raise no_audio_files(source)
     elif source.suffix == ".jsonl" and source.is_file():
         entries = read_manifest(source, key="manifest", need_duration=False)
         recordings = [Recording(entry.path, entry.fields.get("text")) for entry in entries]
@@ -109,18 +109,6 @@ def _text_of_manifest(texts: Any, channel: str) -> str | None:
     if not valid or not all(isinstance(text, str) for text in texts.values()):
         raise DataError(f'"text" of the manifest: {_TEXT_FORM}.')
     return texts.get(channel)
-
-
-def _audio_files(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES
-        ]
-    return sorted(found)
 
 
 def _check_distinct(recordings: list[Recording]) -> None:

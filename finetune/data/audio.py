@@ -84,7 +84,8 @@ def check_duration(path: Path, duration_sec: float, *, expected_duration_sec: fl
     relation = "shorter" if difference_sec < 0 else "longer"
     raise DataError(
         f"{path}: lasts {duration_sec:.2f} s, {relation} than the manifest's {expected_duration_sec:.2f} s; "
-        "correct the manifest or the file."
+        "correct the manifest or the file.",
+        code="duration",
     )
 
 
@@ -129,16 +130,19 @@ def check_length(path: Path, num_samples: int, header: AudioHeader) -> None:
     if num_samples < header.num_samples:
         raise DataError(
             f"{path}: truncated, the header claims {header.num_samples} samples and the file holds "
-            f"{num_samples}; copy or export it again."
+            f"{num_samples}; copy or export it again.",
+            code="truncated",
         )
     if num_samples == 0:
-        raise DataError(f"{path}: holds no samples; remove it from the manifest or export it again.")
+        raise DataError(
+            f"{path}: holds no samples; remove it from the manifest or export it again.", code="empty"
+        )
 
 
 def check_finite(path: Path, samples: np.ndarray) -> None:
     """Raises DataError when a sample is NaN or infinite."""
     if not np.isfinite(samples).all():
-        raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.")
+        raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.", code="not-finite")
 
 
 def _check_stereo(path: Path, channels: int) -> None:
@@ -155,7 +159,8 @@ def resampled_length(path: Path, num_samples: int, *, file_rate: int, sample_rat
     if resampled == 0:
         raise DataError(
             f"{path}: too short, {num_samples} samples at {file_rate} Hz are none at {sample_rate} Hz; "
-            "remove it or export it again."
+            "remove it or export it again.",
+            code="empty",
         )
     return resampled
 

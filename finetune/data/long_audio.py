@@ -41,10 +41,10 @@ def read_header(path: Path) -> AudioHeader:
         DataError: The file is missing or no audio that can be read, or has more than two channels or a sample
             rate that no recording has.
     """
-    header = _opus_header(path) if _kind(path) == "opus" else open_audio(path)[1]
+    header = _opus_header(path) if audio_kind(path) == "opus" else open_audio(path)[1]
     _check_rate(path, header.sample_rate)
     if header.channels not in (1, 2):
-        raise DataError(f"{path}: has {header.channels} channels; make it mono or stereo.")
+        raise DataError(f"{path}: has {header.channels} channels; make it mono or stereo.", code="channels")
     return header
 
 
@@ -70,12 +70,18 @@ def read_pieces(
     return _resample(path, blocks, header, sample_rate=sample_rate)
 
 
-def _kind(path: Path) -> Literal["opus", "lossless", "other"]:
-    """Tells by a file's first bytes how it is to be read."""
+def audio_kind(path: Path) -> Literal["opus", "lossless", "other"]:
+    """Tells by a file's first bytes how it is to be read.
+
+    Raises:
+        DataError: The file cannot be opened, or is a wav file with a sample rate that no recording has.
+    """
     try:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would wait for its other end
-            raise DataError(f"{path}: is a pipe or device, not a file; write the audio to a file.")
+            raise DataError(
+                f"{path}: is a pipe or device, not a file; write the audio to a file.", code="not-a-file"
+            )
         with open(path, "rb") as file:
             start = file.read(4096)
     except (OSError, ValueError) as error:  # ValueError: no file can have this name
@@ -96,7 +102,8 @@ def _check_rate(path: Path, sample_rate: float) -> None:
     low, high = SAMPLE_RATES
     if not low <= sample_rate <= high:
         raise DataError(
-            f"{path}: has {sample_rate:g} samples per second, {low:,} to {high:,} are read; export it again."
+            f"{path}: has {sample_rate:g} samples per second, {low:,} to {high:,} are read; export it again.",
+            code="sample-rate",
         )
 
 
@@ -117,7 +124,7 @@ def _opus_header(path: Path) -> AudioHeader:
 
 def _decode(path: Path) -> Iterator[np.ndarray]:
     """Yields blocks at the file's own rate."""
-    kind = _kind(path)
+    kind = audio_kind(path)
     if kind == "lossless":
         yield from _decode_blocks(path)
     elif kind == "opus":

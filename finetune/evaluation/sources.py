@@ -1,16 +1,14 @@
 """Which recordings are measured: those of a manifest, of a folder tree, or one file."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from finetune.data.audio_files import AUDIO_SUFFIXES, find_audio_files, no_audio_files, printable
 from finetune.data.manifest import ManifestEntry, read_manifest
 from finetune.errors import ConfigError, DataError
 
-# What sphn decodes; of AIFF files it does not know the length.
-AUDIO_SUFFIXES = frozenset({".caf", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav"})
 GROUPS = ("single", "speaker")
 
 
@@ -95,12 +93,6 @@ def group_sources(sources: Sequence[Source], group: str) -> dict[str, list[Sourc
     return {speaker: sorted(groups[speaker], key=_sort_key) for speaker in sorted(groups)}
 
 
-def printable(text: str) -> str:
-    r"""Returns text in one line of UTF-8: control characters and what is not UTF-8 become `\n`, `\udcff`."""
-    encodable = text.encode("utf-8", "backslashreplace").decode()
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], encodable)
-
-
 def _sort_key(source: Source) -> tuple[str, ...]:
     return PurePath(source.name).parts
 
@@ -111,32 +103,13 @@ def scan_folder(root: Path) -> list[Source]:
     Raises:
         DataError: there is none, or a folder cannot be listed.
     """
-    sources = _scan(root)
-    if not sources:
-        endings = " ".join(sorted(AUDIO_SUFFIXES))
-        manifests = "; name the .jsonl file itself to use a manifest" if any(root.glob("*.jsonl")) else ""
-        raise DataError(f"no audio file below the folder {root} ({endings}){manifests}.")
-    return sources
-
-
-def _scan(root: Path) -> list[Source]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"cannot list the folder {error.filename} ({error.strerror}).") from error
-
-    entered: set[tuple[int, int]] = set()
+    files = find_audio_files(root)
+    if not files:
+        raise no_audio_files(root)
     sources = []
-    for folder, folders, files in os.walk(root, followlinks=True, onerror=refuse):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and PurePath(name).suffix.lower() in AUDIO_SUFFIXES:
-                path = Path(folder, name)
-                relative = path.relative_to(root)
-                sources.append(Source(printable(relative.as_posix()), path, speaker=_first_folder(relative)))
+    for path in files:
+        relative = path.relative_to(root)
+        sources.append(Source(printable(relative.as_posix()), path, speaker=_first_folder(relative)))
     return sorted(sources, key=_sort_key)
 
 

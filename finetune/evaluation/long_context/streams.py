@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from finetune.data.alignments import load_alignments
 from finetune.data.audio import AudioHeader
+from finetune.data.audio_files import printable
 from finetune.data.code_cache import UnwritableCacheError
 from finetune.data.interleaver import interleave_text
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.long_context.encoding import CodeStore
-from finetune.evaluation.sources import Source, find_sources, group_sources, printable
+from finetune.evaluation.sources import Source, find_sources, group_sources
 from finetune.inference.speech_model import SpeechModel
 
 logger = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from torch import LongTensor
 from tqdm import tqdm
 
 from finetune.data.audio import AudioHeader
+from finetune.data.audio_files import printable
 from finetune.data.code_cache import CodeCache, UnwritableCacheError
 from finetune.data.codec import encode_silence
 from finetune.data.long_audio import read_header, read_pieces
 from finetune.data.manifest import Recording
 from finetune.errors import ConfigError, DataError
-from finetune.evaluation.sources import printable
 from finetune.evaluation.spoken.items import Item
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,164 @@
+"""Worker processes that survive each other: one that dies costs the recording it worked on, no more."""
+
+import math
+import multiprocessing
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
+
+from finetune.errors import UserError
+
+Prepare = Callable[[int], Callable[[Any], Any]]
+
+
+class Outcome(NamedTuple):
+    """What became of one task.
+
+    Attributes:
+        task: it.
+        result: what the work returned; None where its process was lost.
+        failure: why its process was lost, in one line; None where it was not.
+    """
+
+    task: Any
+    result: Any
+    failure: str | None
+
+
+class _Worker(NamedTuple):
+    process: Any
+    connection: Connection
+    number: int
+    deadline: float = math.inf  # of what it works on, as time.monotonic() counts
+
+
+Busy = dict[Connection, tuple[_Worker, Any]]
+
+
+def run_tasks(
+    prepare: Prepare,
+    tasks: Sequence[Any],
+    *,
+    num_workers: int,
+    isolated: bool = False,
+    time_limit_sec: Callable[[Any], float] | None = None,
+) -> Iterator[Outcome]:
+    """Does tasks in several processes and yields what became of each, in the order in which they end.
+
+    Args:
+        prepare: called once in each process with its number from 0; returns what does a task. Both must be
+            importable from another process, and what is returned must be picklable.
+        tasks: what is done.
+        num_workers: processes; with 1, everything happens in this one, unless `isolated`.
+        isolated: never work in this process, which a task could take down.
+        time_limit_sec: of a task in seconds, after which its process is ended; needs processes.
+
+    Raises:
+        UserError: `prepare` raised one in a worker.
+    """
+    if num_workers == 1 and not isolated:
+        work = prepare(0)
+        for task in tasks:
+            yield Outcome(task, work(task), None)
+        return
+    limit = time_limit_sec or (lambda _: math.inf)
+    waiting = deque(tasks)
+    busy: Busy = {}
+    try:
+        for number in range(min(num_workers, len(tasks))):
+            _hand_out(_start(prepare, number), waiting, busy, limit)
+        while busy:
+            ready = wait(list(busy), _seconds_left(busy))
+            for connection in ready or _overdue(busy):
+                worker, task = busy.pop(connection)
+                collect = _collect if ready else _end_overdue
+                outcome, worker = collect(worker, task, prepare, has_more=bool(waiting))
+                if worker is not None:
+                    _hand_out(worker, waiting, busy, limit)
+                yield outcome
+    finally:
+        for worker, _ in busy.values():
+            _stop(worker)
+
+
+def _seconds_left(busy: Busy) -> float | None:
+    deadline = min(worker.deadline for worker, _ in busy.values())
+    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+
+
+def _overdue(busy: Busy) -> list[Connection]:
+    now = time.monotonic()
+    return [connection for connection, (worker, _) in busy.items() if worker.deadline <= now]
+
+
+def _start(prepare: Prepare, number: int) -> _Worker:
+    # Not forked: a GPU that was used before cannot be used in a fork.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(prepare, number, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours, number)
+
+
+def _hand_out(worker: _Worker, waiting: deque, busy: Busy, limit: Callable[[Any], float]) -> None:
+    if not waiting:
+        _stop(worker)
+        return
+    task = waiting.popleft()
+    with suppress(OSError):  # it may have died meanwhile; reading will say so
+        worker.connection.send(task)
+    busy[worker.connection] = (worker._replace(deadline=time.monotonic() + limit(task)), task)
+
+
+def _collect(
+    worker: _Worker, task: Any, prepare: Prepare, *, has_more: bool
+) -> tuple[Outcome, _Worker | None]:
+    """Reads a worker's answer; a new worker takes the place of a dead one while there is work."""
+    try:
+        answer = worker.connection.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        status = worker.process.exitcode
+        how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        outcome = Outcome(task, None, f"the process that worked on it was {how}.")
+        return outcome, _start(prepare, worker.number) if has_more else None
+    if isinstance(answer, UserError):
+        _stop(worker)
+        raise answer
+    return Outcome(task, answer, None), worker
+
+
+def _end_overdue(
+    worker: _Worker, task: Any, prepare: Prepare, *, has_more: bool
+) -> tuple[Outcome, _Worker | None]:
+    worker.process.kill()  # what hangs in a library does not heed a request to end
+    _stop(worker)
+    outcome = Outcome(task, None, "it took too long; the process that worked on it was ended.")
+    return outcome, _start(prepare, worker.number) if has_more else None
+
+
+def _stop(worker: _Worker) -> None:
+    worker.process.terminate()
+    worker.process.join()
+    worker.connection.close()
+
+
+def _serve(prepare: Prepare, number: int, connection: Connection) -> None:
+    """The loop of a worker. It ends when the other side goes away, whatever became of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    try:
+        work = prepare(number)
+    except UserError as error:
+        connection.send(error)
+        return
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(work(task))
