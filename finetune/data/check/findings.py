@@ -1,0 +1,80 @@
+"""What may be wrong with a data set: the codes, how severe each is, and what to do about it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+class Kind(NamedTuple):
+    """A kind of fault."""
+
+    severity: Severity
+    advice: str
+
+
+# An error is what training refuses or would learn nonsense from; a warning is what it uses in part.
+KINDS: dict[str, Kind] = {
+    "manifest-line": Kind("error", 'write the line as {"path": "a.wav", "duration": 12.5}'),
+    "manifest-duration": Kind("error", "let --fix write the duration"),
+    "listed-twice": Kind("error", "remove one of the lines"),
+    "shared-timings": Kind("error", "give each recording a name of its own"),
+    "missing": Kind("error", "correct the path or remove the line"),
+    "not-a-file": Kind("error", "put the audio into a file"),
+    "unreadable": Kind("error", "copy or export it again; wav and flac are fine"),
+    "truncated": Kind("error", "copy or export it again"),
+    "empty": Kind("error", "remove the line or export it again"),
+    "check-failed": Kind("error", "take the file for damaged: export it again or remove the line"),
+    "mono": Kind("error", "make it stereo, Moshi left and the user right, or choose --mono"),
+    "channels": Kind("error", "make it stereo, Moshi left and the user right"),
+    "sample-rate": Kind("error", "export it again, best with 24,000 samples per second"),
+    "duration": Kind("error", "let --fix write the duration, or correct the file"),
+    "not-finite": Kind("error", "export it again"),
+    "swapped-channels": Kind("error", "swap the channels, or the speakers of the word timings"),
+    "no-timings": Kind("error", "annotate it (python annotate.py)"),
+    "malformed-timings": Kind("error", "correct it, or annotate again with --overwrite"),
+    "word-outside": Kind("error", "see that the word timings are of this recording; annotate again"),
+    "silent-channel": Kind("warning", "see that this voice was recorded"),
+    "clipping": Kind("warning", "record or export it with a lower level"),
+    "word-overlap": Kind("warning", "annotate again; the later word cuts the earlier one off"),
+    "empty-word": Kind("warning", "remove the entries; they say nothing"),
+    "word-length": Kind("warning", "correct the times; training leaves these words out"),
+    "unknown-speaker": Kind("warning", "use SPEAKER_MAIN (left) and SPEAKER_USER (right)"),
+    "unknown-text": Kind("warning", "write it with characters that the tokenizer has"),
+    "same-audio": Kind("warning", "remove one, unless it is meant to count twice"),
+    "resampled": Kind("note", "nothing to do; it is resampled to 24,000"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault of one file or line.
+
+    Attributes:
+        code: a key of `KINDS`.
+        path: the file that has it.
+        reason: what is wrong, one line without the file's name.
+        line: file and number of the manifest's line, where one is known.
+    """
+
+    code: str
+    path: Path
+    reason: str
+    line: str | None = None
+
+    @property
+    def severity(self) -> Severity:
+        """How much it matters."""
+        return KINDS[self.code].severity
+
+    @property
+    def advice(self) -> str:
+        """What to do."""
+        return KINDS[self.code].advice
+
+
+def one_line(path: Path, error: object) -> str:
+    """The message of an error about a file in one line, without the file's name before it."""
+    return " ".join(str(error).removeprefix(f"{path}: ").split())
