@@ -165,3 +165,60 @@ def _duration(value: Any, *, where: str) -> float:
     if not 0 < value <= sys.float_info.max:
         raise DataError(f'{where}: "duration" must be finite and above 0 seconds, not {value!r}.')
     return float(value)
+
+
+@dataclass(frozen=True)
+class ManifestLine:
+    """A line of a manifest as it stands there.
+
+    Attributes:
+        manifest: the file.
+        number: of the line, from 1.
+        text: without its line feed.
+        entry: what it says; without a duration where only that is faulty, None where nothing can be used.
+        fault: what is wrong with it, None where nothing is.
+    """
+
+    manifest: Path
+    number: int
+    text: str
+    entry: ManifestEntry | None
+    fault: str | None
+
+
+def read_lines(source: str | Path, *, key: str) -> Iterator[ManifestLine]:
+    """Yields all lines of manifests that are not blank, those with faults too.
+
+    Args:
+        source: see `load_manifest`.
+        key: see `load_manifest`.
+
+    Raises:
+        DataError: ``source`` cannot be read at all.
+    """
+    for manifest in _manifest_files(source, key=key):
+        for where, text in _numbered_lines(manifest, key=key):
+            number = int(where.rpartition(" ")[2])
+            try:
+                entry = _parse_line(text, folder=manifest.parent, where=where, need_duration=True)
+                yield ManifestLine(manifest, number, text, entry, None)
+            except DataError as error:
+                entry = _without_duration(text, folder=manifest.parent, where=where)
+                yield ManifestLine(manifest, number, text, entry, str(error).removeprefix(f"{where}: "))
+
+
+def _without_duration(text: str, *, folder: Path, where: str) -> ManifestEntry | None:
+    """What a faulty line says if its fault is the duration."""
+    try:
+        fields = json.loads(text)
+        fields.pop("duration", None)
+        return _parse_line(json.dumps(fields), folder=folder, where=where, need_duration=False)
+    except (DataError, ValueError, AttributeError, TypeError, RecursionError):
+        return None
+
+
+if __name__ == "__main__":
+    from finetune.cli import run_command
+    from finetune.data.manifest_command import write_manifest
+
+    run_command(write_manifest)

@@ -4,6 +4,7 @@ All that is found here `finetune.data.check` finds too, under the same codes.
 """
 
 import json
+import math
 import os
 import stat
 import sys
@@ -85,7 +86,9 @@ def check_channels(path: Path, header: AudioHeader, *, mono: Mono) -> list[Findi
 
 
 def compare_duration(recording: Recording, duration_sec: float) -> list[Finding]:
-    """Compares a length with the manifest's, as training does."""
+    """Compares a length with the manifest's, as training does; with one of NaN nothing is compared."""
+    if math.isnan(recording.duration_sec):
+        return []
     try:
         check_duration(recording.path, duration_sec, expected_duration_sec=recording.duration_sec)
     except DataError as error:

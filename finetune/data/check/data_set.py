@@ -1,0 +1,175 @@
+"""The check of all recordings of a manifest, in processes of which one may die."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from finetune.data.check.findings import SEVERITIES, Finding
+from finetune.data.check.full import Checked, Checker, Settings
+from finetune.data.manifest import ManifestLine, Recording, read_lines
+from finetune.errors import DataError
+from finetune.workers import run_tasks
+
+# What a process may take for a recording before it is ended: some hundred times what decoding takes.
+LIMIT_SEC, LIMIT_BYTES_PER_SEC = 120, 100_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the manifest and what is known of its recording.
+
+    Attributes:
+        line: as it stands in the manifest.
+        recording: what it names, with a duration of NaN where the line has none; None where it names nothing
+            or something that another line names.
+        checked: the outcome; of lines that are not checked, the findings about the line.
+    """
+
+    line: ManifestLine
+    recording: Recording | None
+    checked: Checked
+
+    @property
+    def where(self) -> str:
+        """Manifest and number of the line."""
+        return _where(self.line)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, with the line."""
+        return [replace(finding, line=self.where) for finding in self.checked.findings]
+
+
+def check_data_set(
+    manifest: Path, settings: Settings, *, num_jobs: int, follow: Callable[[Sequence], Iterable] = iter
+) -> list[Item]:
+    """Reads every file of a manifest.
+
+    Args:
+        manifest: a `.jsonl` file, or a folder of them, as `data.train_data`.
+        settings: of the check.
+        num_jobs: processes.
+        follow: wraps what yields an outcome per recording, for a progress bar.
+
+    Returns:
+        The lines in their order.
+
+    Raises:
+        DataError: the manifest cannot be read at all or lists nothing.
+    """
+    items = list(_read(manifest))
+    if not items:
+        raise DataError(
+            f'{manifest}: lists no recordings; add lines like {{"path": "a.wav", "duration": 12.5}}.'
+        )
+    tasks = [(index, item.recording) for index, item in enumerate(items) if item.recording is not None]
+    prepare = partial(prepare_worker, settings)
+    outcomes = run_tasks(prepare, tasks, num_workers=num_jobs, isolated=True, time_limit_sec=_limit_sec)
+    for outcome in follow(outcomes):
+        index, recording = outcome.task
+        checked = outcome.result
+        if checked is None:
+            checked = Checked([Finding("check-failed", recording.path, outcome.failure)])
+        about_line = items[index].checked.findings
+        checked = replace(checked, findings=about_line + checked.findings)
+        items[index] = replace(items[index], checked=checked)
+    return _find_same_audio(items)
+
+
+def sorted_findings(items: Iterable[Item]) -> list[Finding]:
+    """All findings, errors first, then in the manifest's order."""
+    findings = [finding for item in items for finding in item.findings]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def prepare_worker(settings: Settings, _number: int) -> Callable[[tuple[int, Recording]], Checked]:
+    """What a process does with its recordings; called in it.
+
+    Raises:
+        DataError: the tokenizer cannot be read.
+    """
+    checker = Checker(settings)
+    silence_stderr()
+
+    def work(task: tuple[int, Recording]) -> Checked:
+        recording = task[1]
+        try:
+            return checker.check(recording)
+        except Exception as error:  # whatever a file brings about, the others are to be checked
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return Checked([Finding("check-failed", recording.path, reason)])
+
+    return work
+
+
+def silence_stderr() -> None:
+    """Decoders written in Rust say there that they panic, which becomes a finding anyway."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def limit_sec(path: Path) -> float:
+    """How long a file may keep a process busy, in seconds."""
+    try:
+        return LIMIT_SEC + os.stat(path).st_size / LIMIT_BYTES_PER_SEC
+    except (OSError, ValueError):
+        return LIMIT_SEC
+
+
+def _limit_sec(task: tuple[int, Recording]) -> float:
+    return limit_sec(task[1].path)
+
+
+def _read(manifest: Path) -> Iterator[Item]:
+    """The lines with what is wrong with them as lines."""
+    first_seen: dict[str, str] = {}
+    timings: dict[str, Path] = {}
+    for line in read_lines(manifest, key="MANIFEST"):
+        findings = []
+        if line.fault is not None:
+            code = "manifest-line" if line.entry is None else "manifest-duration"
+            path = line.manifest if line.entry is None else line.entry.path
+            findings.append(Finding(code, path, line.fault))
+        if line.entry is None:
+            yield Item(line, None, Checked(findings))
+            continue
+        recording = _recording(line)
+        identity = os.path.abspath(recording.path)
+        if identity in first_seen:
+            reason = f"is already listed ({first_seen[identity]})"
+            findings.append(Finding("listed-twice", recording.path, reason))
+            yield Item(line, None, Checked(findings))
+            continue
+        first_seen[identity] = _where(line)
+        other = timings.setdefault(os.path.abspath(recording.alignment_path), recording.path)
+        if other != recording.path:
+            reason = f"has its word timings in the same file as {other}"
+            findings.append(Finding("shared-timings", recording.path, reason))
+        yield Item(line, recording, Checked(findings))
+
+
+def _recording(line: ManifestLine) -> Recording:
+    path = line.entry.path
+    duration_sec = float("nan") if line.entry.duration_sec is None else line.entry.duration_sec
+    alignment_path = path.with_suffix(".json") if path.name else path
+    return Recording(path, duration_sec, alignment_path)
+
+
+def _find_same_audio(items: list[Item]) -> list[Item]:
+    first_seen: dict[str, Path] = {}
+    compared = []
+    for item in items:
+        digest = item.checked.digest
+        other = None if digest is None else first_seen.setdefault(digest, item.recording.path)
+        if other is not None and other != item.recording.path:
+            finding = Finding("same-audio", item.recording.path, f"is byte for byte the same as {other}")
+            item = replace(item, checked=replace(item.checked, findings=[*item.checked.findings, finding]))
+        compared.append(item)
+    return compared
+
+
+def _where(line: ManifestLine) -> str:
+    return f"{line.manifest} line {line.number}"

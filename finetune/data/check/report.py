@@ -1,0 +1,97 @@
+"""The findings of a check as text for people and as JSON for programs."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.data.audio_files import printable
+from finetune.data.check.data_set import Item
+from finetune.data.check.findings import SEVERITIES, Finding
+from moshi_ttt.state_file import replacing
+
+
+def text_report(items: Sequence[Item], findings: Sequence[Finding], *, left_out: Sequence[str]) -> str:
+    """A table per severity and a summary in the last line.
+
+    Args:
+        items: all lines of the manifest.
+        findings: sorted by severity.
+        left_out: checks that were not made, with the reason.
+    """
+    lines = []
+    for severity in SEVERITIES:
+        found = [finding for finding in findings if finding.severity == severity]
+        if found:
+            lines += [f"{_plural(len(found), severity)}:", *_table(found), ""]
+    lines += [f"left out: {what}" for what in left_out]
+    return "\n".join([*lines, summary(items, findings)])
+
+
+def summary(items: Sequence[Item], findings: Sequence[Finding]) -> str:
+    """How much was checked and found, in one line."""
+    seconds = sum(item.checked.duration_sec or 0.0 for item in items)
+    counts = Counter(finding.severity for finding in findings)
+    found = ", ".join(_plural(counts[severity], severity) for severity in SEVERITIES)
+    return f"{_plural(len(items), 'line')}, {seconds / 3600:.2f} h of audio: {found}"
+
+
+def write_json_report(path: Path, items: Sequence[Item], findings: Sequence[Finding]) -> None:
+    """Writes findings and what is known of each recording, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    counts = Counter(finding.severity for finding in findings)
+    content = {
+        "summary": {"lines": len(items)} | {severity: counts[severity] for severity in SEVERITIES},
+        "findings": [_finding_record(finding) for finding in findings],
+        "recordings": [_recording_record(item) for item in items if item.recording is not None],
+    }
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def short_name(path: Path) -> str:
+    """A path in one line, relative to the current folder where it lies in it."""
+    relative = os.path.relpath(path) if "\0" not in str(path) else str(path)
+    return printable(str(path) if relative.startswith("..") else relative)
+
+
+def _table(findings: Sequence[Finding]) -> list[str]:
+    width = max(len(finding.code) for finding in findings)
+    lines = []
+    for finding in findings:
+        where = "" if finding.line is None else f" ({short_name(Path(finding.line))})"
+        what = f"{printable(finding.reason)}; {finding.advice}"
+        lines.append(f"  {finding.code.ljust(width)}  {short_name(finding.path)}{where}: {what}.")
+    return lines
+
+
+def _finding_record(finding: Finding) -> dict[str, Any]:
+    return {
+        "severity": finding.severity,
+        "code": finding.code,
+        "file": str(finding.path),
+        "line": finding.line,
+        "reason": finding.reason,
+        "advice": finding.advice,
+    }
+
+
+def _recording_record(item: Item) -> dict[str, Any]:
+    checked = item.checked
+    return {
+        "file": str(item.recording.path),
+        "line": item.where,
+        "duration_sec": checked.duration_sec,
+        "voiced_share": checked.voiced,
+        "words_per_minute": checked.words_per_minute,
+    }
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

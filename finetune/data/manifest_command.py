@@ -1,0 +1,142 @@
+"""The command line of `python -m finetune.data.manifest`: from a folder of recordings to a manifest."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.cli import Parser
+from finetune.data.audio_files import find_audio_files, no_audio_files, printable
+from finetune.data.check.data_set import limit_sec, silence_stderr
+from finetune.data.check.fast import find_file
+from finetune.data.check.findings import one_line
+from finetune.data.long_audio import audio_kind, read_header, read_pieces
+from finetune.errors import ConfigError, DataError
+from finetune.workers import run_tasks
+from moshi_ttt.state_file import check_writable, replacing
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A file of the folder: its length in seconds, or why it is left out."""
+
+    path: Path
+    duration_sec: float | None
+    reason: str | None
+
+
+def write_manifest(arguments: Sequence[str] | None = None) -> int:
+    """Does what the command line says, see `python -m finetune.data.manifest --help`.
+
+    Returns:
+        The exit status: 1 where a file was left out.
+
+    Raises:
+        UserError: an option or the folder cannot be used, or no file of it.
+        StateError: the manifest cannot be written.
+    """
+    options = _parser().parse_args(arguments)
+    folder = options.folder.expanduser()
+    out = folder / "manifest.jsonl" if options.out is None else options.out.expanduser()
+    _check(options, folder, out)
+    files = find_audio_files(folder)
+    if not files:
+        raise no_audio_files(folder)
+    measured = measure_all(files, num_jobs=options.jobs)
+    used = [file for file in measured if file.reason is None]
+    left_out = [file for file in measured if file.reason is not None]
+    for file in left_out:
+        print(f"left out {printable(str(file.path))}: {printable(file.reason)}")
+    if not used:
+        raise DataError(f"{folder}: none of {len(files)} audio files can be used; nothing was written.")
+    lines = [
+        json.dumps({"path": _relative(file.path, out.parent), "duration": round(file.duration_sec, 6)})
+        for file in used
+    ]
+    with replacing(out) as partial:
+        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    hours = sum(file.duration_sec for file in used) / 3600
+    print(f"{printable(str(out))}: {len(used)} recordings, {hours:.2f} h; {len(left_out)} left out")
+    return 1 if left_out else 0
+
+
+def measure_all(files: Sequence[Path], *, num_jobs: int) -> list[Measured]:
+    """Finds out how long recordings are, in processes of which one may die.
+
+    Args:
+        files: audio files, or what is called so.
+        num_jobs: processes.
+
+    Returns:
+        In the order of `files`.
+    """
+    measured: dict[Path, Measured] = {}
+    outcomes = run_tasks(prepare_worker, files, num_workers=num_jobs, isolated=True, time_limit_sec=limit_sec)
+    for outcome in outcomes:
+        measured[outcome.task] = outcome.result or Measured(outcome.task, None, outcome.failure)
+    return [measured[file] for file in files]
+
+
+def prepare_worker(_number: int) -> Callable[[Path], Measured]:
+    """What a process does with its files; called in it."""
+    silence_stderr()
+    return measure
+
+
+def measure(path: Path) -> Measured:
+    """Finds out how long a recording is: wav and flac say so in their headers, others are decoded."""
+    finding = find_file(path) or find_file(
+        path.with_suffix(".json"), missing="no-timings", no_file="no-timings"
+    )
+    if finding is not None:
+        what = "has no word timings: " if finding.code == "no-timings" else ""
+        return Measured(path, None, f"{what}{finding.path.name if what else 'it'} {finding.reason}")
+    try:
+        header = read_header(path)
+        num_samples = header.num_samples
+        if audio_kind(path) != "lossless":
+            pieces = read_pieces(path, sample_rate=header.sample_rate)
+            num_samples = sum(piece.shape[1] for piece in pieces)
+        if num_samples == 0:
+            raise DataError("holds no samples.")
+    except (DataError, OSError) as error:
+        return Measured(path, None, one_line(path, error))
+    return Measured(path, num_samples / header.sample_rate, None)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """The path of a file from a manifest's folder; links on the way are kept where possible."""
+    path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+    if path.is_relative_to(folder):
+        return path.relative_to(folder).as_posix()
+    # `..` leads out of where a link points to, not out of where it lies.
+    return os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(folder))
+
+
+def _check(options: argparse.Namespace, folder: Path, out: Path) -> None:
+    if options.jobs < 1:
+        raise ConfigError(f"--jobs: {options.jobs} is less than 1.")
+    if not folder.is_dir():
+        problem = "is no folder" if folder.exists() else "does not exist"
+        raise DataError(f"{folder}: {problem}; name a folder of recordings.")
+    if out.suffix != ".jsonl":
+        raise ConfigError(f"--out: {out} must end in .jsonl, as manifests do.")
+    if os.path.lexists(out) and not options.overwrite:
+        raise ConfigError(f"{out}: exists; --overwrite replaces it, --out writes another file.")
+    check_writable(out)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m finetune.data.manifest",
+        description="Write a manifest of the audio files below a folder that have word timings beside them.",
+        epilog="Exit status: 0 all files are in it, 1 some were left out, 2 nothing was written.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the recordings, at any depth")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the manifest [DIR/manifest.jsonl]")
+    parser.add_argument("--overwrite", action="store_true", help="replace a manifest that is there")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes [%(default)s]")
+    return parser
