@@ -37,20 +37,16 @@ def check_fast(recording: Recording, *, mono: Mono = "error") -> list[Finding]:
         What is wrong, at most one finding of a code. Lengths are compared where the header is exact: wav,
         flac and Ogg-Opus.
     """
-    findings, duration_sec = check_header(recording, mono=mono)
+    finding = find_file(recording.path)
+    if finding is not None:
+        return [finding]
+    findings, duration_sec = _check_header(recording, mono=mono)
     return findings + _check_timings(recording.alignment_path, duration_sec)
 
 
-def check_header(recording: Recording, *, mono: Mono) -> tuple[list[Finding], float | None]:
-    """The part of `check_fast` about the audio file.
-
-    Returns:
-        What is wrong; and the length in seconds, None where the header does not say it exactly.
-    """
+def _check_header(recording: Recording, *, mono: Mono) -> tuple[list[Finding], float | None]:
+    """What is wrong with the audio; and its length in seconds, None where no header says it exactly."""
     path = recording.path
-    finding = find_file(path)
-    if finding is not None:
-        return [finding], None
     try:
         is_exact = audio_kind(path) != "other"
         header = read_header(path)

@@ -25,7 +25,8 @@ def text_report(items: Sequence[Item], findings: Sequence[Finding], *, left_out:
     for severity in SEVERITIES:
         found = [finding for finding in findings if finding.severity == severity]
         if found:
-            lines += [f"{_plural(len(found), severity)}:", *_table(found), ""]
+            rows = _notes(found) if severity == "note" else _table(found)
+            lines += [f"{_plural(len(found), severity)}:", *rows, ""]
     lines += [f"left out: {what}" for what in left_out]
     return "\n".join([*lines, summary(items, findings)])
 
@@ -68,6 +69,18 @@ def _table(findings: Sequence[Finding]) -> list[str]:
         where = "" if finding.line is None else f" ({short_name(Path(finding.line))})"
         what = f"{printable(finding.reason)}; {finding.advice}"
         lines.append(f"  {finding.code.ljust(width)}  {short_name(finding.path)}{where}: {what}.")
+    return lines
+
+
+def _notes(findings: Sequence[Finding]) -> list[str]:
+    """One line for all that are alike: nothing is to be done about them."""
+    lines = []
+    for code, count in Counter(finding.code for finding in findings).items():
+        first = next(finding for finding in findings if finding.code == code)
+        others = f" (and {count - 1} others)" if count > 1 else ""
+        lines.append(
+            f"  {code}  {short_name(first.path)}{others}: {printable(first.reason)}; {first.advice}."
+        )
     return lines
 
 

@@ -1,0 +1,163 @@
+"""A corpus of faulty and odd data: every fault is reported with its file, and nothing else is."""
+
+import itertools
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from faulty_data import Case, write_corpus
+
+from finetune.args import TrainArgs
+from finetune.config_io import build_args
+from finetune.data.check.data_set import Item, check_data_set
+from finetune.data.check.fast import check_fast
+from finetune.data.check.findings import KINDS
+from finetune.data.check.full import Settings
+from finetune.data.code_cache import CodeCache
+from finetune.data.manifest_command import measure_all
+from finetune.demo.repository import open_repository
+from finetune.errors import DataError
+from finetune.pipeline import load_codec, load_recordings
+
+# What training does not look at by itself; `check_fast` finds the first.
+NOT_SEEN_BY_TRAINING = {"word-outside", "shared-timings"}
+
+
+class Corpus(NamedTuple):
+    """The corpus on disk, and what the check said of each case."""
+
+    folder: Path
+    cases: list[Case]
+    items: list[list[Item]]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faulty")
+    cases = write_corpus(folder)
+    manifest = folder / "all.jsonl"
+    manifest.write_bytes(b"\xef\xbb\xbf" + b"".join(case.line + b"\n" for case in cases))
+    items = {item.line.number: item for item in check_data_set(manifest, Settings(), num_jobs=2)}
+    heights = [case.line.count(b"\n") + 1 for case in cases]
+    ends = list(itertools.accumulate(heights))
+    lines = [range(end - height + 1, end + 1) for end, height in zip(ends, heights, strict=True)]
+    return Corpus(folder, cases, [[items[n] for n in numbers if n in items] for numbers in lines])
+
+
+def codes_of(items: list[Item]) -> set[str]:
+    return {finding.code for item in items for finding in item.findings} - {"resampled"}
+
+
+def test_the_corpus_is_large(corpus):
+    assert sum(case.code is not None for case in corpus.cases) >= 120
+    assert sum(case.code is None for case in corpus.cases) >= 30
+
+
+def test_every_fault_is_reported_with_a_reason_that_fits(corpus):
+    missed = {
+        case.name: (case.code, codes_of(items))
+        for case, items in zip(corpus.cases, corpus.items, strict=True)
+        if case.code is not None and case.code not in codes_of(items)
+    }
+    assert missed == {}
+
+
+def test_nothing_is_found_in_what_is_right(corpus):
+    blamed = {
+        case.name: codes_of(items)
+        for case, items in zip(corpus.cases, corpus.items, strict=True)
+        if case.code is None and codes_of(items)
+    }
+    assert blamed == {}
+
+
+def test_no_file_stops_its_process(corpus):
+    assert not any("check-failed" in codes_of(items) for items in corpus.items)
+
+
+def test_findings_name_file_and_line_in_one_line(corpus):
+    for case, items in zip(corpus.cases, corpus.items, strict=True):
+        for item in items:
+            for finding in item.findings:
+                assert finding.line == f"{item.line.manifest} line {item.line.number}"
+                assert "\n" not in finding.reason, case.name
+                expected = item.line.manifest if item.line.entry is None else item.line.entry.path
+                assert finding.path in (expected, expected.with_suffix(".json") if expected.name else None)
+
+
+def test_what_the_fast_check_finds_the_full_check_finds(corpus):
+    for case, items in zip(corpus.cases, corpus.items, strict=True):
+        recording = items[-1].recording
+        if recording is None:
+            continue
+        fast = {finding.code for finding in check_fast(recording)}
+        assert fast <= codes_of(items), case.name
+        if case.code is not None and not case.code.startswith(("manifest", "shared")):
+            assert (case.code in fast) == case.by_header, case.name
+
+
+def test_no_file_stops_the_measuring_of_durations(corpus):
+    files = sorted(path for path in corpus.folder.iterdir() if path.suffix in {".wav", ".flac", ".mp3"})
+    measured = {file.path.name: file for file in measure_all(files, num_jobs=2)}
+    assert list(measured) == [path.name for path in files]
+    assert measured["good.wav"].duration_sec == 0.5
+    assert measured["good-48-kHz.wav"].duration_sec == 0.5
+    assert measured["no-json.wav"].reason.startswith("has no word timings")
+    for name in (
+        "pipe.wav",
+        "device.wav",
+        "loop.wav",
+        "zero-rate.wav",
+        "text-named-wav.wav",
+        "no-samples.wav",
+    ):
+        assert measured[name].reason, name
+
+
+@pytest.fixture(scope="module")
+def learns(demo, corpus):
+    """Does with a manifest of one case what a run does before its first step."""
+    info = open_repository(demo.model_dir)
+    mimi = load_codec(info, "cpu")
+    cache = CodeCache(
+        mimi_weights=Path(info.mimi_weights),
+        mimi_config=info.mimi_config,
+        num_codebooks=mimi.num_codebooks,
+        cache_dir=corpus.folder / "codes",
+    )
+    manifest = corpus.folder / "one.jsonl"
+    args = build_args(
+        TrainArgs,
+        {"data": {"train_data": str(manifest)}, "full_finetuning": True, "do_eval": False},
+    )
+
+    def learn(case: Case) -> None:
+        manifest.write_bytes(case.line + b"\n")
+        try:
+            cache.fill(load_recordings(args).train, mimi, rank=0, world_size=1, progress=False)
+        finally:
+            manifest.unlink()
+
+    return learn
+
+
+def test_training_refuses_every_fault_that_is_an_error(corpus, learns):
+    used = []
+    for case in corpus.cases:
+        is_error = case.code is not None and KINDS[case.code].severity == "error"
+        if not is_error or case.code in NOT_SEEN_BY_TRAINING:
+            continue
+        try:
+            learns(case)
+        except (DataError, OSError) as error:
+            assert "\n" not in str(error).replace(case.name, "")
+        else:
+            used.append(case.name)
+    assert used == []
+
+
+def test_training_takes_what_is_right(corpus, learns):
+    names = ("good", "good-float", "flac-good", "good-bom", "good-line-crlf", "with space", "linked")
+    for case in corpus.cases:
+        if case.name in names:
+            learns(case)
