@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import sphn
-from faulty_lines import LINES, ODD_LINES
 
 from audio_helpers import write_flac
+from faulty_lines import LINES, ODD_LINES
 
 RATE, SEC = 24000, 0.5
 NUM_SAMPLES = int(RATE * SEC)
@@ -54,7 +54,7 @@ def wav(
     before_data: bytes = b"",
     magic: tuple[bytes, bytes] = (b"RIFF", b"WAVE"),
 ) -> bytes:
-    """A wav file of ``[channels, n]``; what is given besides may be a lie, which the outer size shares if `consistent`."""
+    """A wav file of ``[channels, n]``; the rest may lie, and RIFF's size with it if `consistent`."""
     count = len(samples) if channels is None else channels
     if form == 3:
         data = samples.T.astype("<f4" if bits == 32 else "<f8").tobytes()

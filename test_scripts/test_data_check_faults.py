@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from faulty_data import Case, write_corpus
 
+from faulty_data import Case, write_corpus
 from finetune.args import TrainArgs
 from finetune.config_io import build_args
 from finetune.data.check.data_set import Item, check_data_set

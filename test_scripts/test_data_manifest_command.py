@@ -4,8 +4,8 @@ import json
 import sys
 
 import pytest
-from faulty_data import voices, wav, write_good
 
+from faulty_data import voices, wav, write_good
 from finetune.cli import run_command
 from finetune.data.manifest import load_manifest
 from finetune.data.manifest_command import write_manifest

@@ -45,7 +45,7 @@ def _rewrite(manifest: Path, items: Iterable[Item]) -> Path:
         old = lines[item.line.number - 1]
         bom = b"\xef\xbb\xbf" if old.startswith(b"\xef\xbb\xbf") else b""
         text = old.removeprefix(bom).decode("utf-8")
-        if text != item.line.text:
+        if text.removesuffix("\r") != item.line.text:
             raise DataError(f"{item.where}: was changed during the check; check again.")
         lines[item.line.number - 1] = bom + _with_duration(text, item.checked.duration_sec)
     backup = _free_backup(manifest)

@@ -78,9 +78,8 @@ def _notes(findings: Sequence[Finding]) -> list[str]:
     for code, count in Counter(finding.code for finding in findings).items():
         first = next(finding for finding in findings if finding.code == code)
         others = f" (and {count - 1} others)" if count > 1 else ""
-        lines.append(
-            f"  {code}  {short_name(first.path)}{others}: {printable(first.reason)}; {first.advice}."
-        )
+        what = f"{printable(first.reason)}; {first.advice}"
+        lines.append(f"  {code}  {short_name(first.path)}{others}: {what}.")
     return lines
 
 
