@@ -106,6 +106,11 @@ def _epoch(part: dict[str, Any]) -> list[str]:
     ]
 
 
+def _check(part: dict[str, Any]) -> list[str]:
+    rows = [[name, _ms(one)] for name, one in part["candidates"].items()]
+    return _table(["each recording", f"ms for {part['recordings']:,} recordings"], rows)
+
+
 def _model(part: dict[str, Any]) -> list[str]:
     talk, training = part["conversation"], part["training"]
     rows = []
@@ -146,6 +151,7 @@ _PARTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "streaming": _streaming,
     "layer": _layer,
     "epoch": _epoch,
+    "check": _check,
     "profile": _profile,
     "model": _model,
 }

@@ -57,7 +57,16 @@ def test_the_report_says_what_was_measured_on_what(report):
         *("repetitions", "quick", "clock", "float32_matmul_precision"),
     }
     assert report["environment"]["clock"] == "process time"
-    assert set(report["parts"]) == {"operator", "scaling", "streaming", "layer", "epoch", "profile", "model"}
+    assert set(report["parts"]) == {
+        "operator",
+        "scaling",
+        "streaming",
+        "layer",
+        "epoch",
+        "check",
+        "profile",
+        "model",
+    }
 
 
 def test_all_numbers_are_finite_and_times_and_sizes_positive(report):
@@ -161,6 +170,12 @@ def test_model_part(report):
     without, with_ttt = training["candidates"]["lora"], training["candidates"]["lora + ttt"]
     assert with_ttt["trainable_parameters"] > without["trainable_parameters"]
     assert with_ttt["model_flops"] > without["model_flops"]
+
+
+def test_check_part(report):
+    part = report["parts"]["check"]
+    assert list(part["candidates"]) == ["without words", "100 words", "500 words"]
+    assert all(one["median_seconds"] > 0 for one in part["candidates"].values())
 
 
 def test_epoch_part(report):
