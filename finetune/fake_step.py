@@ -13,13 +13,14 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
+from moshi.conditioners.text import TokenizedText
 from moshi.models.lm import LMModel
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.hooks import RemovableHandle
 
 from finetune.args import TrainArgs
-from finetune.conditions import prepare_conditions
+from finetune.conditions import Conditions, condition_names
 from finetune.errors import CheckpointError
 from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.repository import MOSHI_ERRORS, one_line
@@ -132,7 +133,7 @@ def run_step(model: LMModel, args: TrainArgs, *, num_frames: int, mark: Mark) ->
     """
     device = torch.device("cpu")
     codes = torch.zeros(args.batch_size, model.num_codebooks, num_frames, dtype=torch.long)
-    conditions = prepare_conditions(model, [{}] * args.batch_size)
+    conditions = _conditions(model, args.batch_size)
     weights = loss_weights(codes, model, args)
     with _marking(model, mark) as forward_ends:
         mark(Part("embedding"))
@@ -147,6 +148,15 @@ def run_step(model: LMModel, args: TrainArgs, *, num_frames: int, mark: Mark) ->
         del output
         forward_ends()
         total_loss(parts, weights.totals()).backward()
+
+
+def _conditions(model: LMModel, batch_size: int) -> Conditions | None:
+    """What `prepare_conditions` gives for real tensors: its tokenizers look at values."""
+    if model.fuser is None:
+        return None
+    tokens = torch.zeros(batch_size, 1, dtype=torch.int)
+    prepared = dict.fromkeys(condition_names(model), TokenizedText(tokens, tokens.bool()))
+    return Conditions(model.condition_provider, prepared)
 
 
 @contextmanager

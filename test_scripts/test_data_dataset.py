@@ -117,7 +117,7 @@ def test_words_at_frame_boundaries_keep_their_frame_in_every_chunk(dataset, tmp_
 def test_batch_says_where_its_chunks_come_from(dataset):
     batch = train_batches(dataset, 1, batch_size=6, shuffle=False)[0]
     assert isinstance(batch, Batch)
-    assert {field.dtype for field in batch} == {torch.int64}
+    assert {field.dtype for field in batch[:4]} == {torch.int64}
     assert batch.codes.shape == (6, 1 + 2 * K, CHUNK_FRAMES)
     assert batch.recording.tolist() == [0, 0, 1, 2, 2, 2]
     assert batch.start_frame.tolist() == [0, 4, 0, 0, 4, 8]

@@ -118,7 +118,7 @@ def _report(
         "dtype": str(speech.lm.dtype).removeprefix("torch."),
         "seed": options.seed,
         "batch_size": options.batch_size,
-        "conditions": dict(speech.conditions),
+        "conditions": None if options.load_session is not None else dict(speech.conditions),
         **times.summary(),
         "memory_resets": conversation.check_memory(),
         "text": ["".join(map(speech.text_piece, row)).strip() for row in rows],
