@@ -55,10 +55,10 @@ def edit(path, **changes):
     path.write_text(json.dumps(values))
 
 
-def refusal(action, *arguments):
+def refusal(action, *arguments, **settings):
     """The one line of the error."""
     with pytest.raises(CheckpointError) as error:
-        action(*arguments)
+        action(*arguments, **settings)
     line = str(error.value)
     assert "\n" not in line
     return line
