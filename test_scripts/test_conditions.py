@@ -160,15 +160,16 @@ def test_options_name_what_the_model_has():
     assert describe_conditions(lm) == "mood (sum), style (cross)"
 
 
+@pytest.mark.parametrize("method", ["sum", "cross"])
 @pytest.mark.parametrize("mode", ["full", "lora", "ttt"])
-def test_conditioners_train_by_the_rules_of_the_rest(mode):
+def test_conditioners_train_by_the_rules_of_the_rest(mode, method):
     args = TrainArgs(
         full_finetuning=mode == "full",
         lora=LoraArgs(enable=mode == "lora", rank=2),
         ttt=TTTArgs(enable=mode == "ttt", layers="1"),
         param_dtype="float32",
     )
-    lm = prepare_model(make_conditioned_lm(mood="sum"), args)
+    lm = prepare_model(make_conditioned_lm(mood=method), args)
     trained = {
         name.removeprefix("condition_provider.conditioners.mood.")
         for name, parameter in lm.named_parameters()
