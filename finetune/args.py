@@ -100,6 +100,10 @@ class SpokenArgs:
         le=10**6,
         description="Pairs per task, all voices of a pair counted as one; drawn once, the same in every run.",
     )
+    conditions: dict[str, str] = Field(
+        default_factory=dict,
+        description="What a model with text conditions is told meanwhile, {name: text}.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -322,6 +326,10 @@ class TrainArgs:
     sample_prompts: list[str] = Field(
         default_factory=list,
         description="Recordings of a user to answer in the samples (empty: a silent user).",
+    )
+    sample_conditions: dict[str, str] = Field(
+        default_factory=dict,
+        description="What a model with text conditions is told in the samples, {name: text}.",
     )
     sample_duration_sec: float = Field(
         default=10.0,

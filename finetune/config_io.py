@@ -115,6 +115,8 @@ def type_name(annotation: Any) -> str:
         return " or ".join(type_name(part) for part in typing.get_args(annotation))
     if origin is typing.Literal:
         return " or ".join(map(str, typing.get_args(annotation)))
+    if origin is dict:
+        return "names with texts, {name: text}"
     if origin in (list, tuple):
         return f"list of {type_name(typing.get_args(annotation)[0])}"
     return {"str": "text", "float": "number", "int": "whole number", "bool": "true or false"}.get(

@@ -19,6 +19,7 @@ from finetune.checkpoint_files import (
     TRAINING_FILE,
     TTT_FILE,
 )
+from finetune.condition_config import PREFIX
 from finetune.distributed import is_main
 from finetune.files import sync_to_disk, write_json
 from finetune.sharding import full_tensor
@@ -32,7 +33,8 @@ _LORA_PARTS = {"lora_A", "lora_B", "frozen_W"}
 def gather_weights(model: LMModel, args: TrainArgs) -> WeightFiles:
     """The tensors to save, copied to the host, by file name; every process must call it.
 
-    Adapters, TTT weights and gates keep their float32 masters; full weights take `args.param_dtype`.
+    Adapters, TTT weights and gates keep their float32 masters; full weights take `args.param_dtype`, but
+    those of conditioners stay float32, as Moshi keeps them.
 
     Returns:
         Empty in processes other than the main one.
@@ -44,13 +46,13 @@ def gather_weights(model: LMModel, args: TrainArgs) -> WeightFiles:
         if is_ttt_parameter(name):
             _add(files, TTT_FILE, name, full_tensor(tensor.detach()))
         elif args.full_finetuning or (merged and _LORA_PARTS.isdisjoint(name.split("."))):
-            _add(files, FULL_FILE, name, _rounded(full_tensor(tensor.detach()), args))
+            _add(files, FULL_FILE, name, _rounded(name, full_tensor(tensor.detach()), args))
         elif not merged and name in trained:
             _add(files, LORA_FILE, name, full_tensor(tensor.detach()))
     if merged:
         for name, module in model.named_modules():
             if isinstance(module, LoRALinear):
-                _add(files, FULL_FILE, f"{name}.weight", _rounded(_merged(module), args))
+                _add(files, FULL_FILE, f"{name}.weight", _rounded(name, _merged(module), args))
     return files
 
 
@@ -113,8 +115,10 @@ def _add(files: WeightFiles, file: str, name: str, tensor: Tensor) -> None:
         files.setdefault(file, {})[name] = tensor.to("cpu", copy=True).contiguous()
 
 
-def _rounded(tensor: Tensor, args: TrainArgs) -> Tensor:
-    return tensor.to(getattr(torch, args.param_dtype)) if tensor.is_floating_point() else tensor
+def _rounded(name: str, tensor: Tensor, args: TrainArgs) -> Tensor:
+    if name.startswith(PREFIX) or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(getattr(torch, args.param_dtype))
 
 
 def _merged(module: LoRALinear) -> Tensor:

@@ -9,6 +9,7 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
+from finetune.conditions import prepare_conditions
 from finetune.data.contiguous_sampler import follow_recordings
 from finetune.data.dataset import Batch, ChunkDataset, build_eval_loader
 from finetune.data.sampler import eval_rows
@@ -97,12 +98,13 @@ def evaluate(
         for lanes, batch in eval_batches(data, args):
             codes = (nothing if batch is None else batch.codes).to(device, non_blocking=True)
             context = None if batch is None else batch.context.to(device, non_blocking=True)
+            conditions = prepare_conditions(model, [{}] if batch is None else batch.conditions)
             weights = loss_weights(codes, model, args, context)
             remembering = nullcontext()
             if memory is not None and batch is not None:
                 remembering = memory.carried(lanes, batch)
             with remembering, autocast(args, device):
-                output = model(codes)
+                output = model(codes, conditions)
             average.add(loss_sums(output, codes, weights, model), weights)
             if memory is not None:
                 memory.commit()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from finetune.args import ModelPaths
 from finetune.checkpoint_files import FULL_FILE, LORA_FILE, TTT_FILE
+from finetune.condition_config import PREFIX
 from finetune.errors import CheckpointError
 from finetune.loading import Checkpoint, check_base, own_weights
 from finetune.repository import find_model_files
@@ -71,8 +72,9 @@ def plan_merge(
 def write_merged(plan: MergePlan, out: Path) -> None:
     """Write the base weights, `W + scaling * B A` where there is an adapter.
 
-    The sum is computed in float32 and rounded once. The base model stays in the dtype of its file and each
-    tensor is replaced by its merged one, so that memory holds one model and one tensor.
+    The sum is computed in float32 and rounded once; conditioners stay float32, as Moshi keeps them. The base
+    model stays in the dtype of its file and each tensor is replaced by its merged one, so that memory holds
+    one model and one tensor.
 
     Raises:
         CheckpointError: the adapters do not fit the base model, or values are not finite.
@@ -86,7 +88,7 @@ def write_merged(plan: MergePlan, out: Path) -> None:
             value = _merged(name, tensor, trained, plan.checkpoint)
             if value.is_floating_point():
                 check_finite({name: value}, source=str(folder))
-                value = value.to(DTYPES[plan.dtype])
+                value = value.to(torch.float32 if name.startswith(PREFIX) else DTYPES[plan.dtype])
             state[name] = value.contiguous()
     if trained:
         raise CheckpointError(f"{folder}: {LORA_FILE}: {min(trained)} has no place in {info.moshi_weights}.")
@@ -109,7 +111,7 @@ def _merged_training(training: Mapping[str, Any], *, dtype: str) -> dict[str, An
 
 
 def _stored_dtype(path: Path) -> torch.dtype:
-    dtypes = {header.dtype for header in read_header(path).values()}
+    dtypes = {h.dtype for name, h in read_header(path).items() if not name.startswith(PREFIX)}
     return torch.bfloat16 if dtypes <= {"BF16"} else torch.float32
 
 

@@ -13,12 +13,14 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
+from moshi.conditioners.text import TokenizedText
 from moshi.models.lm import LMModel
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils.hooks import RemovableHandle
 
 from finetune.args import TrainArgs
+from finetune.conditions import Conditions, condition_names
 from finetune.errors import CheckpointError
 from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.repository import MOSHI_ERRORS, one_line
@@ -58,6 +60,10 @@ Mark = Callable[[Part], None]
 def layer_kinds(model: LMModel) -> list[LayerKind]:
     """The kind of each transformer layer of a prepared model."""
     embeddings = [*model.emb.parameters(), *model.text_emb.parameters()]
+    if model.fuser is not None:
+        conditioners = model.condition_provider.conditioners if model.condition_provider is not None else {}
+        for name in model.fuser.fuse2cond["sum"]:
+            embeddings += conditioners[name].parameters()
     input_grad = any(parameter.requires_grad for parameter in embeddings)
     hybrid = ttt_layers(model)
     kinds = []
@@ -103,8 +109,8 @@ def fake_model(args: TrainArgs, lm_kwargs: dict[str, Any]) -> Iterator[LMModel]:
         CheckpointError: an architecture that cannot train.
     """
     model = build_meta_model(args, lm_kwargs)
-    if model.fuser is not None or model.depformer is None:
-        raise CheckpointError("moshi_paths: models with conditions or without a depformer cannot train.")
+    if model.depformer is None:
+        raise CheckpointError("moshi_paths: models without a depformer cannot train.")
     with FakeTensorMode():
         for module in model.modules():
             for name, meta in module._parameters.items():
@@ -127,12 +133,13 @@ def run_step(model: LMModel, args: TrainArgs, *, num_frames: int, mark: Mark) ->
     """
     device = torch.device("cpu")
     codes = torch.zeros(args.batch_size, model.num_codebooks, num_frames, dtype=torch.long)
+    conditions = _conditions(model, args.batch_size)
     weights = loss_weights(codes, model, args)
     with _marking(model, mark) as forward_ends:
         mark(Part("embedding"))
         try:
             with autocast(args, device):
-                output = model(codes)
+                output = model(codes, conditions)
         except MOSHI_ERRORS as error:
             raise CheckpointError(
                 f"moshi_paths: a training step of this Moshi is impossible: {one_line(error)}"
@@ -141,6 +148,15 @@ def run_step(model: LMModel, args: TrainArgs, *, num_frames: int, mark: Mark) ->
         del output
         forward_ends()
         total_loss(parts, weights.totals()).backward()
+
+
+def _conditions(model: LMModel, batch_size: int) -> Conditions | None:
+    """What `prepare_conditions` gives for real tensors: its tokenizers look at values."""
+    if model.fuser is None:
+        return None
+    tokens = torch.zeros(batch_size, 1, dtype=torch.int)
+    prepared = dict.fromkeys(condition_names(model), TokenizedText(tokens, tokens.bool()))
+    return Conditions(model.condition_provider, prepared)
 
 
 @contextmanager

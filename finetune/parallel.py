@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from finetune.args import TrainArgs
+from finetune.conditions import Conditions
 from finetune.distributed import alike, get_world_size, is_main
 from finetune.errors import ConfigError
 from finetune.repository import find_architecture
@@ -133,9 +134,9 @@ class TrainingPass:
             gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
             assert gradients and all(isinstance(gradient, DTensor) for gradient in gradients)
 
-    def __call__(self, codes: Tensor) -> LMOutput:
+    def __call__(self, codes: Tensor, conditions: Conditions | None) -> LMOutput:
         """As the model."""
-        return (self._ddp or self._model)(codes)
+        return (self._ddp or self._model)(codes, conditions)
 
 
 def _mesh(args: TrainArgs, device: torch.device) -> DeviceMesh:

@@ -13,7 +13,8 @@ from moshi.models.lm import LMModel
 from moshi.models.loaders import FRAME_RATE, CheckpointInfo, get_mimi
 
 from finetune.args import TrainArgs
-from finetune.data.alignments import load_alignments
+from finetune.conditions import check_recordings, condition_names
+from finetune.data.alignments import load_transcript
 from finetune.data.chunks import build_index
 from finetune.data.code_cache import CodeCache
 from finetune.data.contiguous_sampler import ContiguousBatchSampler
@@ -32,10 +33,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recordings:
-    """The checked recordings of a run."""
+    """The checked recordings of a run.
+
+    Attributes:
+        train, eval: of the manifests.
+        conditions: text conditions by the path of the word timings.
+    """
 
     train: list[Recording]
     eval: list[Recording]
+    conditions: dict[Path, dict[str, str]]
 
 
 def load_recordings(args: TrainArgs) -> Recordings:
@@ -53,9 +60,9 @@ def load_recordings(args: TrainArgs) -> Recordings:
         )
     train = load_manifest(args.data.train_data, key="data.train_data")
     evaluation = load_manifest(args.data.eval_data, key="data.eval_data") if args.do_eval else []
-    for recording in (*train, *evaluation):
-        load_alignments(recording.alignment_path)
-    return Recordings(train, evaluation)
+    paths = [recording.alignment_path for recording in (*train, *evaluation)]
+    conditions = {path: load_transcript(path).text_conditions for path in paths}
+    return Recordings(train, evaluation, conditions)
 
 
 def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
@@ -157,6 +164,9 @@ def build_datasets(
         chunks = build_index(frames, chunk_frames=args.chunk_frames)
         hours = sum(frames) / FRAME_RATE / 3600
         logger.info("%s: %d recordings, %.2f h, %d chunks.", name, len(part), hours, len(chunks))
+        paths = [recording.alignment_path for recording in part]
+        conditions = [recordings.conditions[path] for path in paths]
+        check_recordings(model, zip(paths, conditions, strict=True), source=name)
         return ChunkDataset(
             part,
             chunks,
@@ -167,6 +177,7 @@ def build_datasets(
             tokenizer=tokenizer,
             text_padding_id=model.text_padding_token_id,
             end_of_text_padding_id=model.end_of_text_padding_id,
+            conditions=conditions if condition_names(model) else None,
         )
 
     train = dataset(recordings.train, "Training data")

@@ -31,6 +31,7 @@ MOSHI_ERRORS = (
     TypeError,
     ValueError,
 )
+_FINGERPRINTED = ("transformer.", "condition_provider.")
 _FILE_KEYS = {
     "moshi_name": loaders.MOSHI_NAME,
     "mimi_name": loaders.MIMI_NAME,
@@ -122,7 +123,7 @@ def lm_config(info: CheckpointInfo) -> dict[str, Any]:
 
 
 def base_fingerprint(info: CheckpointInfo) -> str:
-    """A hash of the transformer weights' names, shapes and first values, whatever dtype they load in.
+    """A hash of names, shapes and first values of transformer and conditioners, in whatever dtype they load.
 
     Raises:
         CheckpointError: the file is corrupt.
@@ -133,7 +134,7 @@ def base_fingerprint(info: CheckpointInfo) -> str:
             continue
         try:
             with safe_open(path, "pt") as file:
-                for name in sorted(name for name in file.keys() if name.startswith("transformer.")):  # noqa: SIM118
+                for name in sorted(name for name in file.keys() if name.startswith(_FINGERPRINTED)):  # noqa: SIM118
                     tensor = file.get_slice(name)
                     first = tensor[:1].flatten()[:16].double().numpy()
                     digest.update(f"{name} {tensor.get_shape()}".encode() + first.tobytes())

@@ -18,6 +18,7 @@ from moshi.models.loaders import CheckpointInfo
 from finetune.args import TrainArgs
 from finetune.checkpoint_files import FULL_FILE, run_dir_of
 from finetune.checkpointing import Checkpointer
+from finetune.conditions import check_conditions
 from finetune.data.dataset import ChunkDataset
 from finetune.distributed import (
     alike,
@@ -112,6 +113,10 @@ def _train(
     mimi = load_codec(info, device)
     sampler = Sampler(args, mimi) if args.sample_freq else None
     model = build_parallel_model(args, info, device=device, start_from=partial(_start_from, args, point))
+    if args.sample_freq:
+        check_conditions(model, args.sample_conditions, source="sample_conditions")
+    if benchmarks:
+        check_conditions(model, args.eval.spoken.conditions, source="eval.spoken.conditions")
     train_data, eval_data = build_datasets(args, recordings, info, model, mimi)
     spoken = SpokenEvaluator.build(args, benchmarks, info, model, mimi)
     del mimi  # only samples still need it

@@ -11,6 +11,7 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
+from finetune.conditions import condition_parameters
 from finetune.data.audio import read_voice
 from finetune.distributed import is_main
 from finetune.errors import ConfigError, DataError
@@ -25,7 +26,8 @@ class Sampler:
     """Lets a training model answer the prompts of the configuration.
 
     Args:
-        args: `sample_prompts` (recordings; their last channel is the user), `sample_duration_sec`, `seed`.
+        args: `sample_prompts` (recordings; their last channel is the user), `sample_conditions`,
+            `sample_duration_sec`, `seed`.
         mimi: the codec, on the device of the model.
 
     Raises:
@@ -64,7 +66,7 @@ class Sampler:
     def _gathered(self, model: LMModel, dtype: torch.dtype) -> LMModel | None:
         """The same of a sharded model, whose tensors are gathered one after the other."""
         speaker = build_meta_model(self._args, find_architecture(self._args.moshi_paths)[0])
-        kept = {id(parameter) for parameter in float32_parameters(speaker)}
+        kept = _kept(speaker)
         names = {name for name, parameter in speaker.named_parameters() if id(parameter) not in kept}
         tensors = {}
         for name, tensor in model.state_dict().items():
@@ -78,7 +80,8 @@ class Sampler:
 
     def _answer(self, model: LMModel, user: Tensor) -> Tensor:
         frames = [frame for frame in user.split(self._mimi.frame_size) if len(frame) == self._mimi.frame_size]
-        with Conversation(model, self._mimi) as conversation:
+        conditions = self._args.sample_conditions
+        with Conversation(model, self._mimi, conditions=conditions) as conversation:
             answer = [conversation.listen(frame[None]).audio[0] for frame in frames]
         heard = user[: len(frames) * self._mimi.frame_size]
         return torch.stack([torch.cat(answer), heard]) if frames else user.new_zeros(2, 0)
@@ -91,11 +94,16 @@ def _copy_to_speak(model: LMModel, dtype: torch.dtype) -> LMModel:
     """
     shared = {id(p): p for p in model.parameters() if not p.requires_grad and p.dtype == dtype}
     speaker = copy.deepcopy(model, shared)
-    kept = {id(parameter) for parameter in float32_parameters(speaker)}
+    kept = _kept(speaker)
     for parameter in speaker.parameters():
         if id(parameter) not in kept:
             parameter.data = parameter.data.to(dtype)
     return _without_checkpointing(speaker)
+
+
+def _kept(speaker: LMModel) -> set[int]:
+    """The ids of parameters that are float32 in a model of any dtype."""
+    return {id(parameter) for parameter in (*float32_parameters(speaker), *condition_parameters(speaker))}
 
 
 def _without_checkpointing(speaker: LMModel) -> LMModel:

@@ -6,6 +6,7 @@ from moshi.models.lm import LMModel
 from moshi.models.loaders import FRAME_RATE
 
 from finetune.args import TrainArgs
+from finetune.conditions import describe_conditions
 from finetune.optim import outer_learning_rates
 from finetune.training_memory import context_frames
 from finetune.ttt_integration import attention_windows
@@ -18,6 +19,7 @@ def model_summary(model: LMModel, args: TrainArgs) -> list[str]:
     return [
         *_parameter_lines(model, args),
         *_layer_lines(model, args),
+        *_condition_lines(model),
         _chunk_line(args),
         f"Steps: {args.max_steps}, of which {round(args.optim.pct_start * args.max_steps)} warm up "
         f"({args.optim.pct_start:.0%}); batch {args.batch_size} x {args.num_microbatches} micro-batches "
@@ -86,6 +88,11 @@ def window_lines(model: LMModel) -> list[str]:
             f"({_ranges(layers)})."
         )
     return lines
+
+
+def _condition_lines(model: LMModel) -> list[str]:
+    conditions = describe_conditions(model)
+    return [f"Text conditions: {conditions}."] if conditions else []
 
 
 def _chunk_line(args: TrainArgs) -> str:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from finetune.args import TrainArgs
+from finetune.conditions import prepare_conditions
 from finetune.data.contiguous_sampler import lane_rows
 from finetune.data.dataset import Batch, ChunkDataset
 from finetune.distributed import (
@@ -186,6 +187,7 @@ class Trainer:
             micro_batches = [next(batches) for _ in range(self.args.num_microbatches)]
             all_codes = [batch.codes.to(self.device, non_blocking=True) for batch in micro_batches]
             contexts = [batch.context.to(self.device, non_blocking=True) for batch in micro_batches]
+            conditions = [prepare_conditions(self.model, batch.conditions) for batch in micro_batches]
         all_weights = [
             loss_weights(codes, self.model, self.args, context)
             for codes, context in zip(all_codes, contexts, strict=True)
@@ -199,7 +201,7 @@ class Trainer:
             with self.training_pass.micro_batch(last=last), self._carried(index, micro_batches[index]):
                 with self.timer.phase("forward"):
                     with autocast(self.args, self.device), self.inner_loop.recording(record):
-                        output = self.training_pass(codes)
+                        output = self.training_pass(codes, conditions[index])
                     parts = loss_sums(output, codes, weights, self.model)
                     loss = total_loss(parts, totals) * self.training_pass.loss_scale
                     sums += torch.stack([parts.text.detach(), parts.audio.detach()])
@@ -286,7 +288,8 @@ class Trainer:
                 self.inner_loop.recording(),
                 autocast(self.args, self.device),
             ):
-                self.model(batch.codes.to(self.device))
+                conditions = prepare_conditions(self.model, batch.conditions)
+                self.model(batch.codes.to(self.device), conditions)
             layers += self.inner_loop.layers_not_finite()
         bad = [
             name

@@ -1,5 +1,6 @@
 """The model that trains: base weights, LoRA, TTT, what is frozen, and which dtype it has."""
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
 from torch import nn
 
 from finetune.args import LoraArgs, TrainArgs
+from finetune.condition_config import check_condition_config, check_conditioner_sizes, with_own_config
 from finetune.errors import CheckpointError, ConfigError
 from finetune.repository import MOSHI_ERRORS, one_line
 from finetune.ttt_integration import apply_ttt_to_model
@@ -34,11 +36,8 @@ def load_base(
         CheckpointError: the weights do not fit the architecture, or it is one that cannot train.
     """
     overrides: dict[str, object] = {"gradient_checkpointing": gradient_checkpointing}
-    if info.lm_config is not None and (info.lm_config.get("fuser") or info.lm_config.get("conditioners")):
-        # Before anything is built: Moshi makes conditioners of any size, in memory.
-        raise CheckpointError(
-            f"{info.moshi_weights}: models with text or speaker conditions cannot train yet."
-        )
+    check_conditioner_sizes(info)
+    info = with_own_config(info)
     if info.lora_weights is None:
         overrides["lora"] = False
     try:
@@ -47,6 +46,8 @@ def load_base(
         raise CheckpointError(
             f"{info.moshi_weights}: cannot be loaded as this Moshi model: {one_line(error)}"
         ) from None
+    if model.condition_provider is not None:
+        model.condition_provider.float()  # as Moshi keeps it, but not where it merges adapters
     return model
 
 
@@ -98,10 +99,15 @@ def load_without_weights(
         CheckpointError: Moshi refuses them.
     """
     overrides = {"gradient_checkpointing": gradient_checkpointing, "lora": False}
+    check_condition_config(lm_kwargs, source=source)
     try:
         with torch.device("meta"):
             return get_moshi_lm(
-                None, dict(lm_kwargs), device="meta", dtype=dtype, lm_kwargs_overrides=overrides
+                None,
+                copy.deepcopy(dict(lm_kwargs)),
+                device="meta",
+                dtype=dtype,
+                lm_kwargs_overrides=overrides,
             )
     except MOSHI_ERRORS as error:
         raise CheckpointError(f"{source} is not one of Moshi: {one_line(error)}") from None
@@ -149,6 +155,8 @@ def _on_host(module: nn.Module) -> Iterator[None]:
 def add_lora(model: LMModel, args: LoraArgs, *, dtype: torch.dtype) -> None:
     """Wrap every linear layer in a LoRA adapter that starts as the identity; adapters get this dtype.
 
+    Those of conditioners are float32 like what they are added to.
+
     Cross-attention keeps its plain linears: Moshi's own code slices their weights.
     """
     crossed = [layer for layer in model.transformer.layers if layer.cross_attention is not None]
@@ -166,6 +174,8 @@ def add_lora(model: LMModel, args: LoraArgs, *, dtype: torch.dtype) -> None:
             with _on_host(module.lora_A):
                 nn.init.kaiming_uniform_(module.lora_A.weight, a=math.sqrt(5))
             nn.init.zeros_(module.lora_B.weight)
+    if model.condition_provider is not None:
+        model.condition_provider.float()
 
 
 def set_trainable(model: LMModel, args: TrainArgs) -> None:

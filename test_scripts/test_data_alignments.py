@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from finetune.data.alignments import Word, load_alignments
+from finetune.annotation.annotate_file import write_alignments
+from finetune.annotation.words import TimedWord
+from finetune.data.alignments import Word, load_alignments, load_transcript
 from finetune.errors import DataError
 
 
@@ -58,3 +60,31 @@ def test_unusable_file_is_named(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.json: .*{message}"):
         load_alignments(path)
+
+
+def test_text_conditions_are_read_and_outlive_new_word_timings(tmp_path):
+    path = tmp_path / "a.json"
+    write_alignments(path, {"left": []})
+    assert load_transcript(path).text_conditions == {}
+    path.write_text(json.dumps({"alignments": [], "text_conditions": {"mood": "calm", "place": ""}}))
+    write_alignments(path, {"left": [TimedWord("hi", 0.5, 0.75)]})
+    transcript = load_transcript(path)
+    assert transcript.text_conditions == {"mood": "calm", "place": ""}
+    assert transcript.words == [Word("hi", 0.5, 0.75, "SPEAKER_MAIN")]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ("calm", r"text_conditions: expected .*, not 'calm'"),
+        ({"mood": None}, "text_conditions: 'mood' must be a string, not None; leave out what is not known"),
+        ({"mood": "a\0"}, "text_conditions: the text .* holds characters that no text has"),
+        ({"\0": "a"}, "text_conditions: the name .* holds characters that no text has"),
+    ],
+)
+def test_faulty_text_conditions_are_named_with_their_file(tmp_path, conditions, message):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"alignments": [], "text_conditions": conditions}))
+    with pytest.raises(DataError, match=message) as error:
+        load_transcript(path)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)

@@ -13,10 +13,11 @@ import sphn
 import torch
 from safetensors.torch import load_file
 
+from condition_helpers import make_conditioned_demo
 from finetune.checkpoint_files import list_checkpoints
 from finetune.config_io import load_train_args
 from finetune.run import run_training
-from run_helpers import MODES, read_metrics, run_args, run_values, write_yaml
+from run_helpers import MODES, read_metrics, run_args, run_values, saved_weights, write_yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,6 +119,27 @@ def test_exports_of_sharded_training_are_those_of_one_process(two_processes, dem
             )
             assert one.keys() == two.keys()
             assert all((one[name] - two[name]).abs().max() < 1e-4 for name in one)
+
+
+def test_two_processes_train_conditioners_as_one(demo, tmp_path):
+    conditioned = make_conditioned_demo(demo, tmp_path / "assets", mood="sum", style="cross")
+    cases = {
+        "full": {"mode": "full_ttt", "parallel": {"strategy": "fsdp"}},
+        "ddp": {"mode": "full_ttt", "parallel": {"strategy": "ddp"}},
+    }
+    settings = SETTINGS | {"max_steps": 2, "num_microbatches": 1}
+    configs = []
+    for name, case in cases.items():
+        values = run_values(conditioned, tmp_path / name, **(settings | case), batch_size=1)
+        configs.append(write_yaml(tmp_path / f"{name}.yaml", values))
+    result = torchrun("test_scripts/train_many.py", *configs)
+    assert result.returncode == 0, result.stderr
+    run_training(run_args(conditioned, tmp_path / "one", "full_ttt", batch_size=2, **settings))
+    for name in cases:
+        assert_same_losses(tmp_path / "one", tmp_path / name, steps=2)
+        one, two = saved_weights(tmp_path / "one", 2), saved_weights(tmp_path / name, 2)
+        names = [key for key in one if key.startswith("condition_provider.")]
+        assert names and all((one[key] - two[key]).abs().max() < 1e-4 for key in names)
 
 
 def run_and_resume(demo, folder: Path, *, steps: int) -> Path:

@@ -151,9 +151,12 @@ def test_the_same_codes_score_exactly_the_same_and_once(monkeypatch):
 def test_batches_keep_both_limits_and_longer_items_are_alone(monkeypatch):
     lm = make_tiny_lm().eval()
     shapes, forward = [], LMModel.forward
-    monkeypatch.setattr(
-        LMModel, "forward", lambda self, codes: shapes.append(codes.shape) or forward(self, codes)
-    )
+
+    def recorded(self, codes, conditions):
+        shapes.append(codes.shape)
+        return forward(self, codes, conditions)
+
+    monkeypatch.setattr(LMModel, "forward", recorded)
     counts = []
     limits = {"batch_size": 2, "max_frames_per_batch": 24, "on_items": counts.append}
     scores = score_items(lm, random_items(lm, [30, 5, 5, 5, 11, 12]), **limits)

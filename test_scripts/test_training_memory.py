@@ -234,7 +234,7 @@ def test_a_row_that_starts_a_recording_equals_a_fresh_model_whatever_its_lane_he
             with memory.carried([lane], batch):
                 lm(batch.codes)
             memory.commit()
-    both = Batch(*(torch.cat(pair) for pair in zip(start, old[2], strict=True)))
+    both = Batch(*(torch.cat(pair) for pair in zip(start[:4], old[2][:4], strict=True)))
     with memory.carried([4, 7], both):
         logits = lm(both.codes).text_logits
     memory.commit()

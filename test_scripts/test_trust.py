@@ -55,10 +55,10 @@ def edit(path, **changes):
     path.write_text(json.dumps(values))
 
 
-def refusal(action, *arguments):
+def refusal(action, *arguments, **settings):
     """The one line of the error."""
     with pytest.raises(CheckpointError) as error:
-        action(*arguments)
+        action(*arguments, **settings)
     line = str(error.value)
     assert "\n" not in line
     return line
@@ -270,12 +270,54 @@ def test_a_base_repository_is_not_trusted_either(repository, change, message):
         assert message in refusal(find, ModelPaths(hf_repo_id=str(repository)))
 
 
-def test_conditions_of_any_size_are_refused_before_they_are_built(repository, monkeypatch):
-    edit(repository / "config.json", conditioners={"speaker": {"type": "tensor", "tensor": {"dim": 10**12}}})
+LUT = {"n_bins": 4, "dim": 8, "tokenizer": "noop"}
+
+
+@pytest.mark.parametrize(
+    ("lut", "message"),
+    [
+        ({}, "embed.weight has shape none, it is missing, its configuration announces [5, 8]."),
+        ({"dim": 10**9}, "announces [5, 1000000000]."),
+        ({"n_bins": 10**30}, "the conditioners are not those of Moshi: "),
+        ({"tokenizer": "whitespace"}, "unrecognized tokenizer"),
+    ],
+)
+def test_conditioners_of_any_size_are_refused_before_they_are_built(repository, monkeypatch, lut, message):
+    section = {"mood": {"type": "lut", "lut": LUT | lut}}
+    edit(repository / "config.json", conditioners=section, fuser={"sum": ["mood"]})
     info = find_model_files(ModelPaths(hf_repo_id=str(repository)))
     monkeypatch.setattr(type(info), "get_moshi", None)
-    with pytest.raises(CheckpointError, match="speaker conditions cannot train"):
-        wrapped_model.load_base(info, device="cpu", dtype=torch.float32)
+    assert message in refusal(wrapped_model.load_base, info, device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"conditioners": {"voice": {"type": "tensor", "tensor": {"dim": 10**12}}}},
+            "conditioner 'voice' is of type 'tensor'",
+        ),
+        ({"conditioners": {"voice": 3}}, "conditioner 'voice' is of type None"),
+        ({"conditioners": ["voice"]}, "conditioners and fuser must be sections"),
+        ({"conditioners": {"mood": {"type": "lut", "lut": LUT}}}, "'mood' is missing in fuser"),
+        ({"fuser": {"sum": ["mood"]}}, "'mood' is missing in conditioners"),
+        ({"fuser": {"prepend": ["mood"]}}, "Moshi cannot prepend conditions"),
+        ({"fuser": {"sum": "mood"}}, "fuser: sum must be a list of names"),
+        ({"cross_attention": True}, "cross_attention is True, but the fuser has 0 conditions under cross"),
+        (
+            {"conditioners": {"mood": {"type": "lut", "lut": LUT}}, "fuser": {"cross": ["mood"]}},
+            "cross_attention is False, but the fuser has 1 conditions under cross",
+        ),
+    ],
+)
+def test_conditions_that_cannot_reach_the_model_are_refused(repository, monkeypatch, change, message):
+    edit(repository / "config.json", **change)
+    paths = ModelPaths(hf_repo_id=str(repository))
+    info = find_model_files(paths)
+    monkeypatch.setattr(type(info), "get_moshi", None)
+    assert message in refusal(wrapped_model.load_base, info, device="cpu", dtype=torch.float32)
+    args = build_args(TrainArgs, MODES["lora"] | {"moshi_paths": {"hf_repo_id": str(repository)}})
+    assert message in refusal(wrapped_model.build_meta_model, args, find_architecture(paths)[0])
 
 
 def test_a_codec_of_any_announced_size_costs_nothing(repository):

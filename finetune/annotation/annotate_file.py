@@ -11,7 +11,7 @@ import numpy as np
 from finetune.annotation.engines import Engine
 from finetune.annotation.recordings import CHANNELS, Recording, read_transcript
 from finetune.annotation.words import TimedWord
-from finetune.data.alignments import load_alignments
+from finetune.data.alignments import load_alignments, load_transcript
 from finetune.data.audio import read_audio
 from finetune.errors import DataError
 
@@ -60,7 +60,7 @@ def write_alignments(path: Path, words: dict[str, list[TimedWord]]) -> None:
     """Writes word timings whole or not at all, as `load_alignments` reads them.
 
     Args:
-        path: of the file; an older one is replaced.
+        path: of the file; an older one is replaced, but for its text conditions.
         words: per channel, `left` or `right`.
 
     Raises:
@@ -72,11 +72,12 @@ def write_alignments(path: Path, words: dict[str, list[TimedWord]]) -> None:
         for word in spoken
     ]
     entries.sort(key=lambda entry: entry[1][0])
+    kept = _text_conditions(path)
     # Not .json while it is being written: a killed process leaves nothing that looks like word timings.
     partial = path.with_name(f".alignments.partial-{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            json.dump({"alignments": entries}, file, ensure_ascii=False)
+            json.dump({"alignments": entries} | kept, file, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -84,6 +85,15 @@ def write_alignments(path: Path, words: dict[str, list[TimedWord]]) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def _text_conditions(path: Path) -> dict[str, dict[str, str]]:
+    """The part of an older file that nobody hears in the recording; nothing of one that cannot be read."""
+    try:
+        conditions = load_transcript(path).text_conditions
+    except DataError:
+        return {}
+    return {"text_conditions": conditions} if conditions else {}
 
 
 def _words(recording: Recording, engine: Engine, stereo: np.ndarray, channel: str) -> list[TimedWord]:

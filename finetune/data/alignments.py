@@ -1,4 +1,4 @@
-"""Word timings of a recording, as moshi-finetune's ``annotate.py`` writes them."""
+"""Word timings of a recording, as moshi-finetune's ``annotate.py`` writes them, and its text conditions."""
 
 import json
 import reprlib
@@ -29,14 +29,30 @@ class Word:
     speaker: str
 
 
+@dataclass(frozen=True)
+class Transcript:
+    """What the file beside a recording says.
+
+    Attributes:
+        words: Sorted by their start; words with the same start keep their order. May be empty.
+        text_conditions: Texts by the name of the condition; empty where the file has none.
+    """
+
+    words: list[Word]
+    text_conditions: dict[str, str]
+
+
 def load_alignments(path: Path) -> list[Word]:
+    """Returns the words of ``load_transcript``, which it raises as."""
+    return load_transcript(path).words
+
+
+def load_transcript(path: Path) -> Transcript:
     """Reads ``{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}``.
 
     Args:
-        path: The ``.json`` file; further top-level keys are ignored.
-
-    Returns:
-        The words sorted by their start; words with the same start keep their order. May be empty.
+        path: The ``.json`` file, maybe with ``"text_conditions": {"name": "text"}``; further top-level keys
+            are ignored.
 
     Raises:
         DataError: The file cannot be read or an entry has another form; names the file and the entry.
@@ -51,7 +67,23 @@ def load_alignments(path: Path) -> list[Word]:
     if not isinstance(entries, list):
         raise DataError(f'{path}: expected {{"alignments": [{_EXPECTED}, ...]}}, a list under "alignments".')
     words = [_parse_word(entry, where=f"{path}: alignments[{i}]") for i, entry in enumerate(entries)]
-    return sorted(words, key=lambda word: word.start_sec)
+    conditions = _parse_conditions(content.get("text_conditions"), where=f"{path}: text_conditions")
+    return Transcript(sorted(words, key=lambda word: word.start_sec), conditions)
+
+
+def _parse_conditions(value: Any, *, where: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: expected {{"name": "text", ...}}, not {reprlib.repr(value)}.')
+    for name, text in value.items():
+        if not isinstance(text, str):
+            raise DataError(
+                f"{where}: {name!r} must be a string, not {reprlib.repr(text)}; leave out what is not known."
+            )
+        _check_characters(name, where=f"{where}: the name")
+        _check_characters(text, where=f"{where}: the text")
+    return value
 
 
 def _parse_word(entry: Any, *, where: str) -> Word:
@@ -62,8 +94,7 @@ def _parse_word(entry: Any, *, where: str) -> Word:
         raise DataError(
             f"{where}: the word must be a string, not {reprlib.repr(text)}; expected {_EXPECTED}."
         )
-    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-        raise DataError(f"{where}: the word {reprlib.repr(text)} holds characters that no text has.")
+    _check_characters(text, where=f"{where}: the word")
     if not isinstance(span, list) or len(span) != 2:
         raise DataError(f"{where}: the times must be [start_sec, end_sec], not {reprlib.repr(span)}.")
     if not isinstance(speaker, str):
@@ -72,6 +103,11 @@ def _parse_word(entry: Any, *, where: str) -> Word:
         )
     start_sec, end_sec = (_time(value, where=where) for value in span)
     return Word(text=text, start_sec=start_sec, end_sec=end_sec, speaker=speaker)
+
+
+def _check_characters(text: str, *, where: str) -> None:
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise DataError(f"{where} {reprlib.repr(text)} holds characters that no text has.")
 
 
 def _time(value: Any, *, where: str) -> float:

@@ -5,7 +5,7 @@ Shapes: B batch rows, K codebooks of one channel, T frames of a chunk, L frames 
 
 import signal
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,12 +24,13 @@ MAX_CACHED_TEXTS = 256
 
 
 class Batch(NamedTuple):
-    """Chunks of a batch and where they come from, all int64."""
+    """Chunks of a batch and where they come from, all tensors int64."""
 
     codes: LongTensor  # [B, 1 + 2K, L + T]: text, left channel, right channel; ZERO_TOKEN_ID after the end
     recording: LongTensor  # [B], index of the recording
     start_frame: LongTensor  # [B], first frame of the chunk within the recording
     context: LongTensor  # [B], frames in front of the chunk: L, or as many as the recording has there
+    conditions: Sequence[Mapping[str, str]] = ()  # B, of the recordings; empty: they have none
 
 
 class ChunkDataset(Dataset[LongTensor]):
@@ -52,6 +53,7 @@ class ChunkDataset(Dataset[LongTensor]):
         text_padding_id: int,
         end_of_text_padding_id: int,
         main_speaker: str = "SPEAKER_MAIN",
+        conditions: Sequence[Mapping[str, str]] | None = None,
     ) -> None:
         """Keeps the pieces; files are read when items are asked for.
 
@@ -66,6 +68,7 @@ class ChunkDataset(Dataset[LongTensor]):
             text_padding_id: Token of frames without text.
             end_of_text_padding_id: Token of the last padding frame before a word.
             main_speaker: Label of the words on the left channel.
+            conditions: Text conditions of each recording; None: batches come without.
         """
         self.recordings = recordings
         self.chunks = chunks
@@ -73,6 +76,7 @@ class ChunkDataset(Dataset[LongTensor]):
         self.chunk_frames = chunk_frames
         self.context_frames = context_frames
         self.frame_rate = frame_rate
+        self.conditions = conditions
         self._text_settings = {
             "frame_rate": frame_rate,
             "tokenizer": tokenizer,
@@ -113,6 +117,7 @@ class ChunkDataset(Dataset[LongTensor]):
             recording=torch.tensor([chunk.recording for chunk in chunks]),
             start_frame=torch.tensor([chunk.start_frame for chunk in chunks]),
             context=torch.tensor([self.context_of(chunk) for chunk in chunks]),
+            conditions=() if self.conditions is None else [self.conditions[c.recording] for c in chunks],
         )
 
     def _text(self, recording: int) -> LongTensor:

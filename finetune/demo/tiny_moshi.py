@@ -1,5 +1,6 @@
 """A Moshi of the real class, small enough for a laptop, with random weights."""
 
+import copy
 from typing import Any
 
 import torch
@@ -61,4 +62,5 @@ def make_tiny_moshi(config: dict[str, Any], *, seed: int) -> LMModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_moshi_lm(None, lm_kwargs=config, device="cpu", dtype=torch.float32)
+        # A copy, since Moshi writes into the sections of conditioners.
+        return get_moshi_lm(None, lm_kwargs=copy.deepcopy(config), device="cpu", dtype=torch.float32)

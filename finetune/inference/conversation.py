@@ -13,6 +13,7 @@ from moshi.models import MimiModel
 from moshi.models.lm import LMGen, LMModel
 from torch import Tensor
 
+from finetune.conditions import TextConditions, condition_tensors
 from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
 
 logger = logging.getLogger(__name__)
@@ -63,10 +64,17 @@ class Conversation:
         mimi: the codec, not streaming.
         sampling: how tokens are drawn.
         batch_size: conversations side by side.
+        conditions: texts that the model is conditioned on; those that are missing are unknown to it.
     """
 
     def __init__(
-        self, lm: LMModel, mimi: MimiModel, *, sampling: Sampling | None = None, batch_size: int = 1
+        self,
+        lm: LMModel,
+        mimi: MimiModel,
+        *,
+        sampling: Sampling | None = None,
+        batch_size: int = 1,
+        conditions: TextConditions | None = None,
     ) -> None:
         sampling = sampling or Sampling()
         self.lm = lm
@@ -79,6 +87,7 @@ class Conversation:
             temp_text=sampling.temp_text,
             top_k=sampling.top_k,
             top_k_text=sampling.top_k_text,
+            condition_tensors=condition_tensors(lm, conditions or {}, batch_size=batch_size),
         )
         self.num_frames = 0
         self.num_resets = 0

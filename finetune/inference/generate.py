@@ -53,7 +53,11 @@ def generate(arguments: Sequence[str]) -> None:
     user = torch.from_numpy(read_voice(Path(options.input), sample_rate=int(speech.mimi.sample_rate)))
     say(f"model: {speech.source}")
     conversation = Conversation(
-        speech.lm, speech.mimi, sampling=sampling_from_options(options), batch_size=options.batch_size
+        speech.lm,
+        speech.mimi,
+        sampling=sampling_from_options(options),
+        batch_size=options.batch_size,
+        conditions=speech.conditions,
     )
     with ExitStack() as stack:
         try:
@@ -114,6 +118,7 @@ def _report(
         "dtype": str(speech.lm.dtype).removeprefix("torch."),
         "seed": options.seed,
         "batch_size": options.batch_size,
+        "conditions": None if options.load_session is not None else dict(speech.conditions),
         **times.summary(),
         "memory_resets": conversation.check_memory(),
         "text": ["".join(map(speech.text_piece, row)).strip() for row in rows],
@@ -192,5 +197,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.load_session is not None and options.load_memory is not None:
         raise ConfigError("--load-memory: a session holds its memory already; give one of the two.")
+    if options.load_session is not None and options.condition:
+        raise ConfigError("--condition: a session holds its conditions already; give one of the two.")
     check_outputs(options)
     return options

@@ -46,6 +46,14 @@ def add_model_options(
         default="on",
         help="on; frozen: the fast weights stay at W0, without inner steps; off: gate 0 (%(default)s)",
     )
+    group.add_argument(
+        "--condition",
+        type=_condition,
+        action="append",
+        default=[],
+        metavar="NAME=TEXT",
+        help="what a model with text conditions is told; once for each of them (those left out: unknown)",
+    )
     return group
 
 
@@ -85,7 +93,22 @@ def load_from_options(options: argparse.Namespace, *, checkpoint: str | None = N
         dtype=dtype,
         fuse_lora=not options.no_fuse_lora,
         mode=options.ttt,
+        conditions=conditions_from_options(options),
     )
+
+
+def conditions_from_options(options: argparse.Namespace) -> dict[str, str]:
+    """Texts by the name of the condition.
+
+    Raises:
+        ConfigError: one is given twice.
+    """
+    conditions: dict[str, str] = {}
+    for name, text in options.condition:
+        if name in conditions:
+            raise ConfigError(f"--condition: {name} is given twice.")
+        conditions[name] = text
+    return conditions
 
 
 def check_memory_options(options: argparse.Namespace, lm: LMModel) -> None:
@@ -135,6 +158,13 @@ def whole_number(text: str, *, lowest: int, highest: int) -> int:
             f"{text[:30]} is not allowed, must be between {lowest} and {highest}"
         )
     return int(text)
+
+
+def _condition(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=TEXT")
+    return name, value
 
 
 def _temperature(text: str) -> float:

@@ -1,6 +1,6 @@
 """Everything that a conversation needs: language model, codec and tokenizer of a checkpoint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sentencepiece
 import torch
@@ -8,6 +8,7 @@ from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 
+from finetune.conditions import TextConditions, check_conditions, condition_names
 from finetune.errors import CheckpointError, ConfigError
 from finetune.loading import Checkpoint, load_model, open_checkpoint
 from finetune.pipeline import check_codec, load_codec, load_tokenizer
@@ -27,6 +28,7 @@ class SpeechModel:
         source: what it is, in a line, for logs.
         checkpoint: where it came from.
         info: files of its base model.
+        conditions: texts that it is conditioned on.
     """
 
     lm: LMModel
@@ -35,6 +37,7 @@ class SpeechModel:
     source: str
     checkpoint: Checkpoint
     info: CheckpointInfo
+    conditions: TextConditions = field(default_factory=dict)
 
     def text_piece(self, token: int) -> str:
         """What a text token adds to a transcript, nothing for padding."""
@@ -51,6 +54,7 @@ def load_speech_model(
     dtype: torch.dtype,
     fuse_lora: bool = True,
     mode: TTTMode = "on",
+    conditions: TextConditions | None = None,
 ) -> SpeechModel:
     """Load a checkpoint with the codec and tokenizer of its base model.
 
@@ -60,10 +64,11 @@ def load_speech_model(
         device, dtype: of the language model; the codec is float32.
         fuse_lora: merge the adapters into the base weights, which is faster.
         mode: what the memory does, see `moshi_ttt.hybrid_model.set_ttt_mode`.
+        conditions: texts by the name of the condition.
 
     Raises:
         CheckpointError: files are missing, corrupt or do not fit each other, or the model cannot speak.
-        ConfigError: a mode other than `on` for a model without TTT.
+        ConfigError: a mode other than `on` for a model without TTT, or a condition that it does not have.
     """
     checkpoint = open_checkpoint(path, base=base)
     info = find_model_files(checkpoint.base)
@@ -76,17 +81,22 @@ def load_speech_model(
     if lm.depformer is None:
         raise CheckpointError(f"{info.moshi_weights}: this model writes text only, it cannot speak.")
     check_codec(mimi, lm, info)
+    conditions = conditions or {}
+    check_conditions(lm, conditions, source="--condition")
     if ttt_layers(lm):
         set_ttt_mode(lm, mode)
     elif mode != "on":
         raise ConfigError(f"--ttt {mode}: {checkpoint.folder} has no TTT layers to compare with.")
     tokenizer = load_tokenizer(info)
-    return SpeechModel(lm, mimi, tokenizer, _describe(checkpoint, lm, mode), checkpoint, info)
+    source = _describe(checkpoint, lm, mode, conditions)
+    return SpeechModel(lm, mimi, tokenizer, source, checkpoint, info, conditions)
 
 
-def _describe(checkpoint: Checkpoint, lm: LMModel, mode: TTTMode) -> str:
+def _describe(checkpoint: Checkpoint, lm: LMModel, mode: TTTMode, conditions: TextConditions) -> str:
     layers = ", ".join(map(str, ttt_layers(lm)))
     memory = f"TTT {mode} in layers {layers}" if layers else "no TTT layers"
     windows = sorted({window for window in attention_windows(lm) if window is not None})
     frames = " and ".join(map(str, windows))
-    return f"{checkpoint.folder} (step {checkpoint.step}), {memory}, attention window {frames} frames"
+    line = f"{checkpoint.folder} (step {checkpoint.step}), {memory}, attention window {frames} frames"
+    texts = [f"{name} {conditions.get(name, 'unknown')!r}" for name in condition_names(lm)]
+    return ", ".join([line, *texts])

@@ -77,7 +77,9 @@ class Voice:
         self._speech = speech
         self._files = files
         self._seed = seed
-        self._conversation = Conversation(speech.lm, speech.mimi, sampling=sampling)
+        self._conversation = Conversation(
+            speech.lm, speech.mimi, sampling=sampling, conditions=speech.conditions
+        )
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="voice")
         self._streaming = ExitStack()
         self._recent_ms: deque[float] = deque(maxlen=250)

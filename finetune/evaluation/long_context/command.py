@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.conditions import condition_names
 from finetune.errors import CheckpointError, ConfigError, DataError
 from finetune.evaluation.long_context.arms import choose_arms, override_windows
 from finetune.evaluation.long_context.identity import digest, home_of, model_identity, weights_key
@@ -79,6 +80,7 @@ def run(options: argparse.Namespace) -> None:
         arms=arms,
         files=files,
         chunk_frames=options.chunk_frames,
+        conditions=speech.conditions,
         trajectories=folder / TRAJECTORIES_DIR if options.trajectories else None,
     )
     _report(folder, options, model, arms, opened, measured)
@@ -99,6 +101,8 @@ def _failure_line(name: str, reason: str) -> str:
 def _say_model(speech: SpeechModel, arms: Sequence[str], changed: Mapping[str, int]) -> None:
     checkpoint = speech.checkpoint
     say(f"model: {checkpoint.folder} (step {checkpoint.step}), arms: {', '.join(arms)}")
+    for name in condition_names(speech.lm):
+        say(f"condition of all recordings: {name} {speech.conditions.get(name, 'unknown')!r}")
     for option, num_layers in changed.items():
         say(f"{option}: set in {num_layers} layers")
     for line in window_lines(speech.lm):

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.checkpoint_files import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE, step_of
 from finetune.checkpoint_integrity import describe_file
+from finetune.conditions import condition_names
 from finetune.evaluation.long_context.stream_losses import CodeStream
 from finetune.inference.speech_model import SpeechModel
 from finetune.loading import Checkpoint
@@ -22,7 +23,7 @@ def model_identity(speech: SpeechModel, *, fuse_lora: bool) -> dict[str, Any]:
     """What a model is: its checkpoint, everything its losses depend on, and a fingerprint of its weights.
 
     The fingerprint is of all bytes of the checkpoint's files, and of the base model what `base_fingerprint`
-    takes; where they lie does not matter.
+    takes; where they lie does not matter. A model with text conditions is another one with other texts.
 
     Raises:
         CheckpointError: a file is corrupt.
@@ -46,12 +47,14 @@ def model_identity(speech: SpeechModel, *, fuse_lora: bool) -> dict[str, Any]:
         "fuse_lora": fuse_lora,
         "ttt_layers": sorted(ttt_layers(lm)),
         "attention_windows": attention_windows(lm),
+        **({"conditions": dict(speech.conditions)} if condition_names(lm) else {}),
     }
 
 
 def weights_key(model: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a model's identity that its losses depend on."""
-    return {name: model[name] for name in ("fingerprint", "dtype", "fuse_lora", "attention_windows")}
+    names = ("fingerprint", "dtype", "fuse_lora", "attention_windows", "conditions")
+    return {name: model[name] for name in names if name in model}
 
 
 def codes_digest(stream: CodeStream) -> str:

@@ -17,6 +17,7 @@ import torch
 from moshi.models.lm import LMModel
 from tqdm import tqdm
 
+from finetune.conditions import TextConditions
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.long_context.arms import enter_arm
 from finetune.evaluation.long_context.identity import codes_digest
@@ -132,12 +133,13 @@ def measure(
     arms: Sequence[str],
     files: LossFiles,
     chunk_frames: int,
+    conditions: TextConditions | None = None,
     trajectories: Path | None = None,
 ) -> Measured:
     """Losses of all recordings in all arms, of which those in `files` are not computed again.
 
     Args:
-        lm, chunk_frames: see `stream_losses`.
+        lm, chunk_frames, conditions: see `stream_losses`.
         streams: the recordings.
         arms: of `choose_arms`.
         files: where losses are and go.
@@ -151,7 +153,7 @@ def measure(
     num_steps = sum(stream.num_frames + max(lm.delays) for stream in streams)
     recordings, failures = [], {}
     with tqdm(total=len(arms) * num_steps, unit="frame", disable=None, leave=False) as bar:
-        measurement = _Measurement(lm, arms, files, chunk_frames, trajectories, bar)
+        measurement = _Measurement(lm, arms, files, chunk_frames, conditions or {}, trajectories, bar)
         for stream in streams:
             try:
                 recording = measurement.of_recording(stream)
@@ -174,6 +176,7 @@ class _Measurement:
     arms: Sequence[str]
     files: LossFiles
     chunk_frames: int
+    conditions: TextConditions
     trajectories: Path | None
     bar: tqdm
     num_reused: int = 0
@@ -217,6 +220,7 @@ class _Measurement:
                     stream,
                     chunk_frames=self.chunk_frames,
                     own_text=self.files.own_text,
+                    conditions=self.conditions,
                     on_steps=self.bar.update,
                 )
         except (torch.OutOfMemoryError, MemoryError):

@@ -19,6 +19,7 @@ from moshi.modules.transformer import StreamingMultiheadAttention
 from moshi.utils.compile import CUDAGraphed
 from torch import Tensor
 
+from finetune.conditions import FusedConditions, TextConditions, fused_conditions
 from moshi_ttt.attention import ChunkedAttention
 from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
 
@@ -66,16 +67,18 @@ def stream_losses(
     *,
     chunk_frames: int,
     own_text: bool = False,
+    conditions: TextConditions | None = None,
     on_steps: Callable[[int], None] | None = None,
 ) -> StreamLosses:
     """Stream a recording through a model and keep the loss of each of its targets.
 
     Args:
-        lm: in evaluation mode, not streaming, without conditions.
+        lm: in evaluation mode, not streaming.
         stream: the recording, of at least one frame.
         chunk_frames: steps per forward pass; changes time and memory, not the losses.
         own_text: feed the model the text that it finds most likely itself, step by step, in place of the
             stream's; there is no text loss then.
+        conditions: texts that a model with conditions is told.
         on_steps: called after each chunk with its number of steps.
 
     Raises:
@@ -86,13 +89,14 @@ def stream_losses(
     text = torch.full((1, stream.num_frames), math.nan)
     audio = torch.full((lm.dep_q, stream.num_frames), math.nan)
     num_steps = stream.num_frames + max(lm.delays)
-    own = _OwnText(lm) if own_text else None
+    fused = fused_conditions(lm, conditions or {}, batch_size=1)
+    own = _OwnText(lm, fused) if own_text else None
     with lm.streaming(1):
         for start in range(0, num_steps, chunk_frames):
             stop = min(start + chunk_frames, num_steps)
             # One more in front: the inputs are the targets of the steps before.
             codes = delayed_codes(lm, stream, start - 1, stop)[None].to(lm.device)
-            text_losses, audio_losses = _chunk_losses(lm, codes, own)
+            text_losses, audio_losses = _chunk_losses(lm, codes, fused, own)
             if own is None:
                 _scatter(text, text_losses.cpu(), lm.delays[:1], start)
             _scatter(audio, audio_losses.cpu(), lm.delays[1 : 1 + lm.dep_q], start)
@@ -130,8 +134,9 @@ def delayed_codes(lm: LMModel, stream: CodeStream, start: int, stop: int) -> Ten
 class _OwnText:
     """The text stream that a model writes for itself, greedily."""
 
-    def __init__(self, lm: LMModel) -> None:
+    def __init__(self, lm: LMModel, fused: FusedConditions) -> None:
         self._lm = lm
+        self._fused = fused
         self._delay = lm.delays[0]
         self._forward = CUDAGraphed(lm.forward_text, disable=lm.device.type != "cuda")
         self._num_steps = 0
@@ -148,7 +153,7 @@ class _OwnText:
             if self._num_steps > self._delay:
                 assert self._token is not None
                 step = torch.cat([self._token[:, None], step[:, 1:]], 1)
-            out, logits = self._forward(step, None, None)
+            out, logits = self._forward(step, *self._fused)
             self._token = logits[:, 0].argmax(-1)  # [1, 1]
             self._num_steps += 1
             hidden.append(out.clone())  # a CUDA graph writes the next one to the same place
@@ -156,11 +161,13 @@ class _OwnText:
         return torch.cat(hidden, 1), torch.cat(tokens, 1)
 
 
-def _chunk_losses(lm: LMModel, codes: Tensor, own: _OwnText | None) -> tuple[Tensor, Tensor]:
+def _chunk_losses(
+    lm: LMModel, codes: Tensor, fused: FusedConditions, own: _OwnText | None
+) -> tuple[Tensor, Tensor]:
     """Losses by step, text `[1, T]` and audio `[K, T]`, of delayed codes `[1, 1 + n_q, 1 + T]`."""
     inputs, targets = codes[:, :, :-1], codes[:, :, 1:]
     if own is None:
-        hidden, text_logits = lm.forward_text(inputs)
+        hidden, text_logits = lm.forward_text(inputs, *fused)
         text_losses = _token_losses(text_logits[0], targets[0, :1], lm.zero_token_id)
     else:
         hidden, tokens = own.forward(inputs)

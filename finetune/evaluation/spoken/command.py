@@ -232,6 +232,7 @@ def _measure_task(
         batch_size=options.batch_size,
         max_frames_per_batch=options.batch_frames,
         prompt=prompt,
+        conditions=speech.conditions,
         progress=progress,
     )
     return encoded, measured

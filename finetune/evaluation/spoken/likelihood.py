@@ -19,6 +19,7 @@ from moshi.models.lm import LMModel
 from moshi.models.lm_utils import _delay_sequence, _undelay_sequence
 from torch import LongTensor, Tensor
 
+from finetune.conditions import TextConditions, fused_conditions, prepare_conditions
 from finetune.evaluation.spoken.items import Item
 from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
 
@@ -54,6 +55,7 @@ def score_items(
     batch_size: int,
     max_frames_per_batch: int,
     prompt: LongTensor | None = None,
+    conditions: TextConditions | None = None,
     on_items: Callable[[int], None] | None = None,
 ) -> list[ItemScore]:
     """Scores items, each by itself: memory starts at `W0` for every one.
@@ -61,7 +63,7 @@ def score_items(
     Batch size, order and padding change the scores by rounding only.
 
     Args:
-        lm: In evaluation mode, not streaming, without conditions. The caller chooses autocast.
+        lm: In evaluation mode, not streaming. The caller chooses autocast.
         codes: `[1 + n_q, N]` each, N >= 1. Zero tokens are no targets. Where the text row holds
             `lm.ungenerated_token_id`, the model's own text is put in, greedily and step by step, until the
             last token of the item is predicted.
@@ -70,12 +72,13 @@ def score_items(
             a batch of its own.
         prompt: `[1 + n_q, P]`, a recording in front of every item, in the same pass, so that attention and
             memory have met it; its own tokens do not count.
+        conditions: Texts that a model with conditions is told with every item.
         on_items: Called after each batch with its number of items.
 
     Returns:
         In the order of `codes`.
     """
-    assert not lm.training and lm.depformer is not None and lm.fuser is None and not lm.is_streaming
+    assert not lm.training and lm.depformer is not None and not lm.is_streaming
     if min(batch_size, max_frames_per_batch) < 1:
         raise ValueError(f"batch_size {batch_size} and max_frames_per_batch {max_frames_per_batch}: below 1.")
     for row in codes:
@@ -89,7 +92,9 @@ def score_items(
     for batch in _batches(lengths, batch_size=batch_size, max_steps=max_frames_per_batch):
         start = time.perf_counter()
         rows = [torch.cat([prompt.cpu(), codes[index].cpu()], 1) for index in batch]
-        log_probs = _log_probs(lm, rows, start=prompt.shape[1]).cpu()  # waits for the device
+        log_probs = _log_probs(
+            lm, rows, conditions or {}, start=prompt.shape[1]
+        ).cpu()  # waits for the device
         seconds = (time.perf_counter() - start) / sum(lengths[index] for index in batch)
         for index, values in zip(batch, log_probs, strict=True):
             scores[index] = _score(lm, codes[index], values, seconds * lengths[index])
@@ -158,7 +163,7 @@ def _score(lm: LMModel, codes: LongTensor, log_probs: Tensor, seconds: float) ->
     return ItemScore(codes.shape[1], values.sum(1), valid.sum(1), seconds)
 
 
-def _log_probs(lm: LMModel, rows: Sequence[LongTensor], *, start: int) -> Tensor:
+def _log_probs(lm: LMModel, rows: Sequence[LongTensor], conditions: TextConditions, *, start: int) -> Tensor:
     """Log-probabilities of the own tokens from frame `start` on, `[B, K, T - start]`, at least float32.
 
     Where there is no token, the value means nothing.
@@ -166,9 +171,9 @@ def _log_probs(lm: LMModel, rows: Sequence[LongTensor], *, start: int) -> Tensor
     codes, owns_text = _pad(lm, rows)
     if owns_text:
         with lm.streaming(len(rows)):
-            logits, broken = _logits_with_own_text(lm, codes)
+            logits, broken = _logits_with_own_text(lm, codes, conditions)
     else:
-        logits, broken = lm(codes).logits, None
+        logits, broken = lm(codes, prepare_conditions(lm, [conditions] * len(rows))).logits, None
     frames = slice(start, max(row.shape[1] for row in rows))
     targets = codes[:, _own(lm), frames]
     logits = logits[:, : targets.shape[1], frames]  # [B, K, T - start, card]
@@ -193,7 +198,9 @@ def _pad(lm: LMModel, rows: Sequence[LongTensor]) -> tuple[LongTensor, bool]:
     return codes.to(lm.device), bool((codes[:, 0] == lm.ungenerated_token_id).any())
 
 
-def _logits_with_own_text(lm: LMModel, codes: LongTensor) -> tuple[Tensor, Tensor]:
+def _logits_with_own_text(
+    lm: LMModel, codes: LongTensor, conditions: TextConditions
+) -> tuple[Tensor, Tensor]:
     """Logits by frame, `[B, K, S, card]`, and which rows' memory was given up as not finite, `[B]`.
 
     Args:
@@ -202,9 +209,10 @@ def _logits_with_own_text(lm: LMModel, codes: LongTensor) -> tuple[Tensor, Tenso
     """
     initial = lm._get_initial_token().expand(len(codes), -1, -1)
     delayed = torch.cat([initial, _delay_sequence(lm.delays, codes, initial)], 2)  # [B, 1 + n_q, 1 + S]
+    fused = fused_conditions(lm, conditions, batch_size=len(codes))
     hidden = []
     for step in range(codes.shape[2]):
-        out, text_logits = lm.forward_text(delayed[:, :, step : step + 1])
+        out, text_logits = lm.forward_text(delayed[:, :, step : step + 1], *fused)
         hidden.append(out)
         text = delayed[:, 0, step + 1]  # what this step predicts
         own = text_logits[:, 0, 0].argmax(-1)

@@ -13,6 +13,7 @@ from moshi.models.lm import LMModel
 from torch import LongTensor
 from tqdm import tqdm
 
+from finetune.conditions import TextConditions
 from finetune.errors import ConfigError
 from finetune.evaluation.spoken.accuracy import Scores, is_usable, item_scores, scored_pairs
 from finetune.evaluation.spoken.encoding import SpokenModel, TextMode, UserMode, encode_items
@@ -147,6 +148,7 @@ def measure(
     batch_size: int,
     max_frames_per_batch: int,
     prompt: LongTensor | None = None,
+    conditions: TextConditions | None = None,
     progress: bool = False,
 ) -> Measured:
     """Score every item of a benchmark, those with the same codes once.
@@ -155,7 +157,7 @@ def measure(
         lm: in evaluation mode.
         encoded: the benchmark.
         semantic_weight: of the semantic codebook, see `item_scores`.
-        batch_size, max_frames_per_batch, prompt: see `score_items`.
+        batch_size, max_frames_per_batch, prompt, conditions: see `score_items`.
         progress: show a bar.
 
     Raises:
@@ -171,6 +173,7 @@ def measure(
                 batch_size=batch_size,
                 max_frames_per_batch=max_frames_per_batch,
                 prompt=prompt,
+                conditions=conditions,
                 on_items=bar.update,
             )
         except (torch.OutOfMemoryError, MemoryError):

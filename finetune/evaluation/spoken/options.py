@@ -10,7 +10,7 @@ from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.options import add_bootstrap, add_cache_dir, add_max_failures
 from finetune.evaluation.spoken.encoding import TextMode, UserMode
 from finetune.evaluation.spoken.items import Split
-from finetune.inference.options import add_model_options, positive_integer
+from finetune.inference.options import add_model_options, conditions_from_options, positive_integer
 
 BATCH_SIZE = 16
 FRAMES_PER_BATCH = 4096
@@ -48,7 +48,9 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that scores depend on beside the model and the data."""
     named = ("split", "user", "text", "ttt", "limit", "seed", "resamples", "batch_size", "batch_frames")
     prompt = None if options.prompt is None else str(Path(options.prompt).resolve())
-    return {name: getattr(options, name) for name in named} | {"prompt": prompt}
+    settings = {name: getattr(options, name) for name in named} | {"prompt": prompt}
+    # Without, the folder of results of models that have none is the one that it always was.
+    return settings | ({"conditions": conditions_from_options(options)} if options.condition else {})
 
 
 def bootstrap_of(options: argparse.Namespace) -> RatioBootstrap:

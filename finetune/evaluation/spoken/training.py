@@ -147,7 +147,13 @@ class SpokenEvaluator:
             rows = [codes[name] for name in names]
             frames = len(rows) * (max(row.shape[1] for row in rows) + max(model.delays))
             with autocast(self._args, device):
-                scores = score_items(model, rows, batch_size=len(rows), max_frames_per_batch=frames)
+                scores = score_items(
+                    model,
+                    rows,
+                    batch_size=len(rows),
+                    max_frames_per_batch=frames,
+                    conditions=self._args.eval.spoken.conditions,
+                )
             mine |= dict(zip(names, scores, strict=True))
         return {name: score for part in gather_objects(mine) for name, score in part.items()}
 
