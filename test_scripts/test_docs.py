@@ -1,4 +1,4 @@
-"""The documentation: built without a warning, no dead link, nothing from other hosts, in step with the code."""
+"""The documentation: builds without a warning, no dead links, no other hosts, in step with the code."""
 
 import re
 import subprocess
@@ -13,7 +13,9 @@ from documentation.hooks import math_block
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 # What loads a resource, as opposed to a link that somebody may follow.
-LOADS = re.compile(r"""<(?:script|img|iframe|source)[^>]+src=["'](?:https?:)?//|<link[^>]+stylesheet[^>]*//""")
+LOADS = re.compile(
+    r"""<(?:script|img|iframe|source)[^>]+src=["'](?:https?:)?//|<link[^>]+stylesheet[^>]*//"""
+)
 
 
 @pytest.fixture(scope="module")
