@@ -19,7 +19,7 @@ _INTRODUCTION = """\
 # Configuration
 
 Every key of a training configuration. Each is an option of the command line too: `--optim.lr 1e-4`. Unknown
-keys, values of another type and impossible combinations end with one line that names the key, and exit status 2.
+keys, values of another type and impossible combinations end with one line that names the key, and status 2.
 
 This page is made from `finetune/args.py` by `python -m documentation.config_reference`.
 """
