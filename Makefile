@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-browser test-gpu test-slow bench lint clean
+.PHONY: help install quickstart test test-browser test-gpu test-slow bench docs lint clean
 
 help:
 	@echo "make quickstart   make demo data and train a tiny Moshi with TTT on it (about 5 minutes on 2 cores)"
@@ -13,7 +13,8 @@ help:
 	@echo "make test-gpu     run the tests that need an NVIDIA GPU"
 	@echo "make test-slow    run the tests that take minutes"
 	@echo "make bench        measure speed and memory, see docs/performance.md (half an hour on one core)"
-	@echo "make lint         check style"
+	@echo "make docs         build the documentation site in site/"
+	@echo "make lint         check style, types and repetition"
 	@echo "make install      only make the environment $(VENV)"
 	@echo "make clean        remove $(VENV) and caches; runs/ and demo_assets/ stay"
 
@@ -50,9 +51,13 @@ test-slow: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
+docs: $(INSTALLED)
+	$(BIN)/python -m documentation.config_reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist site *.egg-info

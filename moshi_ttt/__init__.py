@@ -10,6 +10,8 @@ from moshi_ttt.memory import load_ttt_states, save_ttt_states
 from moshi_ttt.session import load_session, save_session
 from moshi_ttt.ssm_gating import SSMGating
 
+__version__ = "0.2.0"
+
 __all__ = [
     "HybridStreamingTransformerLayer",
     "SSMGating",

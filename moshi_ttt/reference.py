@@ -27,6 +27,7 @@ def _head_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
     return (x - mean) / torch.sqrt(variance + eps) * weight[:, None] + bias[:, None]
 
 
+@torch.enable_grad()
 def _token_step(
     k: Tensor,
     v: Tensor,
@@ -36,6 +37,8 @@ def _token_step(
     clip: float | None,
 ) -> list[Tensor]:
     """`eta` times the gradient of one token's inner loss; k, v `[B, H, 1, D]`, eta `[B, H, 1, 1]`."""
+    # A leaf given without a gradient could not be differentiated.
+    params = [p if p.requires_grad else p.detach().requires_grad_() for p in params]
     num_layers = len(params) // 2
     z = _inner_mlp(k, params[:num_layers], params[num_layers:])
     loss = 0.5 * ((layer_norm(z) - (v - k)) ** 2).sum()
@@ -88,13 +91,10 @@ def ttt_mlp_reference(
     outputs: list[Tensor] = []
     for start in range(0, num_tokens, mini_batch_size):
         tokens = range(start, min(start + mini_batch_size, num_tokens))
-        with torch.enable_grad():
-            # A leaf given without a gradient could not be differentiated inside.
-            at_start = [p if p.requires_grad else p.detach().requires_grad_() for p in params]
-            steps = [
-                _token_step(xk[:, :, [j]], xv[:, :, [j]], eta[:, :, [j], None], at_start, layer_norm, clip)
-                for j in tokens
-            ]
+        steps = [
+            _token_step(xk[:, :, [j]], xv[:, :, [j]], eta[:, :, [j], None], params, layer_norm, clip)
+            for j in tokens
+        ]
         after = params
         if not causal:
             after = [p - sum(s[i] for s in steps) for i, p in enumerate(params)]

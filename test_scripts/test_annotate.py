@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,26 +23,29 @@ from annotation_helpers import (
     write_wav,
 )
 from finetune.annotation.aligner import Aligner
-from finetune.annotation.annotate_file import write_alignments
-from finetune.annotation.recordings import Recording, take_shard
-from finetune.annotation.words import TimedWord
 from finetune.data.alignments import load_alignments
 from finetune.demo.dialogues import MAIN, USER, Turn, make_dialogue
 from finetune.demo.espeak import Espeak, Voice
 from finetune.demo.recording import Job, render
-from finetune.errors import DataError, UserError
-from finetune.workers import run_tasks
-from pool_tasks import make_worker, refuse_to_start
+from finetune.errors import DataError
 
 ROOT = Path(__file__).parents[1]
+
+
 POCKETSPHINX = ("--engine", "pocketsphinx")
+
+
 NAME = "größe 東京 'x'.wav"
+
+
 SPECIAL = [
     Turn(USER, "Hello, I'd like room 1,250 at 7:30, please.", 0.3),
     Turn(MAIN, "Moshi's zorblax costs 550 euros, that is the 23rd of May 1984.", 0.4),
     Turn(USER, "Thank you, the cafe is 15% cheaper in 2012.", 0.3),
     Turn(MAIN, "Call 0207 for the twenty-first floor.", 0.3),
 ]
+
+
 DIALOGUES = {
     NAME: (make_dialogue("v0", duration_sec=20), "en-gb-x-rp+f1"),
     "second.wav": (make_dialogue("v3", duration_sec=20), "en-gb-x-gbclan"),
@@ -244,14 +246,6 @@ def test_a_silent_channel_needs_no_transcript(one, capsys):
     assert read_words(path, "left") and not read_words(path, "right")
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
-def test_shards_partition_the_recordings(count):
-    recordings = [Recording(Path(f"{index}.wav")) for index in range(11)]
-    shards = [take_shard(recordings, f"{index}/{count}") for index in range(1, count + 1)]
-    assert sorted(chain(*shards), key=recordings.index) == recordings
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
-
-
 def test_a_shard_annotates_its_own_recordings_only(spoken, tmp_path, capsys):
     folder = tmp_path / "recordings"
     shutil.copytree(spoken, folder)
@@ -394,74 +388,3 @@ def test_interrupted_it_ends_at_once_and_keeps_what_is_done(spoken, tmp_path, ca
     assert run_annotate(capsys, tmp_path, *POCKETSPHINX, *shard)[0] == 0
     assert all((tmp_path / f"copy_{index:02d}.json").exists() for index in (0, 6))
     assert {path: path.stat().st_mtime_ns for path in done} == times
-
-
-def test_killed_it_leaves_no_half_written_file(tmp_path):
-    words = {"left": [TimedWord("word", index / 10, index / 10 + 0.1) for index in range(30_000)]}
-    for delay_sec in (0.0, 0.03, 0.05, 0.07):
-        process = os.fork()
-        if process == 0:
-            try:
-                for index in range(1_000_000):
-                    write_alignments(tmp_path / f"{index % 3}.json", words)
-            finally:
-                os._exit(1)
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "0.json").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(delay_sec)
-        os.kill(process, signal.SIGKILL)
-        assert os.waitpid(process, 0)[1] == signal.SIGKILL
-        for path in tmp_path.glob("*.json"):
-            assert len(json.loads(path.read_text())["alignments"]) == 30_000
-            path.unlink()
-
-
-def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    write_alignments(path, {"left": [TimedWord("old", 0.0, 1.0)]})
-    before = path.read_bytes()
-
-    def fail(_descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
-        write_alignments(path, {"left": [TimedWord("new", 0.0, 1.0)]})
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_worker_that_dies_costs_its_own_task_only():
-    tasks = ["one", "die", "two", "fail", "three"]
-    outcomes = sorted(run_tasks(make_worker, tasks, num_workers=2), key=lambda outcome: outcome.task)
-    assert outcomes == [
-        ("die", None, "the process that worked on it was killed by signal 9."),
-        ("fail", "fail failed", None),
-        ("one", None, None),
-        ("three", None, None),
-        ("two", None, None),
-    ]
-
-
-def test_a_worker_that_hangs_costs_its_own_task_only():
-    outcomes = list(
-        run_tasks(
-            make_worker,
-            ["hang", "one"],
-            num_workers=1,
-            isolated=True,
-            time_limit_sec=lambda task: 0.0 if task == "hang" else 60.0,
-        )
-    )
-    assert outcomes == [
-        ("hang", None, "it took too long; the process that worked on it was ended."),
-        ("one", None, None),
-    ]
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_an_engine_that_cannot_start_ends_the_run(num_workers):
-    with pytest.raises(UserError, match="not installed"):
-        list(run_tasks(refuse_to_start, ["one"], num_workers=num_workers))

@@ -71,10 +71,8 @@ def test_a_signal_ends_the_server_in_mid_conversation_and_keeps_the_memory(runni
     assert (tmp_path / "memory.safetensors").is_file()
 
 
-def test_the_stock_client_talks_to_it(running, monkeypatch):
-    """moshi.client itself, with a sound card that exists in memory only."""
-    _, port = running()
-    played, printed, problems = [], [], []
+def _sound_card(played):
+    """The part of sounddevice that moshi.client uses; what it plays comes into the list."""
 
     class FakeStream:
         def __init__(self, *, blocksize, callback, **_):
@@ -105,8 +103,14 @@ def test_the_stock_client_talks_to_it(running, monkeypatch):
                 if out.any():
                     played.append(out)
 
-    fake = types.SimpleNamespace(InputStream=Microphone, OutputStream=Speaker)
-    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    return types.SimpleNamespace(InputStream=Microphone, OutputStream=Speaker)
+
+
+def test_the_stock_client_talks_to_it(running, monkeypatch):
+    """moshi.client itself, with a sound card that exists in memory only."""
+    _, port = running()
+    played, printed, problems = [], [], []
+    monkeypatch.setitem(sys.modules, "sounddevice", _sound_card(played))
     monkeypatch.delitem(sys.modules, "moshi.client", raising=False)
     from moshi import client
 

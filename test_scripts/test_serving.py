@@ -1,11 +1,11 @@
-"""The server: Moshi's protocol with a real client, one conversation at a time, and who is kept out."""
+"""The server: Moshi's protocol with a real client, one conversation at a time, limits, memory."""
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import struct
+from functools import partial
 
 import aiohttp
 import numpy as np
@@ -13,8 +13,6 @@ import pytest
 import sphn
 import torch
 from aiohttp import web
-from aiohttp.test_utils import TestServer
-from yarl import URL
 
 from finetune.inference.speech_model import load_speech_model
 from finetune.serving import chat
@@ -23,9 +21,7 @@ from finetune.serving.app import Server
 from finetune.serving.limits import Limits
 from finetune.serving.voice import MemoryFiles, Voice
 from moshi_ttt.memory import inspect_ttt_states
-
-RATE = 24000
-TOKEN = "a token of some length"
+from serving_helpers import RATE, Client, converse, run_server
 
 
 @pytest.fixture(scope="module")
@@ -33,91 +29,10 @@ def speech(untrained_run):
     return load_speech_model(str(untrained_run("lora_ttt")), device=torch.device("cpu"), dtype=torch.float32)
 
 
-class Client:
-    """A client of the protocol, as moshi.client is one: sends Opus, keeps what comes back."""
-
-    def __init__(self, ws):
-        self.ws = ws
-        self.writer = sphn.OpusStreamWriter(RATE)
-        self.reader = sphn.OpusStreamReader(RATE)
-        self.began = False
-        self.samples, self.text, self.metadata, self.errors = 0, "", [], []
-
-    async def say(self, seconds, *, real_time=False):
-        """Send a tone in frames of 80 ms."""
-        for number in range(round(seconds * 12.5)):
-            samples = np.sin(np.arange(1920) * 0.1 + number).astype(np.float32) * 0.1
-            await self.ws.send_bytes(b"\x01" + self.writer.append_pcm(samples))
-            await asyncio.sleep(0.08 if real_time else 0)
-
-    async def hear(self, until=lambda client: False, timeout=60.0):
-        """Take messages until the condition holds or the server closes; returns whether it held."""
-        while not until(self):
-            received = await self.ws.receive(timeout=timeout)
-            if received.type != aiohttp.WSMsgType.BINARY:
-                return False
-            kind, payload = received.data[0], received.data[1:]
-            if kind == 0:
-                self.began = True
-            elif kind == 1:
-                self.samples += len(self.reader.append_bytes(payload))
-            elif kind == 2:
-                self.text += payload.decode()
-            elif kind == 4:
-                self.metadata.append(json.loads(payload))
-            elif kind == 5:
-                self.errors.append(payload.decode())
-        return True
-
-
-class Running:
-    """A server in this process."""
-
-    def __init__(self, server, session, base):
-        self.server, self.session, self.base = server, session, base
-
-    @contextlib.asynccontextmanager
-    async def client(self, path="/api/chat", **options):
-        async with self.session.ws_connect(self.base.join(URL(path)), **options) as ws:
-            yield Client(ws)
-
-    async def status(self, path, **options):
-        async with self.session.get(self.base.join(URL(path)), allow_redirects=False, **options) as r:
-            return r.status
-
-    async def health(self):
-        async with self.session.get(self.base / "health") as response:
-            return await response.json()
-
-    async def until_free(self):
-        for _ in range(200):
-            if not (await self.health())["busy"]:
-                return
-            await asyncio.sleep(0.05)
-        raise AssertionError("the model was never given back")
-
-
 @pytest.fixture
 def serving(speech):
-    """Run a test's coroutine against a server; the options are those of `Server`."""
-
-    def run(test, *, token=None, files=None, limits=None, max_waiting=0):
-        async def main():
-            voice = Voice(speech, files=files or MemoryFiles())
-            access = Access("127.0.0.1", token=token)
-            server = Server(voice, access, limits=limits, max_waiting=max_waiting)
-            async with TestServer(server.application()) as http, aiohttp.ClientSession() as session:
-                await asyncio.wait_for(test(Running(server, session, http.make_url("/"))), 120)
-
-        asyncio.run(main())
-
-    return run
-
-
-async def converse(client, seconds=0.8):
-    assert await client.hear(lambda c: c.began)
-    await client.say(seconds)
-    assert await client.hear(lambda c: c.samples >= (seconds - 0.1) * RATE), client.errors
+    """Run a test's coroutine against a server; the options are those of `run_server`."""
+    return partial(run_server, speech)
 
 
 def test_a_conversation_brings_audio_text_and_memory_back(serving):
@@ -321,93 +236,6 @@ async def _raw_websocket(base, *, receive_buffer):
 def _frame(payload):
     head = bytes([0x82, 0x80 | 126]) + struct.pack(">H", len(payload))
     return head + bytes(4) + payload  # masked with zeros
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 200),
-        ({"Origin": "http://evil.example"}, 403),
-        ({"Origin": "null"}, 403),
-        ({"Origin": "http://["}, 403),
-        ({"Host": "evil.example"}, 403),
-        ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
-        ({"Host": "localhost"}, 200),
-    ],
-    ids=str,
-)
-def test_foreign_pages_and_names_are_kept_out(serving, headers, status, caplog):
-    async def test(running):
-        assert await running.status("/", headers=headers) == status
-        if status == 403:
-            with pytest.raises(aiohttp.WSServerHandshakeError) as error:
-                async with running.client(headers=headers):
-                    pass
-            assert error.value.status == 403
-        own = {"Origin": f"http://{running.base.host}:{running.base.port}"}
-        async with running.client(headers=own) as client:
-            await converse(client)
-
-    serving(test)
-    if status == 403:
-        assert any(line.startswith("refused /api/chat from 127.0.0.1: foreign") for line in caplog.messages)
-
-
-def test_without_the_token_nobody_comes_in(serving, caplog):
-    async def test(running):
-        for path in ("/", "/memory/", "/app.js", "/api/chat", "/api/chat?token=wrong", f"/?token={TOKEN}x"):
-            assert await running.status(path) == 401, path
-        assert await running.status("/", headers={"Authorization": "Bearer \udcff"}) == 401
-        assert await running.status("/", cookies={"moshi_ttt": TOKEN}) == 401
-        for options in ({}, {"headers": {"Authorization": "Bearer wrong"}}):
-            with pytest.raises(aiohttp.WSServerHandshakeError) as error:
-                async with running.client(**options):
-                    pass
-            assert error.value.status == 401
-        assert await running.status("/health") == 200
-        assert not (await running.health())["busy"]
-        for path, options in (
-            (f"/api/chat?token={TOKEN}", {}),
-            ("/api/chat", {"headers": {"Authorization": f"Bearer {TOKEN}"}}),
-        ):
-            async with running.client(path, **options) as client:
-                await converse(client)
-            await running.until_free()
-
-    serving(test, token=TOKEN)
-    assert TOKEN not in "\n".join(caplog.messages), "the log must not hold the token"
-
-
-def test_old_and_odd_addresses_are_answered(serving):
-    async def test(running):
-        assert await running.status("/?token=of-yesterday") == 302
-        assert await running.status("/" + "a" * 300) == 404
-        async with running.session.get(
-            URL(f"{running.base}//evil.example/?token=x", encoded=True), allow_redirects=False
-        ) as response:
-            assert response.headers["Location"].startswith("/") and "//" not in response.headers["Location"]
-
-    serving(test)
-
-
-def test_a_browser_gets_a_cookie_for_the_token(serving):
-    async def test(running):
-        jar = aiohttp.CookieJar(unsafe=True)  # keeps cookies of addresses
-        async with aiohttp.ClientSession(cookie_jar=jar) as browser:
-            url = running.base / "memory/"
-            async with browser.get(url.with_query(token=TOKEN), allow_redirects=False) as response:
-                assert (response.status, response.headers["Location"]) == (302, "/memory/")
-                cookie = response.headers["Set-Cookie"]
-                assert TOKEN not in cookie and "HttpOnly" in cookie and "SameSite=Lax" in cookie
-            async with browser.get(url) as response:
-                assert response.status == 200
-                assert "default-src 'self'" in response.headers["Content-Security-Policy"]
-            async with browser.get(running.base / "memory/app.js") as response:
-                assert response.status == 200
-            async with browser.ws_connect(running.base / "memory/api/chat") as ws:
-                await converse(Client(ws))
-
-    serving(test, token=TOKEN)
 
 
 def test_fifty_connects_and_disconnects(serving):

@@ -1,0 +1,1 @@
+"""What the documentation site needs beside the pages in docs/."""

@@ -1,0 +1,41 @@
+"""Worker processes: what dies or hangs costs its own task only."""
+
+import pytest
+
+from finetune.errors import UserError
+from finetune.workers import run_tasks
+from pool_tasks import make_worker, refuse_to_start
+
+
+def test_a_worker_that_dies_costs_its_own_task_only():
+    tasks = ["one", "die", "two", "fail", "three"]
+    outcomes = sorted(run_tasks(make_worker, tasks, num_workers=2), key=lambda outcome: outcome.task)
+    assert outcomes == [
+        ("die", None, "the process that worked on it was killed by signal 9."),
+        ("fail", "fail failed", None),
+        ("one", None, None),
+        ("three", None, None),
+        ("two", None, None),
+    ]
+
+
+def test_a_worker_that_hangs_costs_its_own_task_only():
+    outcomes = list(
+        run_tasks(
+            make_worker,
+            ["hang", "one"],
+            num_workers=1,
+            isolated=True,
+            time_limit_sec=lambda task: 0.0 if task == "hang" else 60.0,
+        )
+    )
+    assert outcomes == [
+        ("hang", None, "it took too long; the process that worked on it was ended."),
+        ("one", None, None),
+    ]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_engine_that_cannot_start_ends_the_run(num_workers):
+    with pytest.raises(UserError, match="not installed"):
+        list(run_tasks(refuse_to_start, ["one"], num_workers=num_workers))
