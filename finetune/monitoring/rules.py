@@ -130,10 +130,13 @@ def _warms_up(facts: Facts, where: str, step: int, record: Record) -> bool:
     return not facts.starts_open and step <= facts.warmup_steps
 
 
+def _is_weights(facts: Facts, where: str, step: int, record: Record) -> bool:
+    return where != "group ttt_alpha"  # gates start near 0, where every step is large beside them
+
+
 def _weights_train(facts: Facts, where: str, step: int, record: Record) -> bool:
-    # Gates start near 0, where every step is large beside them.
-    group = where.removeprefix("group ")
-    return group != "ttt_alpha" and facts.at_full_rate(group, step, record)
+    is_full = facts.at_full_rate(where.removeprefix("group "), step, record)
+    return is_full and _is_weights(facts, where, step, record)
 
 
 _BUG = "This is a bug of the model's code, not of the settings: please report it."
@@ -165,7 +168,7 @@ RULES = (
         _warms_up,
         patience=1,
     ),
-    Rule("fast weights explode", "fast_weight_change", None, 10.0, _CALMER),
+    Rule("fast weights explode", "fast_weight_change", None, 3.0, _CALMER),
     Rule("output amplified", "ttt_amplification", None, 100.0, _CALMER),
     Rule("normalisation broken", "key_norm_min", 0.99, None, _BUG, patience=1),
     Rule("normalisation broken", "key_norm_max", None, 1.01, _BUG, patience=1),
@@ -174,11 +177,19 @@ RULES = (
     Rule("inner loss does not fall", "inner_gain", 0.0, None, "Change ttt.base_lr; too high is likelier."),
     Rule("TTT drowns attention", "ttt_over_attention", None, 10.0, "Lower ttt.alpha_lr_multiplier."),
     Rule(
-        "steps too large or too small",
+        "steps too large",
         "update_ratio",
-        1e-7,
-        0.1,
-        "Above: lower optim.lr or the group's multiplier; below: raise it.",
+        None,
+        0.03,
+        "Lower optim.lr or the group's multiplier.",
+        _is_weights,
+    ),
+    Rule(
+        "steps too small",
+        "update_ratio",
+        1e-8,
+        None,
+        "Raise optim.lr or the group's multiplier.",
         _weights_train,
     ),
 )
@@ -247,6 +258,11 @@ class Judge:
         self.findings += new
         return new
 
+    def findings_of(self, rule: Rule, where: str) -> list[Finding]:
+        """Those of one rule in one place."""
+        course = self._courses.get((rule, where))
+        return [] if course is None else course.findings
+
 
 @dataclass
 class Span:
@@ -275,7 +291,9 @@ class _Course:
         self._rule, self._where = rule, where
         self._outside: list[int] = []  # steps in a row
         self._inside: list[int] = []
+        self._last_outside = 0
         self._current: Finding | None = None
+        self.findings: list[Finding] = []
 
     def see(self, step: int, value: float) -> Finding | None:
         rule = self._rule
@@ -283,17 +301,19 @@ class _Course:
             self._outside.clear()
             self._inside.append(step)
             if self._current is not None and len(self._inside) >= rule.patience:
-                self._current.until = self._inside[0]
+                self._current.until = self._last_outside
                 self._current = None
             return None
         self._inside.clear()
         self._outside.append(step)
+        self._last_outside = step
         enough = len(self._outside) >= rule.patience or not math.isfinite(value)
         if self._current is not None or not enough:
             return None
         number = f"{value:.3g}" if math.isfinite(value) else "not finite"
         found = f"{rule.quantity} is {number}, healthy is {rule.range_text}"
         self._current = Finding(rule.name, self._where, self._outside[0], None, found, rule.advice)
+        self.findings.append(self._current)
         return self._current
 
 
