@@ -1,6 +1,7 @@
 """Trains a case with the product's own trainer, and asks the product's own diagnosis about it."""
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,13 @@ def _summary(case: Case, diagnosis: Diagnosis, problem: str | None) -> dict[str,
 def _extremes(diagnosis: Diagnosis) -> Mapping[str, Mapping[str, float]]:
     values = {}
     for quantity, places in diagnosis.series.items():
-        numbers = [value for _, series in places.values() for value in series if value == value]
+        numbers = [
+            value
+            for where, (_, series) in places.items()
+            if where != "group ttt_alpha"  # not judged
+            for value in series
+            if math.isfinite(value)
+        ]
         if numbers:
             values[quantity] = {"lowest": min(numbers), "highest": max(numbers)}
     return values
