@@ -46,7 +46,7 @@ def run_case(name: str, case: Case, demo: DemoAssets, folder: Path, *, num_steps
     """Train a case afresh in `folder/name`.
 
     Returns:
-        What was found and expected, losses at start and end, whether it diverged, extremes of what was judged.
+        What was found and expected, losses at start and end, whether it diverged, extremes of the values.
     """
     run_dir = folder / name
     if run_dir.exists():
