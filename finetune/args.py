@@ -114,6 +114,18 @@ class EvalArgs:
 
 
 @dataclass(frozen=True, config=STRICT)
+class DiagnosticsArgs:
+    """`diagnostics:` — the health of the run, measured while it trains."""
+
+    freq: int = Field(
+        default=10,
+        ge=0,
+        le=10**9,
+        description="Steps between two measurements of the run's health (0: none).",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
 class ParallelArgs:
     """`parallel:` — how the model is spread over the processes of torchrun."""
 
@@ -303,6 +315,7 @@ class TrainArgs:
     )
 
     log_freq: int = Field(default=1, ge=1, description="Steps between two records of the metrics.")
+    diagnostics: DiagnosticsArgs = Field(default_factory=DiagnosticsArgs)
     do_eval: bool = Field(default=False, description="Evaluate on data.eval_data.")
     eval_freq: int = Field(default=0, ge=0, description="Steps between evaluations (0: at the end only).")
     eval: EvalArgs = Field(default_factory=EvalArgs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.args import SpokenArgs, TrainArgs
+from finetune.args import DiagnosticsArgs, SpokenArgs, TrainArgs
 from finetune.checkpoint_files import (
     DONE_FILE,
     RESUME_FILE,
@@ -48,6 +48,7 @@ _IRRELEVANT = {
     "data.num_workers",
     "wandb.key",
     *(f"eval.spoken.{name}" for name in SpokenArgs.__dataclass_fields__),
+    *(f"diagnostics.{name}" for name in DiagnosticsArgs.__dataclass_fields__),
 }
 
 

@@ -36,6 +36,7 @@ from finetune.flops import Utilisation
 from finetune.interruption import StopRequest
 from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.monitoring.console import eval_line, train_line
+from finetune.monitoring.diagnostics import Diagnostics
 from finetune.monitoring.inner_loop_log import InnerLoopLog
 from finetune.monitoring.metrics import MetricsWriter
 from finetune.monitoring.ttt_metrics import GateMonitor, InnerLoopRecorder
@@ -125,6 +126,7 @@ class Trainer:
         self.scheduler = build_scheduler(self.state.optimizer, args)
         self.inner_loop = InnerLoopRecorder(model)
         self.inner_loop_log = InnerLoopLog(run_dir, args.ttt)
+        self.diagnostics = Diagnostics(args, model, self.state.gates)
         self.timer = StepTimer(self.device)
         self.unigram = unigram
         self.rates = current_rates(self.state.optimizer)
@@ -144,6 +146,7 @@ class Trainer:
             TrainingDivergedError: a loss or gradient is not finite; saved checkpoints stay.
         """
         batches = self._train_batches()
+        self.diagnostics.start(self.run_dir, self.step)
         with stop.on(signal.SIGINT, signal.SIGTERM), logging_redirect_tqdm():
             bar = tqdm(
                 total=self.args.max_steps,
@@ -200,7 +203,11 @@ class Trainer:
             record = last and self._records_next_step()
             with self.training_pass.micro_batch(last=last), self._carried(index, micro_batches[index]):
                 with self.timer.phase("forward"):
-                    with autocast(self.args, self.device), self.inner_loop.recording(record):
+                    with (
+                        autocast(self.args, self.device),
+                        self.inner_loop.recording(record),
+                        self.diagnostics.forward(self.step + 1, last=last),
+                    ):
                         output = self.training_pass(codes, conditions[index])
                     parts = loss_sums(output, codes, weights, self.model)
                     loss = total_loss(parts, totals) * self.training_pass.loss_scale
@@ -240,6 +247,7 @@ class Trainer:
         if factor < 1:
             torch._foreach_mul_([p.grad for p in self.trainable if p.grad is not None], factor)
         self.state.optimizer.step()
+        self.diagnostics.after_update(self.step + 1, self.state.optimizer)
         self.rates = current_rates(self.state.optimizer)  # the rates of this step, not of the next
         self.scheduler.step()
         self.state.advance(global_batch(self.args))
@@ -254,6 +262,9 @@ class Trainer:
         if self._is_due(args.log_freq) or last:
             self._log(result)
         self.inner_loop_log.write(self.step, self.inner_loop.trajectories())
+        self.diagnostics.write(
+            self.writer, self.step, {**self.rates, **result.grad_norms, **self.inner_loop.metrics()}
+        )
         self._evaluate(last=last)
         if self.sampler is not None and (self._is_due(args.sample_freq) or last):
             self._sample(self.sampler)
@@ -266,7 +277,7 @@ class Trainer:
     def _records_next_step(self) -> bool:
         step = self.step + 1
         logged = step % self.args.log_freq == 0 or step == self.args.max_steps
-        return is_main() and (logged or self.inner_loop_log.is_due(step))
+        return is_main() and (logged or self.inner_loop_log.is_due(step) or self.diagnostics.is_due(step))
 
     def _grad_norms(self) -> dict[str, Tensor]:
         """`grad_norm` and one of each group, scalars on the device."""

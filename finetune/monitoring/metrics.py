@@ -64,7 +64,7 @@ class MetricsWriter:
         """Write one record.
 
         Args:
-            split: `train` or `eval`.
+            split: `train`, `eval` or `diagnostics`.
             step: optimiser steps done.
             values: finite or not, by metric name.
         """

@@ -1,0 +1,96 @@
+"""The cases: what is changed in a healthy training, and which failures the monitor must find."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from moshi.models.lm import LMModel
+from torch import Tensor
+
+from finetune import parallel
+from moshi_ttt.hybrid_model import ttt_layers
+from moshi_ttt.ttt_layer import TTTLayer
+
+_Sections = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training.
+
+    Attributes:
+        title: for tables.
+        expected: names of the findings, no more and no less.
+        changes: of the configuration, section by section.
+        broken: what is put into the model's code while it trains.
+    """
+
+    title: str
+    expected: frozenset[str] = frozenset()
+    changes: _Sections = field(default_factory=dict)
+    broken: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@contextmanager
+def without_normalisation() -> Iterator[None]:
+    """Keys, targets and outputs stay as they come, as when a helper returns its second argument."""
+
+    def same(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x
+
+    def raw_target(self: TTTLayer, k: Tensor, v: Tensor) -> Tensor:
+        return v
+
+    with (
+        patch("moshi_ttt.ttt_layer.F.normalize", same),
+        patch.object(TTTLayer, "reconstruction_target", raw_target),
+    ):
+        yield
+
+
+@contextmanager
+def gates_in_bfloat16() -> Iterator[None]:
+    """Gates without float32 masters."""
+    build = parallel.build_model
+
+    def build_rounded(*args: Any, **kwargs: Any) -> LMModel:
+        model = build(*args, **kwargs)
+        for index in ttt_layers(model):
+            gate = model.transformer.layers[index].forward_ssm_gating.gating_alpha
+            gate.data = gate.data.to(torch.bfloat16)
+        return model
+
+    with patch.object(parallel, "build_model", build_rounded):
+        yield
+
+
+CASES: dict[str, Case] = {
+    "healthy": Case("the settings of the quickstart"),
+    "one_rate_low": Case(
+        "one outer rate, 3e-7",
+        frozenset({"one outer rate", "gate frozen"}),
+        {"optim": {"lr": 3e-7}, "ttt": {"alpha_lr_multiplier": 1}},
+    ),
+    "one_rate_high": Case(
+        "one outer rate, 0.3",
+        frozenset({"one outer rate", "steps too large"}),
+        {"optim": {"lr": 0.3}, "ttt": {"alpha_lr_multiplier": 1}},
+    ),
+    "base_lr_1": Case("carried memory, `base_lr: 1.0`", changes={"ttt": {"base_lr": 1.0}}),
+    "base_lr_1000": Case(
+        "carried memory, `base_lr: 1000`", frozenset({"fast weights explode"}), {"ttt": {"base_lr": 1000.0}}
+    ),
+    "broken_normalisation": Case(
+        "keys and targets not normalised", frozenset({"normalisation broken"}), broken=without_normalisation
+    ),
+    "non_causal": Case("`causal: false`", frozenset({"future leaks"}), {"ttt": {"causal": False}}),
+    "bfloat16_gate": Case(
+        "gates stored in bfloat16, steps of 2e-5",
+        frozenset({"gate cannot move"}),
+        {"ttt": {"initial_gating_alpha": 0.05, "alpha_lr_multiplier": 0.01}},
+        gates_in_bfloat16,
+    ),
+}

@@ -1,0 +1,92 @@
+"""Trains a case with the product's own trainer, and asks the product's own diagnosis about it."""
+
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.failures.cases import Case
+from finetune.args import TrainArgs
+from finetune.config_io import build_args
+from finetune.demo.assets import DemoAssets
+from finetune.errors import TrainingDivergedError
+from finetune.monitoring.diagnosis import Diagnosis, diagnose_run
+from finetune.monitoring.metrics import read_metrics
+from finetune.run import run_training
+
+logger = logging.getLogger(__name__)
+
+
+def case_args(case: Case, demo: DemoAssets, run_dir: Path, *, num_steps: int) -> TrainArgs:
+    """The quickstart's settings with smaller batches, and what the case changes."""
+    values: dict[str, Any] = {
+        "data": {"train_data": str(demo.train_jsonl), "shuffle": True, "num_workers": 0},
+        "moshi_paths": {"hf_repo_id": str(demo.model_dir)},
+        "run_dir": str(run_dir),
+        "full_finetuning": True,
+        "ttt": {"enable": True, "layers": "1,3", "weight_lr_multiplier": 1, "alpha_lr_multiplier": 10},
+        "optim": {"lr": 2e-3, "pct_start": 0.1},
+        "duration_sec": 10.24,
+        "batch_size": 2,
+        "max_steps": num_steps,
+        "gradient_checkpointing": False,
+        "param_dtype": "float32",
+        "device": "cpu",
+        "do_ckpt": False,
+        "diagnostics": {"freq": 2},
+    }
+    for section, changes in case.changes.items():
+        values[section] = {**values.get(section, {}), **changes}
+    return build_args(TrainArgs, values)
+
+
+def run_case(name: str, case: Case, demo: DemoAssets, folder: Path, *, num_steps: int) -> dict[str, Any]:
+    """Train a case afresh in `folder/name`.
+
+    Returns:
+        What was found and expected, losses at start and end, whether it diverged, extremes of the values.
+    """
+    run_dir = folder / name
+    if run_dir.exists():
+        shutil.rmtree(run_dir)
+    problem = None
+    with case.broken():
+        try:
+            run_training(case_args(case, demo, run_dir, num_steps=num_steps))
+        except TrainingDivergedError as error:
+            problem = str(error)
+            logger.info("%s: %s", name, problem)
+    return _summary(case, diagnose_run(run_dir), problem)
+
+
+def _summary(case: Case, diagnosis: Diagnosis, problem: str | None) -> dict[str, Any]:
+    losses = [record["loss"] for record in read_metrics(diagnosis.run_dir, "train")]
+    found = {finding.name for finding in diagnosis.findings}
+    return {
+        "title": case.title,
+        "expected": sorted(case.expected),
+        "found": sorted(found),
+        "as_expected": found == case.expected,
+        "first_step": {f.name: f.since for f in reversed(diagnosis.findings)},
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "diverged": problem,
+        "quantities": _extremes(diagnosis),
+    }
+
+
+def _extremes(diagnosis: Diagnosis) -> Mapping[str, Mapping[str, float]]:
+    values = {}
+    for quantity, places in diagnosis.series.items():
+        numbers = [
+            value
+            for where, (_, series) in places.items()
+            if where != "group ttt_alpha"  # not judged
+            for value in series
+            if math.isfinite(value)
+        ]
+        if numbers:
+            values[quantity] = {"lowest": min(numbers), "highest": max(numbers)}
+    return values
