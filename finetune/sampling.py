@@ -11,7 +11,7 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.data.audio import read_voice
+from finetune.data.long_audio import read_voice
 from finetune.distributed import is_main
 from finetune.errors import ConfigError, DataError
 from finetune.inference.conversation import Conversation
