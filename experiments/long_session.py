@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from finetune.cli import Parser, run_command
-from finetune.data.audio import read_voice
+from finetune.data.long_audio import read_voice
 from finetune.inference.conversation import Conversation
 from finetune.inference.options import positive_integer
 from finetune.inference.speech_model import SpeechModel, load_speech_model

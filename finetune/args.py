@@ -31,6 +31,15 @@ class DataArgs:
         min_length=1,
         description="Folder of the audio code cache (null: beside each recording).",
     )
+    mono: Literal["error", "duplicate", "user_silent"] = Field(
+        default="error",
+        description="Mono recordings: refused; one voice on both channels; or Moshi's, beside a silent user.",
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        default="raise",
+        description="A recording that cannot be used ends the run, or is left out and listed in "
+        "data_skipped.json.",
+    )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from finetune.args import TrainArgs
 from finetune.conditions import condition_parameters
-from finetune.data.audio import read_voice
+from finetune.data.long_audio import read_voice
 from finetune.distributed import is_main
 from finetune.errors import ConfigError, DataError
 from finetune.inference.conversation import Conversation

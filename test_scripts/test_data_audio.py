@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sphn
 
-from finetune.data.audio import read_audio
+from finetune.data.long_audio import read_audio
 from finetune.errors import DataError
 
 

@@ -126,9 +126,7 @@ def _read_voices(demo: Path, *, held_out: bool) -> list[Tensor]:
     assets = _assets(demo)
     info = open_repository(assets.model_dir)
     mimi = info.get_mimi()
-    cache = CodeCache(
-        mimi_weights=info.mimi_weights, mimi_config=info.mimi_config, num_codebooks=mimi.num_codebooks
-    )
+    cache = CodeCache.of_model(info, num_codebooks=mimi.num_codebooks)
     recordings = load_manifest(assets.eval_jsonl if held_out else assets.train_jsonl, key="--demo")
     cache.fill(recordings, mimi, progress=False)
     voices = []

@@ -12,7 +12,7 @@ from finetune.annotation.engines import Engine
 from finetune.annotation.recordings import CHANNELS, Recording, read_transcript
 from finetune.annotation.words import TimedWord
 from finetune.data.alignments import load_alignments, load_transcript
-from finetune.data.audio import read_audio
+from finetune.data.long_audio import read_audio
 from finetune.errors import DataError
 
 SPEAKERS = {"left": "SPEAKER_MAIN", "right": "SPEAKER_USER"}

@@ -3,45 +3,50 @@
 Shapes: K codebooks of one channel, T frames.
 """
 
-import copy
 import hashlib
 import json
 import logging
 import os
-import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from moshi.models import MimiModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import LongTensor, Tensor
+from moshi.models.loaders import CheckpointInfo
+from torch import LongTensor
 from tqdm import tqdm
 
-from finetune.data.audio import read_audio
+from finetune.data.code_file import (
+    FORMAT_VERSION,
+    CacheError,
+    CodeEntry,
+    CorruptCodesError,
+    code_file_bytes,
+    corrupt,
+    read_codes,
+    read_entry,
+)
 from finetune.data.codec import encode_recording
+from finetune.data.leftovers import temporary_file
+from finetune.data.long_audio import read_header, read_pieces
 from finetune.data.manifest import Recording
+from finetune.data.mono import mono_error
 from finetune.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 FOLDER_NAME = ".moshi_ttt_codes"
 _MAX_STEM_BYTES = 200  # a file name has at most 255, and the key comes after it
 
 
-class UnwritableCacheError(DataError):
-    """The folder of the codes cannot be written: nothing that one recording could be blamed for."""
+class UnwritableCacheError(CacheError):
+    """The folder of the codes cannot be written."""
 
 
 class CodeCache:
-    """Codes of recordings, one safetensors file each, named after all that the codes depend on.
+    """Codes of mono and stereo recordings, one file each, named after all that the codes depend on.
 
     That is the audio file's name, size and modification time, the contents of the Mimi weights, Mimi's
-    configuration, K, the channels when they are not two, and the version of the format. When one of them
-    changes, the recording counts as missing.
+    configuration, K and the version of the format. When one of them changes, the recording counts as missing.
     """
 
     def __init__(
@@ -66,22 +71,34 @@ class CodeCache:
             DataError: The Mimi weights cannot be read.
         """
         self.num_codebooks = num_codebooks
-        self.channels = 2
         self.cache_dir = cache_dir
         self.key = key
-        self._codec = {
-            "format": FORMAT_VERSION,
-            "mimi_weights": _hash_file(mimi_weights),
-            "mimi_config": mimi_config,
-            "num_codebooks": num_codebooks,
-        }
+        self.codec = _hash_json(
+            {
+                "mimi_weights": hash_file(mimi_weights, what="the Mimi weights"),
+                "mimi_config": mimi_config,
+                "num_codebooks": num_codebooks,
+            }
+        )
+        self._listings: dict[Path, dict[str, list[str]]] = {}
 
-    def mono(self) -> "CodeCache":
-        """Returns a cache of mono files, with the same codec and folder; it never mixes with this one."""
-        cache = copy.copy(self)
-        cache.channels = 1
-        cache._codec = {**self._codec, "channels": 1}
-        return cache
+    @classmethod
+    def of_model(
+        cls,
+        info: CheckpointInfo,
+        *,
+        num_codebooks: int,
+        cache_dir: str | None = None,
+        key: str = "data.cache_dir",
+    ) -> "CodeCache":
+        """The cache of a model's codec; the arguments and errors are those of ``CodeCache``."""
+        return cls(
+            mimi_weights=Path(info.mimi_weights),
+            mimi_config=info.mimi_config,
+            num_codebooks=num_codebooks,
+            cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+            key=key,
+        )
 
     def path(self, recording: Recording) -> Path:
         """Returns where the codes of a recording are or would be.
@@ -91,15 +108,25 @@ class CodeCache:
         """
         return self._locate(recording)[0]
 
+    def folder(self, recording: Recording) -> Path:
+        """Returns the folder of a recording's codes."""
+        return self.cache_dir if self.cache_dir is not None else recording.path.parent / FOLDER_NAME
+
+    def is_encoded(self, recording: Recording) -> bool:
+        """Says whether a recording has codes; raises DataError when the audio file cannot be found."""
+        return self.path(recording).is_file()
+
     def missing(self, recordings: Sequence[Recording]) -> list[Recording]:
         """Returns the recordings without codes, in their order."""
-        return [recording for recording in recordings if not self.path(recording).is_file()]
+        return [recording for recording in recordings if not self.is_encoded(recording)]
 
     def fill(
         self,
         recordings: Sequence[Recording],
         mimi: MimiModel,
         *,
+        allow_mono: bool = False,
+        on_fault: Callable[[Recording, DataError], None] | None = None,
         rank: int = 0,
         world_size: int = 1,
         progress: bool,
@@ -112,6 +139,8 @@ class CodeCache:
         Args:
             recordings: All recordings of the data set.
             mimi: The codec with ``num_codebooks`` active codebooks, on any device.
+            allow_mono: Encode mono recordings too.
+            on_fault: Called with each recording that cannot be used and why; None raises the first error.
             rank: This process, from 0.
             world_size: Number of processes.
             progress: Show a progress bar.
@@ -120,55 +149,90 @@ class CodeCache:
             How many recordings this rank encoded.
 
         Raises:
-            DataError: A recording cannot be used, or the cache cannot be written.
+            CacheError: The cache cannot be written.
+            DataError: A recording cannot be used, and ``on_fault`` is None.
             ValueError: ``mimi`` has another number of codebooks.
         """
         self._check_codebooks(mimi)
         # Shares are cut from all recordings: which ones are missing differs between ranks as soon as
         # one of them has written. Sorted, so that the long ones are spread.
         by_length = sorted(recordings, key=lambda recording: -recording.duration_sec)
-        share = self.missing(by_length[rank::world_size])
+        count = 0
+        share = by_length[rank::world_size]
         for recording in tqdm(share, desc="Encoding audio", unit="file", disable=not progress):
-            self._make_folder(recording)
-            audio = read_audio(
-                recording.path, sample_rate=mimi.sample_rate, expected_duration_sec=recording.duration_sec
-            )
-            self.add(recording, mimi, audio)
-        if share:
-            logger.info("Encoded %d recordings on rank %d.", len(share), rank)
-        return len(share)
+            try:
+                count += self.encode(recording, mimi, allow_mono=allow_mono)
+            except CacheError:
+                raise
+            except DataError as error:
+                if on_fault is None:
+                    raise
+                on_fault(recording, error)
+        self._listings.clear()
+        if count:
+            logger.info("Encoded %d recordings on rank %d.", count, rank)
+        return count
 
-    def add(self, recording: Recording, mimi: MimiModel, audio: np.ndarray | Iterable[np.ndarray]) -> None:
-        """Encodes one recording and keeps its codes.
+    def encode(self, recording: Recording, mimi: MimiModel, *, allow_mono: bool = True) -> bool:
+        """Encodes one recording, unless its codes or those of the same audio bytes are there already.
 
-        Args:
-            recording: Whose codes these are.
-            mimi: The codec with ``num_codebooks`` active codebooks, on any device.
-            audio: float samples ``[channels, num_samples]`` at ``mimi.sample_rate``, or consecutive pieces of
-                them.
+        A recording without a stated length (``duration_sec`` 0) may have any.
+
+        Returns:
+            Whether it was encoded now.
 
         Raises:
             UnwritableCacheError: The cache cannot be written.
-            ValueError: ``mimi`` has another number of codebooks, or ``audio`` of channels.
+            DataError: The recording cannot be used.
+            ValueError: ``mimi`` has another number of codebooks.
         """
         self._check_codebooks(mimi)
-        self._make_folder(recording)
         path, key = self._locate(recording)
-        codes = encode_recording(mimi, audio)
-        if len(codes) != self.channels:
-            raise ValueError(f"the audio has {len(codes)} channels, the cache {self.channels}.")
-        self._write(path, key=key, codes=codes)
+        if path.is_file():
+            return False
+        self._make_folder(path.parent)
+        if read_header(recording.path).channels == 1 and not allow_mono:
+            raise mono_error(recording.path)
+        if self._reuse(recording, path, key):
+            return False
+        pieces = read_pieces(
+            recording.path,
+            sample_rate=mimi.sample_rate,
+            expected_duration_sec=recording.duration_sec or None,
+        )
+        codes = encode_recording(mimi, pieces)
+        digest = hash_file(recording.path, what="the audio file")
+        if self._locate(recording)[1] != key:
+            raise DataError(f"{recording.path}: was changed while it was read; start again.")
+        self._write(path, codes, key=key, audio_bytes=_size(recording.path), audio_sha256=digest)
+        return True
 
-    def num_frames(self, recording: Recording) -> int:
-        """Returns T of a cached recording from its file's header.
+    def entry(self, recording: Recording) -> CodeEntry:
+        """Reads what is known of a recording's codes: channels, K, T, without the codes.
 
         Raises:
-            DataError: See ``load``.
+            CorruptCodesError: Their file is damaged or belongs to something else.
+            DataError: There are no codes.
         """
-        return self._read(recording, start_frame=0, num_frames=0)[1]
+        path, key = self._locate(recording)
+        try:
+            entry = read_entry(path)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{recording.path}: no codes at {path}; the audio changed or was never encoded, start again."
+            ) from error
+        if entry.key != key or entry.codec != self.codec:
+            raise corrupt(path, "it was made from other audio or another codec")
+        if entry.num_codebooks != self.num_codebooks:
+            raise corrupt(path, f"it has {entry.num_codebooks} codebooks instead of {self.num_codebooks}")
+        return entry
+
+    def num_frames(self, recording: Recording) -> int:
+        """Returns T of an encoded recording; raises as ``entry`` does."""
+        return self.entry(recording).num_frames
 
     def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> LongTensor:
-        """Reads codes, only the wanted frames.
+        """Reads codes, only the wanted frames, and checks them.
 
         Args:
             recording: A recording that has been encoded.
@@ -177,62 +241,89 @@ class CodeCache:
 
         Returns:
             int64 codes, ``[channels * K, num_frames]``: the left channel's codebooks, then the
-            right channel's.
+            right channel's, if there is one.
 
         Raises:
-            DataError: There are no codes, or their file is corrupt or belongs to something else.
+            CorruptCodesError: Their file is damaged or belongs to something else.
+            DataError: There are no codes.
             ValueError: The frames are not within the recording.
         """
-        codes = self._read(recording, start_frame=start_frame, num_frames=num_frames)[0]
-        if codes.is_floating_point() or (codes.numel() and codes.min() < 0):
-            raise _corrupt(self.path(recording), "not codes")
-        return codes.flatten(0, 1).long()  # [channels, K, T] -> [channels * K, T]
+        entry = self.entry(recording)
+        stop = entry.num_frames if num_frames is None else start_frame + num_frames
+        return read_codes(entry, start_frame, stop).flatten(0, 1)  # [channels, K, T] -> [channels * K, T]
 
-    def _read(self, recording: Recording, *, start_frame: int, num_frames: int | None) -> tuple[Tensor, int]:
-        """Returns the wanted codes [channels, K, num_frames] and T."""
-        path, key = self._locate(recording)
-        try:
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("key") != key:
-                    raise _corrupt(path, "it was made from other audio or another codec")
-                codes = file.get_slice("codes")
-                shape = codes.get_shape()
-                expected = [self.channels, self.num_codebooks]
-                if len(shape) != 3 or shape[:2] != expected or shape[2] == 0:
-                    raise _corrupt(path, f"shape {shape} instead of [{expected[0]}, {expected[1]}, T]")
-                stop = shape[2] if num_frames is None else start_frame + num_frames
-                if not 0 <= start_frame <= stop <= shape[2]:
-                    raise ValueError(f"{path}: frames {start_frame} to {stop} of {shape[2]}.")
-                return codes[:, :, start_frame:stop], shape[2]
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{recording.path}: no codes at {path}; the audio changed or was never encoded, start again."
-            ) from error
-        except (SafetensorError, OSError) as error:
-            raise _corrupt(path, str(error)) from error
+    def verify(self, recording: Recording) -> None:
+        """Reads all codes of a recording and the audio that they were made from.
+
+        Raises:
+            CorruptCodesError: A part of the codes has changed, or the audio has.
+            DataError: There are no codes, or the audio cannot be read.
+        """
+        entry = self.entry(recording)
+        read_codes(entry, 0, entry.num_frames)
+        if hash_file(recording.path, what="the audio file") != entry.audio_sha256:
+            raise corrupt(entry.path, f"{recording.path} holds other bytes than when it was encoded")
+
+    def _reuse(self, recording: Recording, path: Path, key: str) -> bool:
+        """Takes codes over from another entry of the same audio bytes: after a copy, a move or a touch."""
+        digest = None
+        for other in self._listing(path.parent).get(_short(recording.path.stem), ()):
+            try:
+                entry = read_entry(path.parent / other)
+                if entry.codec != self.codec or entry.audio_bytes != _size(recording.path):
+                    continue
+                digest = digest or hash_file(recording.path, what="the audio file")
+                if entry.audio_sha256 != digest:
+                    continue
+                codes = read_codes(entry, 0, entry.num_frames)
+            except (FileNotFoundError, CorruptCodesError):
+                continue  # it is of no use here, and encoding goes on as if it were not there
+            if self._locate(recording)[1] == key:
+                self._write(path, codes, key=key, audio_bytes=entry.audio_bytes, audio_sha256=digest)
+                return True
+        return False
+
+    def _listing(self, folder: Path) -> dict[str, list[str]]:
+        """Returns the files of a folder by the stem of their audio file, as they were at the first look."""
+        if folder not in self._listings:
+            by_stem: dict[str, list[str]] = {}
+            for name in sorted(os.listdir(folder)):
+                if name.endswith(".safetensors"):
+                    by_stem.setdefault(name.rsplit(".", 2)[0], []).append(name)
+            self._listings[folder] = by_stem
+        return self._listings[folder]
 
     def _locate(self, recording: Recording) -> tuple[Path, str]:
         """Returns the cache file's path and its full key."""
         audio = recording.path
         try:
             stat = audio.stat()
-        except OSError as error:
-            raise DataError(f"{audio}: cannot read the audio file ({error.strerror}).") from error
-        key_parts = {**self._codec, "name": audio.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        except (OSError, ValueError) as error:  # ValueError: no file can have this name
+            raise DataError(f"{audio}: cannot read the audio file ({_reason(error)}).") from error
+        key_parts = {
+            "format": FORMAT_VERSION,
+            "codec": self.codec,
+            "name": audio.name,
+            "size": stat.st_size,
+            "mtime_ns": stat.st_mtime_ns,
+        }
         if self.cache_dir is not None:
             # Here files of one name from several folders meet, possibly of one size and time.
             key_parts["folder"] = os.path.abspath(audio.parent)
-        key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()
-        folder = self.cache_dir if self.cache_dir is not None else audio.parent / FOLDER_NAME
-        return folder / f"{_short(audio.stem)}.{key[:20]}.safetensors", key
+        key = _hash_json(key_parts)
+        return self.folder(recording) / f"{_short(audio.stem)}.{key[:20]}.safetensors", key
 
-    def _write(self, path: Path, *, key: str, codes: LongTensor) -> None:
-        small = codes.to(torch.int16 if codes.max() <= torch.iinfo(torch.int16).max else torch.int32)
-        content = save({"codes": small.contiguous()}, metadata={"key": key, "format": str(FORMAT_VERSION)})
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    def _write(self, path: Path, codes: LongTensor, *, key: str, audio_bytes: int, audio_sha256: str) -> None:
+        content = code_file_bytes(
+            codes, key=key, codec=self.codec, audio_bytes=audio_bytes, audio_sha256=audio_sha256
+        )
+        temporary = temporary_file(path.parent)
         try:
             try:
-                temporary.write_bytes(content)
+                with open(temporary, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -243,9 +334,8 @@ class CodeCache:
         if mimi.num_codebooks != self.num_codebooks:
             raise ValueError(f"mimi has {mimi.num_codebooks} codebooks, the cache {self.num_codebooks}.")
 
-    def _make_folder(self, recording: Recording) -> None:
+    def _make_folder(self, folder: Path) -> None:
         """Makes the folder and finds out that it cannot be written before minutes of encoding are spent."""
-        folder = self.path(recording).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
@@ -260,22 +350,34 @@ class CodeCache:
         )
 
 
-def _short(stem: str) -> str:
-    # safetensors opens no file whose name is not UTF-8.
-    text = os.fsencode(stem).decode(errors="backslashreplace")
-    return text.encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
-
-
-def _hash_file(path: Path) -> str:
+def hash_file(path: Path, *, what: str) -> str:
+    """Returns the SHA-256 of a file's bytes in hexadecimal digits; raises DataError that says `what` it is."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except OSError as error:
-        raise DataError(f"{path}: cannot read the Mimi weights ({error.strerror}).") from error
+        raise DataError(f"{path}: cannot read {what} ({error.strerror}).") from error
     return digest.hexdigest()
 
 
-def _corrupt(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: unusable cache file ({reason}); delete it, the next start encodes it again.")
+def _hash_json(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _short(stem: str) -> str:
+    # Not every tool opens a file whose name is not UTF-8.
+    text = os.fsencode(stem).decode(errors="backslashreplace")
+    return text.encode()[:_MAX_STEM_BYTES].decode(errors="ignore")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the audio file ({error.strerror}).") from error
+
+
+def _reason(error: OSError | ValueError) -> object:
+    return getattr(error, "strerror", None) or error

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.alignments import load_alignments
 from finetune.data.chunks import Chunk
-from finetune.data.code_cache import CodeCache
 from finetune.data.interleaver import Tokenizer, interleave_text
 from finetune.data.manifest import Recording
+from finetune.data.mono import TwoVoices
 from finetune.errors import DataError
 
 ZERO_TOKEN_ID = -1
@@ -44,7 +44,7 @@ class ChunkDataset(Dataset[LongTensor]):
         self,
         recordings: Sequence[Recording],
         chunks: Sequence[Chunk],
-        cache: CodeCache,
+        voices: TwoVoices,
         *,
         chunk_frames: int,
         context_frames: int = 0,
@@ -60,7 +60,7 @@ class ChunkDataset(Dataset[LongTensor]):
         Args:
             recordings: What the chunks' ``recording`` counts.
             chunks: The items.
-            cache: Codes of all recordings.
+            voices: Codes of all recordings, both channels.
             chunk_frames: T.
             context_frames: L.
             frame_rate: Frames per second.
@@ -72,7 +72,7 @@ class ChunkDataset(Dataset[LongTensor]):
         """
         self.recordings = recordings
         self.chunks = chunks
-        self.cache = cache
+        self.voices = voices
         self.chunk_frames = chunk_frames
         self.context_frames = context_frames
         self.frame_rate = frame_rate
@@ -99,7 +99,7 @@ class ChunkDataset(Dataset[LongTensor]):
         """
         chunk = self.chunks[index]
         start, end = chunk.start_frame - self.context_of(chunk), chunk.start_frame + chunk.num_frames
-        audio = self.cache.load(self.recordings[chunk.recording], start, end - start)
+        audio = self.voices.load(self.recordings[chunk.recording], start, end - start)
         codes = torch.full((1 + len(audio), self.context_frames + self.chunk_frames), ZERO_TOKEN_ID)
         codes[0, : end - start] = self._text(chunk.recording)[start:end]
         codes[1:, : end - start] = audio

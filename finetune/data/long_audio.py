@@ -56,10 +56,11 @@ def read_pieces(
     Args:
         path: Audio file, mono or stereo. Of Opus, the decoder's delay at the start is kept, as sphn does.
         sample_rate: Samples per second of the result; the file is resampled when it has another rate.
-        expected_duration_sec: What a manifest says, see ``finetune.data.audio.read_audio``.
+        expected_duration_sec: What a manifest says, in seconds; the file may be 0.1 s shorter or 1 s longer.
 
     Yields:
-        float32 samples, ``[channels, n]``.
+        float32 samples, ``[channels, n]``, of a file of ``n`` samples per channel together
+        ``round(n * sample_rate / file_rate)``.
 
     Raises:
         DataError: The file is unreadable, truncated or empty, holds NaN or infinite samples, or does not last
@@ -68,6 +69,37 @@ def read_pieces(
     header = read_header(path)
     blocks = _checked(path, _decode(path), header, expected_duration_sec=expected_duration_sec)
     return _resample(path, blocks, header, sample_rate=sample_rate)
+
+
+def read_audio(path: Path, *, sample_rate: int) -> np.ndarray:
+    """Reads a whole stereo file: left channel Moshi, right channel the user.
+
+    Returns:
+        float32 samples, ``[2, num_samples]``.
+
+    Raises:
+        DataError: It is not stereo, or see ``read_pieces``.
+    """
+    if read_header(path).channels == 1:
+        raise DataError(
+            f"{path}: mono, which trains 9 streams instead of 17; make it a stereo file with Moshi on the "
+            "left and the user on the right."
+        )
+    return np.concatenate(list(read_pieces(path, sample_rate=sample_rate)), axis=1)
+
+
+def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
+    """Reads the user's voice: the only channel of a mono file, the right one of a stereo file.
+
+    Returns:
+        float32 samples, ``[num_samples]``.
+
+    Raises:
+        DataError: The file is missing, or see ``read_pieces``.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist.")
+    return np.concatenate([piece[-1] for piece in read_pieces(path, sample_rate=sample_rate)])
 
 
 def audio_kind(path: Path) -> Literal["opus", "lossless", "other"]:

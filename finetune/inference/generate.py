@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from finetune.cli import Parser
-from finetune.data.audio import read_voice
+from finetune.data.long_audio import read_voice
 from finetune.distributed import set_up_logging
 from finetune.errors import ConfigError
 from finetune.inference.conversation import Conversation, Reply

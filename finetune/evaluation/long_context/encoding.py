@@ -4,7 +4,6 @@ Shapes: K codebooks of one channel, T frames.
 """
 
 import math
-from pathlib import Path
 
 from moshi.models import MimiModel
 from moshi.models.loaders import CheckpointInfo
@@ -13,14 +12,14 @@ from torch import LongTensor
 from finetune.data.audio import AudioHeader, check_duration
 from finetune.data.code_cache import CodeCache
 from finetune.data.codec import encode_silence
-from finetune.data.long_audio import read_header, read_pieces
+from finetune.data.long_audio import read_header
 from finetune.data.manifest import Recording
 from finetune.errors import DataError
 from finetune.evaluation.sources import Source
 
 
 class CodeStore:
-    """Codes of mono and stereo recordings; stereo ones share the cache of training."""
+    """Codes of mono and stereo recordings, in the cache of training."""
 
     def __init__(self, mimi: MimiModel, info: CheckpointInfo, cache_dir: str | None) -> None:
         """Hashes the codec's weights; writes nothing.
@@ -34,14 +33,9 @@ class CodeStore:
             DataError: The codec's weights cannot be read.
         """
         self.mimi = mimi
-        stereo = CodeCache(
-            mimi_weights=Path(info.mimi_weights),
-            mimi_config=info.mimi_config,
-            num_codebooks=mimi.num_codebooks,
-            cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
-            key="--cache-dir",
+        self._cache = CodeCache.of_model(
+            info, num_codebooks=mimi.num_codebooks, cache_dir=cache_dir, key="--cache-dir"
         )
-        self._caches = {1: stereo.mono(), 2: stereo}
         self._last: tuple[Source, LongTensor] | None = None
         self._silence: LongTensor | None = None
 
@@ -61,21 +55,18 @@ class CodeStore:
         num_samples = round(header.num_samples * self.mimi.sample_rate / header.sample_rate)
         return math.ceil(num_samples / self.mimi.frame_size)
 
-    def is_encoded(self, source: Source, header: AudioHeader) -> bool:
+    def is_encoded(self, source: Source) -> bool:
         """Says whether the codes are there; raises DataError when the audio is not."""
-        return self._caches[header.channels].path(_recording(source)).is_file()
+        return self._cache.is_encoded(_recording(source))
 
-    def encode(self, source: Source, header: AudioHeader) -> None:
+    def encode(self, source: Source) -> None:
         """Encodes a recording whose codes are missing.
 
         Raises:
             UnwritableCacheError: The cache cannot be written.
             DataError: The recording cannot be used.
         """
-        audio = read_pieces(
-            source.path, sample_rate=self.mimi.sample_rate, expected_duration_sec=source.duration_sec
-        )
-        self._caches[header.channels].add(_recording(source), self.mimi, audio)
+        self._cache.encode(_recording(source), self.mimi)
 
     def num_frames(self, source: Source, header: AudioHeader) -> int:
         """Returns T of an encoded recording.
@@ -84,7 +75,7 @@ class CodeStore:
             DataError: As ``load`` does, or the manifest states another length: codes that were there already
                 have been made without a look at it.
         """
-        num_frames = self._caches[header.channels].num_frames(_recording(source))
+        num_frames = self._cache.num_frames(_recording(source))
         if source.duration_sec is not None:
             shortest, longest = ((num_frames - rest) / self.mimi.frame_rate for rest in (1, 0))
             duration_sec = min(max(header.num_samples / header.sample_rate, shortest), longest)
@@ -98,7 +89,7 @@ class CodeStore:
             DataError: There are no codes, or their file is corrupt or belongs to something else.
         """
         if self._last is None or self._last[0] != source:
-            codes = self._caches[header.channels].load(_recording(source))
+            codes = self._cache.load(_recording(source))
             self._last = source, codes.unflatten(0, (header.channels, -1))
         return self._last[1]
 

@@ -246,7 +246,7 @@ class _Opening:
     def encode(self, plans: dict[str, Plan]) -> None:
         """Encodes what is missing; streams with a file that cannot be are struck from ``plans``."""
         missing = {
-            name: [(source, header) for source, header in plan if not self.store.is_encoded(source, header)]
+            name: [(source, header) for source, header in plan if not self.store.is_encoded(source)]
             for name, plan in plans.items()
         }
         num_missing = sum(map(len, missing.values()))
@@ -259,7 +259,7 @@ class _Opening:
             for name, files in missing.items():
                 with self._failing(name):
                     for source, header in files:
-                        self.store.encode(source, header)
+                        self.store.encode(source)
                         bar.update()
                 if name in self.failures:
                     del plans[name]

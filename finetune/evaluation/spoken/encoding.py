@@ -4,11 +4,10 @@ Shapes: K codebooks of one voice, n_q audio codebooks in all, N frames of an ite
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-import numpy as np
 import torch
 from moshi.models import MimiModel
 from moshi.models.lm import LMModel
@@ -20,7 +19,7 @@ from finetune.data.audio import AudioHeader
 from finetune.data.audio_files import printable
 from finetune.data.code_cache import CodeCache, UnwritableCacheError
 from finetune.data.codec import encode_silence
-from finetune.data.long_audio import read_header, read_pieces
+from finetune.data.long_audio import read_header
 from finetune.data.manifest import Recording
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.spoken.items import Item
@@ -125,13 +124,9 @@ class _ItemCodes:
 
     def __init__(self, speech: SpokenModel, cache_dir: str | None, cache_key: str) -> None:
         self._mimi = speech.mimi
-        self._cache = CodeCache(
-            mimi_weights=Path(speech.info.mimi_weights),
-            mimi_config=speech.info.mimi_config,
-            num_codebooks=self._mimi.num_codebooks,
-            cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
-            key=cache_key,
-        ).mono()
+        self._cache = CodeCache.of_model(
+            speech.info, num_codebooks=self._mimi.num_codebooks, cache_dir=cache_dir, key=cache_key
+        )
         self.num_stereo = 0
 
     def load(self, item: Item) -> LongTensor:
@@ -139,10 +134,8 @@ class _ItemCodes:
         header = _header(item.path)
         self.num_stereo += header.channels == 2
         recording = Recording(item.path, 0.0, item.path.with_suffix(".json"))
-        if not self._cache.path(recording).is_file():
-            pieces = read_pieces(item.path, sample_rate=self._mimi.sample_rate)
-            self._cache.add(recording, self._mimi, _left(pieces))
-        return self._cache.load(recording)
+        self._cache.encode(recording, self._mimi)
+        return self._cache.load(recording)[: self._mimi.num_codebooks]
 
 
 def _header(path: Path) -> AudioHeader:
@@ -152,8 +145,3 @@ def _header(path: Path) -> AudioHeader:
     if header.num_samples == 0:
         raise DataError(f"{path}: holds no samples; export it again.")
     return header
-
-
-def _left(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    for piece in pieces:
-        yield piece[:1]
