@@ -19,7 +19,9 @@ class DataArgs:
     """`data:` — recordings and how they are read."""
 
     train_data: str = Field(
-        default="", description="Manifest (.jsonl) of the training recordings, or a folder of manifests."
+        default="",
+        description="Manifest (.jsonl) of the training recordings, or a folder of manifests; or several, "
+        "with or without their shares: a.jsonl:0.7,b.jsonl:0.3.",
     )
     eval_data: str = Field(default="", description="The same for evaluation; needed with do_eval.")
     shuffle: bool = Field(default=False, description="Shuffle the chunks anew in every epoch.")

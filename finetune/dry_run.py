@@ -6,6 +6,7 @@ import torch
 from moshi.models.lm import LMModel
 
 from finetune.args import TrainArgs
+from finetune.data.source_list import parse_sources
 from finetune.distributed import set_up_logging
 from finetune.loading import warm_start
 from finetune.memory_advice import memory_lines
@@ -55,13 +56,18 @@ def _print_missing(args: TrainArgs) -> None:
     ):
         if not value:
             print(f"Still to fill in before training: {key}")
+    paths = [
+        (key, source.path)
+        for key, text in (("data.train_data", args.data.train_data), ("data.eval_data", args.data.eval_data))
+        if text
+        for source in parse_sources(text, key=key)
+    ]
     for key, value in (
-        ("data.train_data", args.data.train_data),
-        ("data.eval_data", args.data.eval_data),
+        *paths,
         ("eval.spoken.data", args.eval.spoken.data),
         ("init_from", args.init_from),
     ):
-        if value and not Path(value).exists():
+        if value and not Path(value).expanduser().exists():
             print(f"Does not exist yet: {key}: {value}")
 
 

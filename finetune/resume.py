@@ -144,11 +144,12 @@ def check_configuration(
             f"moshi_paths: holds other weights than when {point.folder} was written; "
             "give the same base model, or start a new run with init_from."
         )
-    if data != point.facts["data"]:
+    # Runs of earlier versions know fewer facts.
+    if any(data[name] != value for name, value in point.facts["data"].items()):
         raise ConfigError(
             f"data.train_data: holds other recordings than when {point.folder} was written "
             f"({data['num_recordings']} instead of {point.facts['data']['num_recordings']}, or of other "
-            "lengths); start a new run with init_from."
+            "names, lengths or shares); start a new run with init_from."
         )
     return lines + _batch_lines(point, args)
 

@@ -132,6 +132,8 @@ def _train(
     unigram = {} if eval_data is None else unigram_losses(train_data, eval_data, model, args)
     with alike():
         run_dir = make_run_dir(args, point)
+        if is_main() and args.data.on_error == "skip":
+            recordings.skipped.write(run_dir)
     checkpointer = Checkpointer(run_dir, args, lm_config(info), fingerprint) if args.do_ckpt else None
     first_step = 1 if point is None else point.step + 1
     run_id = None if point is None else point.facts["wandb_run_id"]
@@ -165,10 +167,19 @@ def _start_from(args: TrainArgs, point: ResumePoint | None, model: LMModel) -> N
 
 
 def _data_facts(data: ChunkDataset) -> dict[str, Any]:
-    """What the position in the data means: how many recordings there are, and how long each is."""
+    """What the position in the data means: which recordings there are, how long each is, and their shares."""
     chunks = [(chunk.recording, chunk.num_frames) for chunk in data.chunks]
-    digest = hashlib.sha256(json.dumps(chunks).encode()).hexdigest()
-    return {"num_recordings": len(data.recordings), "chunks": len(chunks), "lengths": digest[:16]}
+    return {
+        "num_recordings": len(data.recordings),
+        "chunks": len(chunks),
+        "lengths": _digest(chunks),
+        "names": _digest([recording.path.name for recording in data.recordings]),
+        "shares": [[share.size, share.weight] for share in data.shares(of_recordings=True)],
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _report(args: TrainArgs, run_dir: Path) -> None:

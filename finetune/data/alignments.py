@@ -57,18 +57,29 @@ def load_transcript(path: Path) -> Transcript:
     Raises:
         DataError: The file cannot be read or an entry has another form; names the file and the entry.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the word timings ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: the word timings are not valid JSON ({error}).") from error
+    content = _read_json(path)
     entries = content.get("alignments") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise DataError(f'{path}: expected {{"alignments": [{_EXPECTED}, ...]}}, a list under "alignments".')
     words = [_parse_word(entry, where=f"{path}: alignments[{i}]") for i, entry in enumerate(entries)]
     conditions = _parse_conditions(content.get("text_conditions"), where=f"{path}: text_conditions")
     return Transcript(sorted(words, key=lambda word: word.start_sec), conditions)
+
+
+def load_text_conditions(path: Path) -> dict[str, str]:
+    """Reads the text conditions alone, without a look at the words; raises as ``load_transcript`` does."""
+    content = _read_json(path)
+    value = content.get("text_conditions") if isinstance(content, dict) else None
+    return _parse_conditions(value, where=f"{path}: text_conditions")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the word timings ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: the word timings are not valid JSON ({error}).") from error
 
 
 def _parse_conditions(value: Any, *, where: str) -> dict[str, str]:

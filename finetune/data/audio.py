@@ -46,6 +46,16 @@ def check_duration(path: Path, duration_sec: float, *, expected_duration_sec: fl
     )
 
 
+def check_frames(path: Path, num_frames: int, *, frame_rate: float, expected_duration_sec: float) -> None:
+    """Compares the number of codes of a file with what a manifest says, as ``check_duration`` does.
+
+    The last frame may be filled up, so a length is known to a frame only.
+    """
+    shortest, longest = ((num_frames - rest) / frame_rate for rest in (1, 0))
+    duration_sec = min(max(expected_duration_sec, shortest), longest)
+    check_duration(path, duration_sec, expected_duration_sec=expected_duration_sec)
+
+
 def open_audio(path: Path) -> tuple[sphn.FileReader, AudioHeader]:
     """Opens a file that is not Opus; raises DataError when it is missing, or no audio that can be read."""
     with readable(path):

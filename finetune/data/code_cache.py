@@ -351,7 +351,7 @@ class CodeCache:
 
 
 def hash_file(path: Path, *, what: str) -> str:
-    """Returns the SHA-256 of a file's bytes in hexadecimal digits; raises DataError that says `what` it is."""
+    """Returns the SHA-256 of a file's bytes, in hexadecimal digits; its DataError says `what` it is."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:

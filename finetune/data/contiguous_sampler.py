@@ -2,11 +2,12 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from torch.utils.data import Sampler
 
 from finetune.data.chunks import Chunk
+from finetune.data.mixing import Share, SourceMixer, normalised
 from finetune.data.sampler import epoch_order
 
 
@@ -17,7 +18,9 @@ class ContiguousBatchSampler(Sampler[list[int]]):
     ``(micro_batch * world_size + rank) * batch_size + row`` is always the same row of the same micro-batch.
     Each lane follows one recording from its first chunk to its last and then takes the next recording of
     the epoch, so that long and short recordings balance and every epoch visits every chunk once. The lanes
-    depend on their number only, not on how it is split into micro-batches, ranks and rows.
+    depend on their number only, not on how it is split into micro-batches, ranks and rows. Of several
+    sources, each with its own epochs, the next recording is one of the source furthest behind its share of
+    the chunks.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class ContiguousBatchSampler(Sampler[list[int]]):
         seed: int,
         shuffle: bool,
         start_step: int = 0,
+        shares: Sequence[Share] | None = None,
     ) -> None:
         """Keeps the settings; every iteration starts at ``start_step``.
 
@@ -43,8 +47,17 @@ class ContiguousBatchSampler(Sampler[list[int]]):
             seed: Not negative.
             shuffle: Draw a new order of the recordings for each epoch.
             start_step: Steps to skip.
+            shares: Recordings and weights of the sources that they come from, one after the other; None means
+                one source.
+
+        Raises:
+            ValueError: ``shares`` do not fit the recordings.
         """
         self._recordings = _chunks_of_recordings(chunks)
+        self._shares = [Share(len(self._recordings))] if shares is None else list(shares)
+        if sum(share.size for share in self._shares) != len(self._recordings):
+            raise ValueError(f"shares hold other than {len(self._recordings)} recordings.")
+        self._weights = normalised(self._shares)
         self.num_lanes = num_microbatches * world_size * batch_size
         self._rows = lane_rows(batch_size, num_microbatches, rank, world_size)
         self._seed, self._shuffle, self._start_step = seed, shuffle, start_step
@@ -67,10 +80,21 @@ class ContiguousBatchSampler(Sampler[list[int]]):
             step += 1
 
     def _visits(self) -> Iterator[tuple[int, int]]:
-        epoch = 0
+        """Yields first chunk and number of chunks of the recordings in the order in which they start."""
+        firsts = [0, *accumulate(share.size for share in self._shares)]
+        sources = [self._visits_of(source, firsts[source]) for source in range(len(self._shares))]
+        mixer = SourceMixer(self._weights)
         while True:
-            order = epoch_order(len(self._recordings), epoch, seed=self._seed, shuffle=self._shuffle)
-            yield from (self._recordings[index] for index in order)
+            source = mixer.next_source()
+            visit = next(sources[source])
+            mixer.add(source, visit[1])
+            yield visit
+
+    def _visits_of(self, source: int, first: int) -> Iterator[tuple[int, int]]:
+        size, epoch = self._shares[source].size, 0
+        while True:
+            order = epoch_order(size, epoch, seed=self._seed, shuffle=self._shuffle, source=source)
+            yield from (self._recordings[first + index] for index in order)
             epoch += 1
 
 

@@ -4,7 +4,7 @@ Shapes: B batch rows, K codebooks of one channel, T frames of a chunk, L frames 
 """
 
 import signal
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from finetune.data.alignments import load_alignments
 from finetune.data.chunks import Chunk
 from finetune.data.interleaver import Tokenizer, interleave_text
 from finetune.data.manifest import Recording
+from finetune.data.mixing import Share
 from finetune.data.mono import TwoVoices
 from finetune.errors import DataError
 
@@ -54,6 +55,7 @@ class ChunkDataset(Dataset[LongTensor]):
         end_of_text_padding_id: int,
         main_speaker: str = "SPEAKER_MAIN",
         conditions: Sequence[Mapping[str, str]] | None = None,
+        source_weights: Sequence[float] = (1.0,),
     ) -> None:
         """Keeps the pieces; files are read when items are asked for.
 
@@ -69,6 +71,7 @@ class ChunkDataset(Dataset[LongTensor]):
             end_of_text_padding_id: Token of the last padding frame before a word.
             main_speaker: Label of the words on the left channel.
             conditions: Text conditions of each recording; None: batches come without.
+            source_weights: Shares of the recordings' sources.
         """
         self.recordings = recordings
         self.chunks = chunks
@@ -77,6 +80,7 @@ class ChunkDataset(Dataset[LongTensor]):
         self.context_frames = context_frames
         self.frame_rate = frame_rate
         self.conditions = conditions
+        self.source_weights = source_weights
         self._text_settings = {
             "frame_rate": frame_rate,
             "tokenizer": tokenizer,
@@ -108,6 +112,14 @@ class ChunkDataset(Dataset[LongTensor]):
     def context_of(self, chunk: Chunk) -> int:
         """Returns the frames of context that a chunk has."""
         return min(self.context_frames, chunk.start_frame)
+
+    def shares(self, *, of_recordings: bool) -> list[Share]:
+        """Returns how many chunks, or recordings, each source has, and its weight."""
+        if of_recordings:
+            counts = Counter(recording.source for recording in self.recordings)
+        else:
+            counts = Counter(self.recordings[chunk.recording].source for chunk in self.chunks)
+        return [Share(counts[source], weight) for source, weight in enumerate(self.source_weights)]
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Returns several chunks as a batch; raises as ``__getitem__`` does."""

@@ -3,11 +3,12 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.data.source_list import DataSource, parse_sources
 from finetune.errors import DataError
 
 
@@ -19,11 +20,67 @@ class Recording:
         path: The audio file.
         duration_sec: Its length in seconds as the manifest states it.
         alignment_path: Word timings, the file beside the audio with the suffix ``.json``.
+        line: Where a manifest lists it, None when it comes from elsewhere.
+        source: Which of several sources it comes from.
     """
 
     path: Path
     duration_sec: float
     alignment_path: Path
+    line: "Line | None" = field(default=None, compare=False)
+    source: int = field(default=0, compare=False)
+
+    @property
+    def identity(self) -> tuple[str, int, str]:
+        """Manifest, line and audio file."""
+        manifest, number = ("", 0) if self.line is None else (str(self.line.manifest), self.line.number)
+        return manifest, number, str(self.path)
+
+    def fault(self, reason: str) -> "Fault":
+        """Returns a fault of this recording."""
+        return Fault(*self.identity, reason, self.line.key if self.line is not None else "")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a manifest, numbered from 1, and the configuration key that led to it."""
+
+    manifest: Path
+    number: int
+    key: str
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"{self.key}: {self.manifest} line {self.number}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a line of a manifest cannot be used.
+
+    Attributes:
+        manifest: Its file.
+        line: Its number, from 1.
+        path: The audio file, empty when the line names none.
+        reason: In one line, without the manifest.
+        key: Configuration key or option, for messages.
+    """
+
+    manifest: str
+    line: int
+    path: str
+    reason: str
+    key: str
+
+    @property
+    def identity(self) -> tuple[str, int, str]:
+        """See ``Recording.identity``."""
+        return self.manifest, self.line, self.path
+
+    @property
+    def message(self) -> str:
+        """Where it is and what it is."""
+        return f"{self.key}: {self.manifest} line {self.line}: {self.reason}" if self.line else self.reason
 
 
 @dataclass(frozen=True)
@@ -34,68 +91,194 @@ class ManifestEntry:
         path: The audio file.
         duration_sec: Its stated length in seconds, None when the line has none.
         fields: All that the line says.
-        where: File and line, for messages.
+        line: Where it is; as a string, for messages.
         folder: The manifest's folder, where relative paths start.
+        source: Which of several sources it comes from.
     """
 
     path: Path
     duration_sec: float | None
     fields: dict[str, Any]
-    where: str
+    line: Line
     folder: Path
+    source: int = 0
+
+    @property
+    def where(self) -> str:
+        """File and line, for messages."""
+        return str(self.line)
 
 
-def load_manifest(source: str | Path, *, key: str) -> list[Recording]:
-    """Reads the recordings of a data set.
+def load_manifest(source: str | Path | Sequence[DataSource], *, key: str) -> list[Recording]:
+    """Reads the recordings of a data set and looks at the files that it names.
 
     Each line of a manifest is ``{"path": "relative/or/absolute.wav", "duration": seconds}``; relative paths
     start at the manifest's folder. Further keys are ignored, blank lines too.
 
     Args:
-        source: A ``.jsonl`` file, or a folder: every ``*.jsonl`` below it, in the order of their paths.
+        source: A ``.jsonl`` file, or a folder: every ``*.jsonl`` below it, in the order of their paths; or
+            several of them, see ``finetune.data.source_list``.
         key: Name of the configuration key that held ``source``, for messages (``data.train_data``).
 
     Returns:
         The recordings in the manifests' order, at least one.
 
     Raises:
-        DataError: ``source`` cannot be used, a line is malformed, a recording is listed twice, or its audio
-            or word timings are missing.
+        DataError: ``source`` cannot be used, a line is malformed, a recording is listed twice, or
+            ``check_recording`` refuses it.
     """
-    return [_with_files(entry) for entry in read_manifest(source, key=key)]
+    faults: list[Fault] = []
+    recordings = check_manifest(source, key=key, on_fault=faults.append)
+    raise_first(faults, source=source)
+    return recordings
 
 
-def read_manifest(source: str | Path, *, key: str, need_duration: bool = True) -> Iterator[ManifestEntry]:
+def raise_first(faults: Sequence[Fault], *, source: object) -> None:
+    """Raises the first fault and says how many more there are.
+
+    Args:
+        faults: Of the recordings of one source, or none.
+        source: What was to be read, for messages.
+
+    Raises:
+        DataError: There is a fault.
+    """
+    if not faults:
+        return
+    more = ""
+    if len(faults) > 1:
+        more = f" … and {len(faults) - 1} more; `python -m finetune.data.check {source}` lists them."
+    raise DataError(faults[0].message + more)
+
+
+def check_manifest(
+    source: str | Path | Sequence[DataSource],
+    *,
+    key: str,
+    on_fault: Callable[[Fault], None],
+    check: Callable[[Recording], None] | None = None,
+) -> list[Recording]:
+    """Reads the recordings as `load_manifest` does, but goes on after faults.
+
+    Args:
+        source: see `load_manifest`.
+        key: see `load_manifest`.
+        on_fault: called with each line that cannot be used.
+        check: a further look at a recording whose files exist; it raises DataError.
+
+    Returns:
+        The others.
+
+    Raises:
+        DataError: ``source`` itself cannot be used.
+    """
+    usable = []
+    timings: dict[str, Path] = {}
+    for entry in read_manifest(source, key=key, on_fault=on_fault):
+        recording = to_recording(entry)
+        try:
+            check_recording(recording)
+            other = timings.setdefault(os.path.abspath(recording.alignment_path), recording.path)
+            if other != recording.path:
+                raise DataError(
+                    f"{recording.path} and {other} share the word timings {recording.alignment_path}; "
+                    "give each recording a name of its own."
+                )
+            if check is not None:
+                check(recording)
+        except DataError as error:
+            on_fault(recording.fault(str(error)))
+        else:
+            usable.append(recording)
+    return usable
+
+
+def to_recording(entry: ManifestEntry) -> Recording:
+    """Returns the recording of a manifest's line that has a duration."""
+    return Recording(
+        entry.path, entry.duration_sec, entry.path.with_suffix(".json"), entry.line, entry.source
+    )
+
+
+def check_recording(recording: Recording) -> None:
+    """Looks whether a recording's files are there.
+
+    Raises:
+        DataError: One is missing.
+    """
+    if not recording.path.is_file():
+        start = "" if recording.line is None else f"; paths are relative to {recording.line.manifest.parent}"
+        raise DataError(f"audio file {recording.path} does not exist{start}.")
+    if not recording.alignment_path.is_file():
+        raise DataError(
+            f"word timings {recording.alignment_path} do not exist; put them beside the audio as "
+            '{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}.'
+        )
+
+
+def read_manifest(
+    source: str | Path | Sequence[DataSource],
+    *,
+    key: str,
+    need_duration: bool = True,
+    on_fault: Callable[[Fault], None] | None = None,
+) -> Iterator[ManifestEntry]:
     """Yields the lines of manifests, without a look at the files that they name.
 
     Args:
         source: see `load_manifest`.
         key: see `load_manifest`.
         need_duration: "duration" may not be missing.
+        on_fault: called with each line that cannot be used; None raises the first.
 
     Raises:
-        DataError: ``source`` cannot be used, a line is malformed, or a recording is listed twice.
+        DataError: ``source`` cannot be used; or without `on_fault`, a line is malformed, or a recording is
+            listed twice.
     """
-    first_seen: dict[str, str] = {}
-    for manifest in _manifest_files(source, key=key):
-        for where, line in _numbered_lines(manifest, key=key):
-            entry = _parse_line(line, folder=manifest.parent, where=where, need_duration=need_duration)
-            # Not resolve(): in a downloaded snapshot, different recordings may be links to one blob.
-            identity = os.path.abspath(entry.path)
-            if identity in first_seen:
-                raise DataError(
-                    f"{where}: {entry.path} is already listed ({first_seen[identity]}); remove one line."
-                )
-            first_seen[identity] = where
-            yield entry
-    if not first_seen:
-        raise DataError(
-            f'{key}: {source} lists no recordings; add lines like {{"path": "a.wav", "duration": 12.5}}.'
-        )
+    if isinstance(source, str | Path):
+        source = parse_sources(str(source), key=key)
+    first_seen: dict[str, Line] = {}
+    for number, part in enumerate(source):
+        num_lines = 0
+        for manifest in _manifest_files(part.path, key=key):
+            for line, text in _numbered_lines(manifest, key=key):
+                num_lines += 1
+                try:
+                    entry = _parse_line(text, line=line, need_duration=need_duration, source=number)
+                    _note(entry, first_seen)
+                except _LineError as error:
+                    fault = Fault(str(manifest), line.number, error.path, str(error), key)
+                    if on_fault is None:
+                        raise DataError(fault.message) from error
+                    on_fault(fault)
+                else:
+                    yield entry
+        if not num_lines:
+            raise DataError(
+                f"{key}: {part.path} lists no recordings; add lines like "
+                '{"path": "a.wav", "duration": 12.5}.'
+            )
 
 
-def _manifest_files(source: str | Path, *, key: str) -> list[Path]:
-    path = Path(source).expanduser()
+class _LineError(ValueError):
+    """What is wrong with a line, and the audio file that it names."""
+
+    def __init__(self, reason: str, path: str = "") -> None:
+        super().__init__(reason)
+        self.path = path
+
+
+def _note(entry: ManifestEntry, first_seen: dict[str, Line]) -> None:
+    # Not resolve(): in a downloaded snapshot, different recordings may be links to one blob.
+    identity = os.path.abspath(entry.path)
+    if identity in first_seen:
+        reason = f"{entry.path} is already listed ({first_seen[identity]}); remove one line."
+        raise _LineError(reason, str(entry.path))
+    first_seen[identity] = entry.line
+
+
+def _manifest_files(source: Path, *, key: str) -> list[Path]:
+    path = source.expanduser()
     if path.is_dir():
         manifests = sorted(path.rglob("*.jsonl"))
         if not manifests:
@@ -107,63 +290,49 @@ def _manifest_files(source: str | Path, *, key: str) -> list[Path]:
                 f"{key}: {path} is not a .jsonl file; name a manifest or a folder with manifests."
             )
         return [path]
-    if "," in str(source) or ":" in str(source):
-        raise DataError(
-            f"{key}: {source}: several sources ('a,b') and weights ('a:0.5') are not supported yet; "
-            "name one .jsonl file or one folder."
-        )
     raise DataError(f"{key}: {path} does not exist; name a .jsonl file or a folder with .jsonl files.")
 
 
-def _numbered_lines(manifest: Path, *, key: str) -> Iterator[tuple[str, str]]:
-    """Yields (where it is, for messages; text) of each line that is not blank."""
+def _numbered_lines(manifest: Path, *, key: str) -> Iterator[tuple[Line, str]]:
+    """Yields where it is and the text of each line that is not blank."""
     try:
         text = manifest.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"{key}: cannot read {manifest} as UTF-8 text ({error}).") from error
+    except OSError as error:
+        raise DataError(f"{key}: cannot read {manifest} ({error.strerror}).") from error
     # Not splitlines(): a JSON string may hold U+2028 and the like unescaped.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{key}: {manifest} line {number}", line
+            yield Line(manifest, number, key), line
 
 
-def _parse_line(line: str, *, folder: Path, where: str, need_duration: bool) -> ManifestEntry:
+def _parse_line(text: str, *, line: Line, need_duration: bool, source: int) -> ManifestEntry:
     example = 'expected {"path": "a.wav", "duration": 12.5}'
     try:
-        entry = json.loads(line)
+        fields = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno}); {example}.") from error
+        raise _LineError(f"not valid JSON ({error.msg}, column {error.colno}); {example}.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({error}); {example}.") from error
-    if not isinstance(entry, dict):
-        raise DataError(f"{where}: a JSON object is needed, not {type(entry).__name__}; {example}.")
-    for field in ("path", "duration") if need_duration else ("path",):
-        if field not in entry:
-            raise DataError(f'{where}: the field "{field}" is missing; {example}.')
-    if not isinstance(entry["path"], str) or not entry["path"]:
-        raise DataError(f'{where}: "path" must be a non-empty string, not {entry["path"]!r}; {example}.')
-    duration_sec = _duration(entry["duration"], where=where) if "duration" in entry else None
-    return ManifestEntry(folder / entry["path"], duration_sec, entry, where, folder)
+        raise _LineError(f"not valid JSON ({error}); {example}.") from error
+    if not isinstance(fields, dict):
+        raise _LineError(f"a JSON object is needed, not {type(fields).__name__}; {example}.")
+    for name in ("path", "duration") if need_duration else ("path",):
+        if name not in fields:
+            raise _LineError(f'the field "{name}" is missing; {example}.', str(fields.get("path", "")))
+    if not isinstance(fields["path"], str) or not fields["path"]:
+        raise _LineError(f'"path" must be a non-empty string, not {fields["path"]!r}; {example}.')
+    folder = line.manifest.parent
+    path = folder / fields["path"]
+    duration_sec = _duration(fields["duration"], path=path) if "duration" in fields else None
+    return ManifestEntry(path, duration_sec, fields, line, folder, source)
 
 
-def _with_files(entry: ManifestEntry) -> Recording:
-    path, where = entry.path, entry.where
-    if not path.is_file():
-        raise DataError(f"{where}: audio file {path} does not exist; paths are relative to {entry.folder}.")
-    alignment_path = path.with_suffix(".json")
-    if not alignment_path.is_file():
-        raise DataError(
-            f"{where}: word timings {alignment_path} do not exist; put them beside the audio as "
-            '{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}.'
-        )
-    return Recording(path=path, duration_sec=entry.duration_sec, alignment_path=alignment_path)
-
-
-def _duration(value: Any, *, where: str) -> float:
+def _duration(value: Any, *, path: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise DataError(f'{where}: "duration" must be a number of seconds, not {value!r}.')
+        raise _LineError(f'"duration" must be a number of seconds, not {value!r}.', str(path))
     if not 0 < value <= sys.float_info.max:
-        raise DataError(f'{where}: "duration" must be finite and above 0 seconds, not {value!r}.')
+        raise _LineError(f'"duration" must be finite and above 0 seconds, not {value!r}.', str(path))
     return float(value)
 
 
@@ -196,24 +365,24 @@ def read_lines(source: str | Path, *, key: str) -> Iterator[ManifestLine]:
     Raises:
         DataError: ``source`` cannot be read at all.
     """
-    for manifest in _manifest_files(source, key=key):
-        for where, text in _numbered_lines(manifest, key=key):
-            number = int(where.rpartition(" ")[2])
-            try:
-                entry = _parse_line(text, folder=manifest.parent, where=where, need_duration=True)
-                yield ManifestLine(manifest, number, text, entry, None)
-            except DataError as error:
-                entry = _without_duration(text, folder=manifest.parent, where=where)
-                yield ManifestLine(manifest, number, text, entry, str(error).removeprefix(f"{where}: "))
+    for number, part in enumerate(parse_sources(str(source), key=key)):
+        for manifest in _manifest_files(part.path, key=key):
+            for line, text in _numbered_lines(manifest, key=key):
+                try:
+                    entry = _parse_line(text, line=line, need_duration=True, source=number)
+                    yield ManifestLine(manifest, line.number, text, entry, None)
+                except _LineError as error:
+                    entry = _without_duration(text, line=line, source=number)
+                    yield ManifestLine(manifest, line.number, text, entry, str(error))
 
 
-def _without_duration(text: str, *, folder: Path, where: str) -> ManifestEntry | None:
+def _without_duration(text: str, *, line: Line, source: int) -> ManifestEntry | None:
     """What a faulty line says if its fault is the duration."""
     try:
         fields = json.loads(text)
         fields.pop("duration", None)
-        return _parse_line(json.dumps(fields), folder=folder, where=where, need_duration=False)
-    except (DataError, ValueError, AttributeError, TypeError, RecursionError):
+        return _parse_line(json.dumps(fields), line=line, need_duration=False, source=source)
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return None
 
 

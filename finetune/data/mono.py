@@ -66,6 +66,6 @@ def mono_error(path: Path) -> DataError:
     """Returns the error of a mono recording under the policy ``error``."""
     return DataError(
         f"{path}: mono, which trains 9 streams instead of 17; make it a stereo file with Moshi on the left "
-        "and the user on the right, or set data.mono to duplicate (one voice on both channels) or user_silent "
-        "(Moshi's voice, and a user who says nothing)."
+        "and the user on the right, or set data.mono to duplicate (one voice on both channels) or "
+        "user_silent (Moshi's voice, and a user who says nothing)."
     )

@@ -1,9 +1,12 @@
 """Which chunks are in which batch, as a pure function of seed, batch number and rank."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from finetune.data.mixing import Share, SourceMixer, normalised
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
@@ -12,7 +15,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
     Epoch e visits all chunks in an order drawn from ``(seed, e)``; one epoch follows the other without a gap.
     That sequence is cut into global batches of ``world_size * batch_size`` samples, of which each rank takes
     its slice. So batch size times ranks decides what a step is trained on, however it is split, and a run
-    that resumes needs only the number of samples it has seen.
+    that resumes needs only the number of samples it has seen. Of several sources each has its own epochs.
     """
 
     def __init__(
@@ -25,6 +28,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
         seed: int,
         shuffle: bool,
         start_sample: int = 0,
+        shares: Sequence[Share] | None = None,
     ) -> None:
         """Keeps the settings; every iteration starts at ``start_sample``.
 
@@ -36,6 +40,8 @@ class GlobalBatchSampler(Sampler[list[int]]):
             seed: Not negative.
             shuffle: Draw a new order for each epoch; otherwise the order of the index.
             start_sample: Samples to skip, over all ranks.
+            shares: Chunks and weights of the sources that the chunks come from, one after the other; None
+                means one source.
 
         Raises:
             ValueError: A number is out of its range.
@@ -47,7 +53,10 @@ class GlobalBatchSampler(Sampler[list[int]]):
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}, it must be 0 to world_size - 1 = {world_size - 1}.")
-        self.num_chunks = num_chunks
+        self.shares = [Share(num_chunks)] if shares is None else list(shares)
+        if sum(share.size for share in self.shares) != num_chunks:
+            raise ValueError(f"shares hold other than num_chunks = {num_chunks} chunks.")
+        self._weights = normalised(self.shares)
         self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
@@ -57,27 +66,32 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yields lists of ``batch_size`` chunk indices without end."""
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        position = self.start_sample + self.rank * self.batch_size
+        sequence = self._sequence()
         while True:
-            batch = []
-            for sample in range(position, position + self.batch_size):
-                if sample // self.num_chunks != epoch:
-                    epoch = sample // self.num_chunks
-                    order = self._epoch_order(epoch)
-                batch.append(int(order[sample % self.num_chunks]))
-            yield batch
-            position += self.world_size * self.batch_size
+            batch = [next(sequence) for _ in range(self.world_size * self.batch_size)]
+            yield batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        return epoch_order(self.num_chunks, epoch, seed=self.seed, shuffle=self.shuffle)
+    def _sequence(self) -> Iterator[int]:
+        """Yields the chunks of all ranks one by one."""
+        mixer = SourceMixer(self._weights, after=self.start_sample)
+        first_chunk = [0, *accumulate(share.size for share in self.shares)]
+        orders: dict[int, tuple[int, np.ndarray]] = {}
+        while True:
+            source = mixer.next_source()
+            epoch, position = divmod(mixer.counts[source], self.shares[source].size)
+            mixer.add(source, 1)
+            if source not in orders or orders[source][0] != epoch:
+                size = self.shares[source].size
+                order = epoch_order(size, epoch, seed=self.seed, shuffle=self.shuffle, source=source)
+                orders[source] = epoch, order
+            yield first_chunk[source] + int(orders[source][1][position])
 
 
-def epoch_order(size: int, epoch: int, *, seed: int, shuffle: bool) -> np.ndarray:
-    """The order of ``size`` things in one epoch, drawn from ``(seed, epoch)``, or as they are."""
+def epoch_order(size: int, epoch: int, *, seed: int, shuffle: bool, source: int = 0) -> np.ndarray:
+    """The order of ``size`` things in one epoch of a source, drawn from all three numbers, or as they are."""
     if not shuffle:
         return np.arange(size)
-    return np.random.default_rng([seed, epoch]).permutation(size)
+    return np.random.default_rng([seed, epoch, source]).permutation(size)
 
 
 def eval_rows(num_chunks: int, *, batch_size: int, rank: int, world_size: int) -> list[list[int]]:

@@ -10,23 +10,23 @@ import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 from finetune.data.alignments import load_alignments
 from finetune.data.audio import AudioHeader, check_duration
 from finetune.data.check.findings import Finding, one_line
 from finetune.data.long_audio import audio_kind, read_header
 from finetune.data.manifest import Recording
+from finetune.data.mono import MonoPolicy, mono_error
 from finetune.errors import DataError
 
-Mono = Literal["error", "duplicate", "user_silent"]
-MONO: tuple[Mono, ...] = ("error", "duplicate", "user_silent")
+MONO: tuple[MonoPolicy, ...] = get_args(MonoPolicy)
 # Aligners count in frames of some 10 ms, and words fade out.
 MAX_LATE_SEC = 0.5
 _NUMBERS = (float, int)
 
 
-def check_fast(recording: Recording, *, mono: Mono = "error") -> list[Finding]:
+def check_fast(recording: Recording, *, mono: MonoPolicy = "error") -> list[Finding]:
     """Looks at a recording's files and the audio's header, and reads its word timings.
 
     Args:
@@ -44,7 +44,17 @@ def check_fast(recording: Recording, *, mono: Mono = "error") -> list[Finding]:
     return findings + _check_timings(recording.alignment_path, duration_sec)
 
 
-def _check_header(recording: Recording, *, mono: Mono) -> tuple[list[Finding], float | None]:
+def refuse_faulty(recording: Recording, *, mono: MonoPolicy) -> None:
+    """Raises the first error that `check_fast` finds, if any, as DataError."""
+    for finding in check_fast(recording, mono=mono):
+        if finding.code == "mono":
+            raise mono_error(recording.path)
+        if finding.severity == "error":
+            advice = finding.advice.replace("--fix", "`python -m finetune.data.check --fix`")
+            raise DataError(f"{finding.path}: {finding.reason}; {advice}.", code=finding.code)
+
+
+def _check_header(recording: Recording, *, mono: MonoPolicy) -> tuple[list[Finding], float | None]:
     """What is wrong with the audio; and its length in seconds, None where no header says it exactly."""
     path = recording.path
     try:
@@ -74,7 +84,7 @@ def find_file(path: Path, *, missing: str = "missing", no_file: str = "not-a-fil
     return Finding(no_file, path, f"is {what}, not a file")
 
 
-def check_channels(path: Path, header: AudioHeader, *, mono: Mono) -> list[Finding]:
+def check_channels(path: Path, header: AudioHeader, *, mono: MonoPolicy) -> list[Finding]:
     """See that there are two channels, or one where that is accepted."""
     if header.channels == 1 and mono == "error":
         return [Finding("mono", path, "is mono, which has no place for two voices")]
@@ -131,8 +141,11 @@ def _plain_spans(path: Path) -> list[tuple[float, float]] | None:
     spans = []
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        entries = json.loads(text)["alignments"]
-        if type(entries) is not list or "\\u0000" in text or "\\ud" in text or "\\uD" in text:
+        content = json.loads(text)
+        entries = content["alignments"]
+        if content.get("text_conditions") is not None or type(entries) is not list:
+            return None
+        if "\\u0000" in text or "\\ud" in text or "\\uD" in text:
             return None
         for word, span, speaker in entries:
             start, end = span
@@ -143,6 +156,6 @@ def _plain_spans(path: Path) -> list[tuple[float, float]] | None:
             if not (0 <= start <= largest and 0 <= end <= largest):
                 return None
             spans.append((start, end))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return spans

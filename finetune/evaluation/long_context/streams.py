@@ -246,7 +246,7 @@ class _Opening:
     def encode(self, plans: dict[str, Plan]) -> None:
         """Encodes what is missing; streams with a file that cannot be are struck from ``plans``."""
         missing = {
-            name: [(source, header) for source, header in plan if not self.store.is_encoded(source)]
+            name: [source for source, _ in plan if not self.store.is_encoded(source)]
             for name, plan in plans.items()
         }
         num_missing = sum(map(len, missing.values()))
@@ -256,9 +256,9 @@ class _Opening:
         with tqdm(
             total=num_missing, desc="Encoding audio", unit="file", disable=not sys.stderr.isatty()
         ) as bar:
-            for name, files in missing.items():
+            for name, sources in missing.items():
                 with self._failing(name):
-                    for source, header in files:
+                    for source in sources:
                         self.store.encode(source)
                         bar.update()
                 if name in self.failures:
