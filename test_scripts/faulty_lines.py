@@ -19,7 +19,7 @@ LINES: dict[str, tuple[str, bytes]] = {
     "line-null-byte": ("missing", b'{"path": "line\\u0000.wav", "duration": 0.5}'),
     "line-surrogate": ("missing", b'{"path": "line\\ud800.wav", "duration": 0.5}'),
     "line-path-is-folder": ("not-a-file", b'{"path": ".", "duration": 0.5}'),
-    "line-path-is-root": ("not-a-file", b'{"path": "/", "duration": 0.5}'),
+    "line-path-is-root": ("manifest-line", b'{"path": "/", "duration": 0.5}'),
     "line-no-duration": ("manifest-duration", b'{"path": "line-no-duration.wav"}'),
     "line-zero": ("manifest-duration", b'{"path": "line-zero.wav", "duration": 0}'),
     "line-negative": ("manifest-duration", b'{"path": "line-negative.wav", "duration": -1.5}'),

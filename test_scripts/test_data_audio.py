@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sphn
 
-from finetune.data.long_audio import read_audio
+from finetune.data.long_audio import read_audio, read_pieces
 from finetune.errors import DataError
 
 
@@ -28,7 +28,7 @@ def write_float_wav(path, samples):
 
 def test_file_at_the_wanted_rate_is_returned_as_it_is(tmp_path):
     samples = write_wav(tmp_path / "a.wav", 2401)
-    read = read_audio(tmp_path / "a.wav", sample_rate=24000, expected_duration_sec=0.1)
+    read = read_audio(tmp_path / "a.wav", sample_rate=24000)
     assert read.dtype == np.float32
     np.testing.assert_allclose(read, samples, atol=1e-4)
 
@@ -57,7 +57,7 @@ def test_resampling_keeps_a_tone_and_the_channels_apart(tmp_path):
     ("channels", "message"),
     [
         (1, r"a\.wav: mono, which trains 9 streams instead of 17; make it a stereo file"),
-        (3, r"a\.wav: has 3 channels, 2 are needed"),
+        (3, r"a\.wav: has 3 channels; make it mono or stereo"),
     ],
 )
 def test_other_than_two_channels_is_refused(tmp_path, channels, message):
@@ -81,7 +81,9 @@ def test_file_that_is_no_audio_is_refused_in_one_line(tmp_path, content):
     path = tmp_path / "a.wav"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.wav: cannot be read as audio \(") as caught:
+    with pytest.raises(
+        DataError, match=r"a\.wav: cannot (be read as audio|read the audio file) \("
+    ) as caught:
         read_audio(path, sample_rate=24000)
     assert "\n" not in str(caught.value)
 
@@ -113,9 +115,9 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, value):
 def test_length_must_agree_with_the_manifest(tmp_path, expected_sec, relation):
     write_wav(tmp_path / "a.wav", 16000, rate=8000)
     if relation is None:
-        read_audio(tmp_path / "a.wav", sample_rate=24000, expected_duration_sec=expected_sec)
+        list(read_pieces(tmp_path / "a.wav", sample_rate=24000, expected_duration_sec=expected_sec))
         return
     with pytest.raises(
         DataError, match=rf"lasts 2\.00 s, {relation} than the manifest's {expected_sec:.2f} s"
     ):
-        read_audio(tmp_path / "a.wav", sample_rate=24000, expected_duration_sec=expected_sec)
+        list(read_pieces(tmp_path / "a.wav", sample_rate=24000, expected_duration_sec=expected_sec))

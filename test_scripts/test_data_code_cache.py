@@ -1,6 +1,7 @@
 """The code cache: encoded once, never half written, never silently wrong."""
 
 import os
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.data import code_cache
 from finetune.data.code_cache import CodeCache
+from finetune.data.code_file import BLOCK_FRAMES, code_file_bytes
 from finetune.data.manifest import Recording
 from finetune.errors import DataError
 
@@ -18,10 +20,11 @@ K = 2
 MIMI = SimpleNamespace(num_codebooks=K, sample_rate=24000)
 
 
-def add_recording(folder, name, num_frames=5):
+def add_recording(folder, name, num_frames=5, *, channels=2, seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.wav"
-    sphn.write_wav(str(path), np.zeros((2, num_frames * 1920), np.float32), 24000)
+    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, (channels, num_frames * 1920))
+    sphn.write_wav(str(path), samples.astype(np.float32).squeeze(), 24000)
     return Recording(path, num_frames * 0.08, path.with_suffix(".json"))
 
 
@@ -36,9 +39,10 @@ def encoded(monkeypatch):
     calls = []
 
     def encode(mimi, audio):
-        num_frames = audio.shape[1] // 1920
+        channels, num_samples = np.concatenate(list(audio), axis=1).shape
+        num_frames = num_samples // 1920
         calls.append(num_frames)
-        return torch.arange(2 * K * num_frames).view(2, K, num_frames)
+        return torch.arange(channels * K * num_frames).view(channels, K, num_frames)
 
     monkeypatch.setattr(code_cache, "encode_recording", encode)
     return calls
@@ -158,20 +162,69 @@ def test_names_that_are_not_utf8_get_codes(tmp_path, encoded, make_cache):
     assert cache.load(odd_one).shape == (2 * K, 3)
 
 
-def test_mono_codes_are_never_taken_for_stereo_ones(recordings, encoded, make_cache, monkeypatch):
-    stereo, mono = make_cache(), make_cache().mono()
-    fill(stereo, recordings[:1])
-    assert mono.missing(recordings[:1]) == recordings[:1]
-    codes = torch.arange(K * 3).view(1, K, 3)
-    monkeypatch.setattr(code_cache, "encode_recording", lambda mimi, audio: codes)
-    mono.add(recordings[0], MIMI, np.zeros((1, 5760), np.float32))
-    assert torch.equal(mono.load(recordings[0]), codes[0])
-    assert stereo.load(recordings[0]).shape == (2 * K, 3)
-    with pytest.raises(ValueError, match="the audio has 1 channels, the cache 2"):
-        stereo.add(recordings[1], MIMI, np.zeros((1, 5760), np.float32))
-    os.replace(mono.path(recordings[0]), stereo.path(recordings[0]))
-    with pytest.raises(DataError, match="made from other audio"):
-        stereo.load(recordings[0])
+def test_mono_recordings_have_the_codes_of_one_channel_where_they_may(tmp_path, encoded, make_cache):
+    mono = add_recording(tmp_path, "a", num_frames=3, channels=1)
+    with pytest.raises(DataError, match=r"a\.wav: mono, which trains 9 streams .* data\.mono"):
+        fill(make_cache(), [mono])
+    assert fill(make_cache(), [mono], allow_mono=True) == 1
+    assert torch.equal(make_cache().load(mono), torch.arange(K * 3).view(K, 3))
+    assert make_cache().entry(mono).channels == 1
+
+
+def test_the_same_bytes_of_another_time_are_not_encoded_again(recordings, encoded, make_cache):
+    fill(make_cache(), recordings[:2])
+    before = make_cache().load(recordings[0])
+    for recording in recordings[:2]:
+        os.utime(recording.path, ns=(0, recording.path.stat().st_mtime_ns + 1))
+    add_recording(recordings[1].path.parent, "r1", num_frames=4, seed=1)  # of the same size, but other bytes
+    assert make_cache().missing(recordings[:2]) == recordings[:2]
+    assert fill(make_cache(), recordings[:2]) == 1
+    assert sorted(encoded) == [3, 4, 4]
+    assert torch.equal(make_cache().load(recordings[0]), before)
+
+
+def test_no_bit_changes_unnoticed(recordings, encoded, make_cache):
+    cache = make_cache()
+    fill(cache, recordings[:1])
+    path = cache.path(recordings[0])
+    content, codes = path.read_bytes(), cache.load(recordings[0])
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            assert torch.equal(cache.load(recordings[0]), codes)  # a bit that says nothing
+        except DataError as error:
+            assert re.search(rf"{path.name}: unusable cache file \(.*\); delete it", str(error))
+        else:
+            assert place < len(content) - codes.numel() * 2, "a bit of the codes"
+
+
+def test_a_chunk_checks_its_own_blocks_only(tmp_path, encoded, make_cache):
+    recording = add_recording(tmp_path, "long", num_frames=3 * BLOCK_FRAMES)
+    cache = make_cache()
+    fill(cache, [recording])
+    whole = cache.load(recording)
+    path = cache.path(recording)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert torch.equal(cache.load(recording, 5, 2 * BLOCK_FRAMES - 5), whole[:, 5 : 2 * BLOCK_FRAMES])
+    with pytest.raises(DataError, match="its checksum is wrong"):
+        cache.load(recording, 5, 2 * BLOCK_FRAMES - 4)
+
+
+def test_audio_that_changed_under_its_codes_is_found(recordings, encoded, make_cache):
+    cache = make_cache()
+    fill(cache, recordings[:1])
+    cache.verify(recordings[0])
+    time = recordings[0].path.stat().st_mtime_ns
+    content = bytearray(recordings[0].path.read_bytes())
+    content[-1] ^= 1
+    recordings[0].path.write_bytes(content)
+    os.utime(recordings[0].path, ns=(time, time))
+    with pytest.raises(DataError, match=r"r0\.wav holds other bytes than when it was encoded"):
+        cache.verify(recordings[0])
 
 
 def test_two_ranks_share_the_work(recordings, encoded, make_cache):
@@ -185,7 +238,7 @@ class Killed(BaseException):
     """Stands for a signal: nobody catches it."""
 
 
-@pytest.mark.parametrize("moment", ["encode_recording", "save", "os.replace"])
+@pytest.mark.parametrize("moment", ["encode_recording", "code_file_bytes", "os.replace"])
 def test_killed_fill_leaves_no_half_file_and_can_go_on(recordings, encoded, make_cache, monkeypatch, moment):
     def kill(*args, **kwargs):
         raise Killed
@@ -220,19 +273,24 @@ def test_codes_of_another_recording_are_refused(recordings, encoded, make_cache)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "message"),
+    ("codes", "message"),
     [
-        ({"codes": torch.zeros(2, K + 1, 3, dtype=torch.int16)}, r"shape \[2, 3, 3\] instead of \[2, 2, T\]"),
-        ({"codes": torch.full((2, K, 3), -1, dtype=torch.int16)}, "not codes"),
-        ({"other": torch.zeros(1)}, "codes"),
+        (torch.zeros(2, K + 1, 3), "3 codebooks instead of 2"),
+        (torch.full((2, K, 3), -1), "negative numbers, not codes"),
+        (torch.zeros(3, K, 3), r"shape \[3, 2, 3\]"),
+        (None, "unusable"),
     ],
 )
-def test_cache_file_with_other_contents_is_refused(recordings, make_cache, tensors, message):
+def test_cache_file_with_other_contents_is_refused(recordings, make_cache, codes, message):
     cache = make_cache()
     path, key = cache._locate(recordings[0])
     path.parent.mkdir()
-    save_file(tensors, path, metadata={"key": key})
-    with pytest.raises(DataError, match=rf"unusable cache file \(.*{message}.*delete it"):
+    if codes is None:
+        save_file({"other": torch.zeros(1)}, path, metadata={"key": key})
+    else:
+        facts = {"key": key, "codec": cache.codec, "audio_bytes": 1, "audio_sha256": ""}
+        path.write_bytes(code_file_bytes(codes.long(), **facts))
+    with pytest.raises(DataError, match=rf"{message}.*delete it"):
         cache.load(recordings[0])
 
 
@@ -249,7 +307,7 @@ def test_full_disk_names_the_key(recordings, encoded, make_cache, monkeypatch):
     def refuse(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+    monkeypatch.setattr("os.fsync", refuse)
     with pytest.raises(DataError, match=r"^data\.cache_dir: .*No space left on device"):
         fill(make_cache(), recordings)
 

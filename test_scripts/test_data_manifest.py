@@ -87,8 +87,8 @@ def test_links_to_one_file_are_two_recordings(tmp_path):
     ("source", "message"),
     [
         ("missing.jsonl", r"missing\.jsonl does not exist; name a \.jsonl file or a folder"),
-        ("a.jsonl:0.5", r"weights \('a:0\.5'\) are not supported yet"),
-        ("a.jsonl,b.jsonl", r"several sources \('a,b'\) .* not supported yet"),
+        ("missing.jsonl:0.5", r"missing\.jsonl does not exist"),
+        ("missing.jsonl,b.jsonl", r"missing\.jsonl does not exist"),
         ("empty.jsonl", r"empty\.jsonl lists no recordings"),
         ("folder", r"no \.jsonl file below the folder"),
         ("notes.txt", r"notes\.txt is not a \.jsonl file"),

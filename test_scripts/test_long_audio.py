@@ -8,8 +8,7 @@ import sphn
 
 from audio_helpers import noise, write_flac
 from finetune.data import long_audio
-from finetune.data.audio import read_audio
-from finetune.data.long_audio import read_header, read_pieces
+from finetune.data.long_audio import read_audio, read_header, read_pieces
 from finetune.errors import DataError
 
 

@@ -206,14 +206,21 @@ def check_recording(recording: Recording) -> None:
     Raises:
         DataError: One is missing.
     """
-    if not recording.path.is_file():
+    if not _is_file(recording.path):
         start = "" if recording.line is None else f"; paths are relative to {recording.line.manifest.parent}"
         raise DataError(f"audio file {recording.path} does not exist{start}.")
-    if not recording.alignment_path.is_file():
+    if not _is_file(recording.alignment_path):
         raise DataError(
             f"word timings {recording.alignment_path} do not exist; put them beside the audio as "
             '{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}.'
         )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def read_manifest(
@@ -324,6 +331,8 @@ def _parse_line(text: str, *, line: Line, need_duration: bool, source: int) -> M
         raise _LineError(f'"path" must be a non-empty string, not {fields["path"]!r}; {example}.')
     folder = line.manifest.parent
     path = folder / fields["path"]
+    if not path.name:
+        raise _LineError(f'"path" must name a file, not {fields["path"]!r}; {example}.', str(path))
     duration_sec = _duration(fields["duration"], path=path) if "duration" in fields else None
     return ManifestEntry(path, duration_sec, fields, line, folder, source)
 
