@@ -26,6 +26,7 @@ from finetune.data.codec import encode_silence
 from finetune.data.contiguous_sampler import ContiguousBatchSampler
 from finetune.data.dataset import Batch, ChunkDataset, build_train_loader
 from finetune.data.faults import Checked, SkipList
+from finetune.data.leftovers import remove_leftovers
 from finetune.data.manifest import Fault, Recording, check_manifest, raise_first
 from finetune.data.mono import TwoVoices, mono_error
 from finetune.data.sampler import GlobalBatchSampler
@@ -233,6 +234,8 @@ def _encode(
         logger.info("Encoding %d of %d recordings with Mimi, once.", missing, len(recordings))
     else:
         logger.info("All %d recordings are encoded already.", len(recordings))
+    if is_main():
+        remove_leftovers(cache.folder(recording) for recording in recordings)
     barrier()
     reasons: dict[Recording, str] = {}
     with alike():

@@ -1,0 +1,241 @@
+"""Command line: `python -m finetune.data.encode MANIFEST`, the codes of a data set ahead of training.
+
+Training encodes what is missing itself; this does it on machines and at times of your own.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from moshi.models import MimiModel
+from tqdm import tqdm
+
+from finetune.args import ModelPaths, TrainArgs
+from finetune.cli import Parser, run_command
+from finetune.config_io import load_train_args
+from finetune.data.code_cache import CodeCache
+from finetune.data.code_file import CacheError
+from finetune.data.leftovers import remove_leftovers
+from finetune.data.manifest import Fault, Recording, read_manifest, to_recording
+from finetune.distributed import choose_device
+from finetune.errors import ConfigError, DataError
+from finetune.loading import open_checkpoint
+from finetune.pipeline import load_codec
+from finetune.repository import find_model_files
+from finetune.workers import run_tasks
+
+logger = logging.getLogger(__name__)
+
+
+class Encoded(NamedTuple):
+    """What became of a recording: encoded now, there before, or why it cannot be used."""
+
+    now: bool
+    problem: str | None
+
+
+class Codec(NamedTuple):
+    """Where the codec comes from and where codes go; what a worker needs to know."""
+
+    paths: ModelPaths
+    cache_dir: str | None
+    cache_key: str
+
+    def load(self, device: torch.device) -> tuple[MimiModel, CodeCache]:
+        """The codec, and the cache that training with it uses; raises DataError or CheckpointError."""
+        info = find_model_files(self.paths)
+        mimi = load_codec(info, device)
+        settings = {"cache_dir": self.cache_dir, "key": self.cache_key}
+        return mimi, CodeCache.of_model(info, num_codebooks=mimi.num_codebooks, **settings)
+
+
+def encode(arguments: Sequence[str] | None = None) -> int:
+    """Does what the command line says, see `python -m finetune.data.encode --help`.
+
+    Returns:
+        The exit status: 1 where recordings cannot be used, or with `--verify` have no intact codes.
+
+    Raises:
+        UserError: an option, the manifest or the model cannot be used, or the codes cannot be written.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = _parser().parse_args(arguments)
+    args = None if options.config is None else load_train_args(options.config)
+    codec = _choose_codec(options, args)
+    devices = choose_devices(options.devices)
+    faults: list[Fault] = []
+    recordings = _read(options.manifest, args, on_fault=faults.append)
+    problems = [fault.message for fault in faults]
+    _, cache = codec.load(torch.device("cpu"))
+    if options.verify:
+        return _report(problems + _verify(cache, recordings), f"{len(recordings)} recordings verified")
+    num_left = remove_leftovers(cache.folder(recording) for recording in recordings)
+    if num_left:
+        logger.info("Removed %d unfinished files of an earlier run.", num_left)
+    todo = [recording for recording in recordings if not _is_encoded(cache, recording)]
+    num_now = 0
+    for recording, result in _encode_all(codec, todo, devices):
+        num_now += result.now
+        if result.problem is not None:
+            problems.append(recording.fault(result.problem).message)
+    num_before = len(recordings) - len(todo)
+    return _report(problems, f"{len(recordings)} recordings: {num_now} encoded, {num_before} were before")
+
+
+def choose_devices(text: str) -> list[str]:
+    """The devices of `--devices`, one process each.
+
+    Args:
+        text: `auto`, all GPUs or else one CPU; or names separated by commas, which may repeat.
+
+    Raises:
+        ConfigError: one of them is not here.
+    """
+    if text == "auto":
+        num_gpus = torch.cuda.device_count()
+        return [f"cuda:{index}" for index in range(num_gpus)] or [str(choose_device("auto"))]
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        try:
+            choose_device(name)
+        except ConfigError as error:
+            raise ConfigError(f"--devices: {error}") from None
+    return names
+
+
+def _choose_codec(options: argparse.Namespace, args: TrainArgs | None) -> Codec:
+    given = [name for name in ("config", "checkpoint", "base") if getattr(options, name) is not None]
+    if not given:
+        raise ConfigError("no codec: give the model whose codec it is, --config, --checkpoint or --base.")
+    if len(given) > 1 and given != ["checkpoint", "base"]:
+        raise ConfigError(f"--{given[0]} and --{given[1]} both name a model; give one of them.")
+    cache_dir, key = options.cache_dir, "--cache-dir"
+    if args is not None:
+        if cache_dir is None:
+            cache_dir, key = args.data.cache_dir, "data.cache_dir"
+        return Codec(args.moshi_paths, cache_dir, key)
+    if options.checkpoint is not None:
+        return Codec(open_checkpoint(options.checkpoint, base=options.base).base, cache_dir, key)
+    return Codec(ModelPaths(hf_repo_id=options.base), cache_dir, key)
+
+
+def _read(
+    manifest: str | None, args: TrainArgs | None, *, on_fault: Callable[[Fault], None]
+) -> list[Recording]:
+    """The recordings of the manifest, or those of the configuration; each once."""
+    if manifest is not None:
+        sources = {"MANIFEST": manifest}
+    elif args is not None and args.data.train_data:
+        sources = {"data.train_data": args.data.train_data}
+        if args.data.eval_data:
+            sources["data.eval_data"] = args.data.eval_data
+    else:
+        raise ConfigError("no data: give a manifest, or a --config that names some in data.train_data.")
+    entries = [
+        entry for key, text in sources.items() for entry in read_manifest(text, key=key, on_fault=on_fault)
+    ]
+    by_path = {os.path.abspath(entry.path): entry for entry in reversed(entries)}
+    return [to_recording(entry) for entry in reversed(by_path.values())]
+
+
+def _is_encoded(cache: CodeCache, recording: Recording) -> bool:
+    try:
+        return cache.is_encoded(recording)
+    except DataError:
+        return False  # encoding it will say why
+
+
+def _encode_all(
+    codec: Codec, recordings: Sequence[Recording], devices: Sequence[str]
+) -> Iterator[tuple[Recording, Encoded]]:
+    """Yields what became of each recording, the long ones first."""
+    by_length = sorted(recordings, key=lambda recording: -recording.duration_sec)
+    total = sum(recording.duration_sec for recording in by_length)
+    prepare = partial(_prepare, codec, tuple(devices))
+    with tqdm(total=round(total), unit="s", desc="Encoding audio", disable=not sys.stderr.isatty()) as bar:
+        for recording, result, failure in run_tasks(prepare, by_length, num_workers=len(devices)):
+            if isinstance(result, CacheError):
+                raise result
+            yield recording, result or Encoded(False, failure)
+            bar.update(round(recording.duration_sec))
+
+
+def _prepare(
+    codec: Codec, devices: Sequence[str], number: int
+) -> Callable[[Recording], Encoded | CacheError]:
+    """A worker: the codec on its device."""
+    device = choose_device(devices[number])
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
+    mimi, cache = codec.load(device)
+    return partial(_encode_one, cache, mimi)
+
+
+def _encode_one(cache: CodeCache, mimi: MimiModel, recording: Recording) -> Encoded | CacheError:
+    try:
+        return Encoded(cache.encode(recording, mimi), None)
+    except CacheError as error:
+        return error  # no recording is to blame: it ends the run
+    except DataError as error:
+        return Encoded(False, str(error))
+
+
+def _verify(cache: CodeCache, recordings: Sequence[Recording]) -> list[str]:
+    """Reads all codes and audio files; returns what is wrong."""
+    problems = []
+    for recording in tqdm(recordings, desc="Verifying", unit="file", disable=not sys.stderr.isatty()):
+        try:
+            cache.verify(recording)
+        except DataError as error:
+            problems.append(recording.fault(str(error)).message)
+    return problems
+
+
+def _report(problems: Sequence[str], summary: str) -> int:
+    for problem in problems:
+        print(" ".join(problem.split()))
+    print(f"{summary}, {len(problems)} cannot be used." if problems else f"{summary}.")
+    return 1 if problems else 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m finetune.data.encode",
+        description="Encode the recordings of a data set with Mimi ahead of training, which finds them then.",
+        epilog="Exit status: 0 all have codes, 1 some cannot be used, 2 nothing can be done. The same "
+        "command goes on where another one ended.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "manifest",
+        nargs="?",
+        metavar="MANIFEST",
+        help="a .jsonl file or a folder of manifests, several separated by commas (those of --config)",
+    )
+    model = parser.add_argument_group("codec", "of the model that will be trained")
+    model.add_argument("--config", type=Path, metavar="YAML", help="the configuration of the training")
+    model.add_argument("--checkpoint", metavar="PATH", help="a trained model")
+    model.add_argument("--base", metavar="PATH", help="a base model: a local folder or a repository")
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="one folder for all codes (that of --config, or beside the audio)"
+    )
+    parser.add_argument(
+        "--devices",
+        default="auto",
+        metavar="LIST",
+        help="cuda:0,cuda:1 or cpu,cpu: a process on each; auto: all GPUs, else the CPU (%(default)s)",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="encode nothing; read all codes and audio and compare"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(encode)
