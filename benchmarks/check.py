@@ -15,7 +15,7 @@ from finetune.data.manifest import Recording
 
 _NUM_RECORDINGS, _QUICK_RECORDINGS = 10_000, 20
 _WORDS = {"without words": 0, "100 words": 100, "500 words": 500}
-_SECONDS, _SAMPLE_RATE = 180, 24_000
+SECONDS, _SAMPLE_RATE = 180, 24_000
 
 
 def run(settings: Settings) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def run(settings: Settings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         candidates = {}
         for name, num_words in _WORDS.items():
-            recordings = _write(Path(folder, str(num_words)), num_recordings, num_words)
+            recordings = write_recordings(Path(folder, str(num_words)), num_recordings, num_words)
             candidates[name] = partial(_check_all, recordings)
         times = interleaved(candidates, settings)
     return {
@@ -39,13 +39,13 @@ def _check_all(recordings: Sequence[Recording]) -> None:
         assert not findings, findings
 
 
-def _write(folder: Path, num_recordings: int, num_words: int) -> list[Recording]:
+def write_recordings(folder: Path, num_recordings: int, num_words: int) -> list[Recording]:
     folder.mkdir()
-    num_bytes = _SECONDS * _SAMPLE_RATE * 4
+    num_bytes = SECONDS * _SAMPLE_RATE * 4
     header = b"RIFF" + struct.pack("<I", 36 + num_bytes) + b"WAVEfmt "
     header += struct.pack("<IHHIIHH", 16, 1, 2, _SAMPLE_RATE, _SAMPLE_RATE * 4, 4, 16)
     header += b"data" + struct.pack("<I", num_bytes)
-    step = _SECONDS / max(num_words, 1)
+    step = SECONDS / max(num_words, 1)
     words = [[f"word{i}", [i * step, (i + 0.8) * step], "SPEAKER_MAIN"] for i in range(num_words)]
     timings = json.dumps({"alignments": words})
     recordings = []
@@ -55,5 +55,5 @@ def _write(folder: Path, num_recordings: int, num_words: int) -> list[Recording]
             file.write(header)
             file.truncate(len(header) + num_bytes)
         path.with_suffix(".json").write_text(timings)
-        recordings.append(Recording(path, float(_SECONDS), path.with_suffix(".json")))
+        recordings.append(Recording(path, float(SECONDS), path.with_suffix(".json")))
     return recordings

@@ -108,7 +108,7 @@ def _epoch(part: dict[str, Any]) -> list[str]:
 
 def _check(part: dict[str, Any]) -> list[str]:
     rows = [[name, _ms(one)] for name, one in part["candidates"].items()]
-    return _table(["each recording", f"ms for {part['recordings']:,} recordings"], rows)
+    return _table(["", f"ms for {part['recordings']:,} recordings"], rows)
 
 
 def _model(part: dict[str, Any]) -> list[str]:
@@ -152,6 +152,7 @@ _PARTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "layer": _layer,
     "epoch": _epoch,
     "check": _check,
+    "index": _check,
     "profile": _profile,
     "model": _model,
 }

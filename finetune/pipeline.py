@@ -186,7 +186,7 @@ def build_datasets(
     reasons = _encode(args, cache, [recording for part in parts.values() for recording in part], mimi)
     frames: dict[str, dict[Recording, CodeEntry]] = {}
     with alike():
-        looked = {split: _look(args, cache, part, reasons) for split, part in parts.items()}
+        looked = {split: look_up(args, cache, part, reasons) for split, part in parts.items()}
     for split, (checked, entries) in looked.items():
         usable = _usable(args, checked, split, recordings.skipped)
         frames[split] = {recording: entries[recording] for recording in usable}
@@ -251,7 +251,7 @@ def _encode(
     return {recording: reason for part in gather_objects(reasons) for recording, reason in part.items()}
 
 
-def _look(
+def look_up(
     args: TrainArgs, cache: CodeCache, recordings: Sequence[Recording], reasons: Mapping[Recording, str]
 ) -> tuple[Checked, dict[Recording, CodeEntry]]:
     """What the cache has of the recordings, and which of them training cannot use."""

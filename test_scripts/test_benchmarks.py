@@ -64,6 +64,7 @@ def test_the_report_says_what_was_measured_on_what(report):
         "layer",
         "epoch",
         "check",
+        "index",
         "profile",
         "model",
     }
@@ -176,6 +177,11 @@ def test_check_part(report):
     part = report["parts"]["check"]
     assert list(part["candidates"]) == ["without words", "100 words", "500 words"]
     assert all(one["median_seconds"] > 0 for one in part["candidates"].values())
+
+
+def test_index_part(report):
+    part = report["parts"]["index"]
+    assert list(part["candidates"]) == ["manifest, headers and words", "index"]
 
 
 def test_epoch_part(report):

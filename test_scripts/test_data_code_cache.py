@@ -283,7 +283,7 @@ def test_codes_of_another_recording_are_refused(recordings, encoded, make_cache)
 )
 def test_cache_file_with_other_contents_is_refused(recordings, make_cache, codes, message):
     cache = make_cache()
-    path, key = cache._locate(recordings[0])
+    path, key = cache.locate(recordings[0])
     path.parent.mkdir()
     if codes is None:
         save_file({"other": torch.zeros(1)}, path, metadata={"key": key})

@@ -208,9 +208,8 @@ def test_the_codes_are_those_that_training_makes(demo, data, run):
 def test_mistakes_are_one_line(demo, data, refused, tmp_path):
     base = ("--base", demo.model_dir)
     assert "no codec" in refused(data)
-    assert "both name a model" in refused(
-        data, *base, "--config", write_yaml(tmp_path / "a.yaml", {"seed": 1})
-    )
+    config = write_yaml(tmp_path / "a.yaml", run_values(demo, tmp_path / "run"))
+    assert "both name a model" in refused(data, *base, "--config", config)
     assert "no data" in refused(*base)
     assert "--devices: device: 'tpu' is not a device" in refused(data, *base, "--devices", "cpu,tpu")
     assert "none.jsonl does not exist" in refused(tmp_path / "none.jsonl", *base)

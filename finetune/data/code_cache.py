@@ -106,7 +106,7 @@ class CodeCache:
         Raises:
             DataError: The audio file cannot be found.
         """
-        return self._locate(recording)[0]
+        return self.locate(recording)[0]
 
     def folder(self, recording: Recording) -> Path:
         """Returns the folder of a recording's codes."""
@@ -187,7 +187,7 @@ class CodeCache:
             ValueError: ``mimi`` has another number of codebooks.
         """
         self._check_codebooks(mimi)
-        path, key = self._locate(recording)
+        path, key = self.locate(recording)
         if path.is_file():
             return False
         self._make_folder(path.parent)
@@ -202,7 +202,7 @@ class CodeCache:
         )
         codes = encode_recording(mimi, pieces)
         digest = hash_file(recording.path, what="the audio file")
-        if self._locate(recording)[1] != key:
+        if self.locate(recording)[1] != key:
             raise DataError(f"{recording.path}: was changed while it was read; start again.")
         self._write(path, codes, key=key, audio_bytes=_size(recording.path), audio_sha256=digest)
         return True
@@ -214,7 +214,7 @@ class CodeCache:
             CorruptCodesError: Their file is damaged or belongs to something else.
             DataError: There are no codes.
         """
-        path, key = self._locate(recording)
+        path, key = self.locate(recording)
         try:
             entry = read_entry(path)
         except FileNotFoundError as error:
@@ -278,7 +278,7 @@ class CodeCache:
                 codes = read_codes(entry, 0, entry.num_frames)
             except (FileNotFoundError, CorruptCodesError):
                 continue  # it is of no use here, and encoding goes on as if it were not there
-            if self._locate(recording)[1] == key:
+            if self.locate(recording)[1] == key:
                 self._write(path, codes, key=key, audio_bytes=entry.audio_bytes, audio_sha256=digest)
                 return True
         return False
@@ -293,7 +293,7 @@ class CodeCache:
             self._listings[folder] = by_stem
         return self._listings[folder]
 
-    def _locate(self, recording: Recording) -> tuple[Path, str]:
+    def locate(self, recording: Recording) -> tuple[Path, str]:
         """Returns the cache file's path and its full key."""
         audio = recording.path
         try:
