@@ -1,5 +1,6 @@
 """Several processes on a CPU, started as users start them."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,14 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sphn
 import torch
 from safetensors.torch import load_file
 
 from condition_helpers import make_conditioned_demo
+from faulty_data import wav
 from finetune.checkpoint_files import list_checkpoints
 from finetune.config_io import load_train_args
+from finetune.data.faults import SKIPPED_FILE
 from finetune.run import run_training
 from run_helpers import MODES, read_metrics, run_args, run_values, saved_weights, write_yaml
 
@@ -234,18 +238,48 @@ def test_a_bad_configuration_prints_its_line_under_torchrun_too(demo, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def damage(path: Path) -> None:
+    """Put a sample into a recording that only who decodes it sees."""
+    samples = sphn.read(str(path))[0]
+    samples[0, -1] = np.nan
+    path.write_bytes(wav(samples, bits=32, form=3))
+
+
 def test_a_fault_that_one_process_meets_ends_all_with_its_line(demo, tmp_path):
     shutil.copytree(demo.out_dir / "data", tmp_path / "data")
-    wav = tmp_path / "data" / "train" / "dialogue_001.wav"
-    wav.write_bytes(wav.read_bytes()[:100_000])
+    damage(tmp_path / "data" / "train" / "dialogue_001.wav")
     values = run_values(demo, tmp_path / "run")
     values["data"]["train_data"] = str(tmp_path / "data" / "train.jsonl")
     result = torchrun("train.py", "--config", write_yaml(tmp_path / "config.yaml", values))
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "dialogue_001.wav: truncated" in lines[0]
+    assert len(lines) == 1 and "dialogue_001.wav: holds NaN" in lines[0]
     assert "RuntimeError" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_what_one_process_cannot_use_is_left_out_by_all(demo, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(demo.train_jsonl.parent, data)
+    lines = data.joinpath("train.jsonl").read_text().splitlines()[:4]
+    data.joinpath("train.jsonl").write_text("\n".join(lines))
+    damaged = data / json.loads(lines[1])["path"]
+    damage(damaged)
+    runs = {name: tmp_path / name for name in ("one", "two")}
+    configs = []
+    for name, run_dir in runs.items():
+        values = run_values(demo, run_dir, "full", do_eval=True, batch_size=2 if name == "one" else 1)
+        values["data"] |= {"train_data": str(data / "train.jsonl"), "on_error": "skip"}
+        values["data"]["cache_dir"] = str(tmp_path / f"codes-{name}")
+        configs.append(write_yaml(tmp_path / f"{name}.yaml", values))
+    result = torchrun("test_scripts/train_many.py", configs[1])
+    assert result.returncode == 0, result.stderr
+    run_training(load_train_args(configs[0]))
+    skipped = json.loads((runs["two"] / SKIPPED_FILE).read_text())
+    assert [(entry["line"], entry["path"]) for entry in skipped] == [(2, str(damaged))]
+    assert "NaN" in skipped[0]["reason"]
+    assert skipped == json.loads((runs["one"] / SKIPPED_FILE).read_text())
+    assert_same_losses(runs["one"], runs["two"], steps=3)
 
 
 def test_ctrl_c_saves_a_checkpoint_under_torchrun_too(demo, tmp_path):
