@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow    run the tests that take minutes"
 	@echo "make bench        measure speed and memory, see docs/performance.md (half an hour on one core)"
 	@echo "make docs         build the documentation site in site/"
-	@echo "make lint         check style, types and repetition"
+	@echo "make lint         check style"
 	@echo "make install      only make the environment $(VENV)"
 	@echo "make clean        remove $(VENV) and caches; runs/ and demo_assets/ stay"
 

@@ -1,5 +1,6 @@
 """Recordings that cannot be used: an error that ends the run, or a list of what was left out."""
 
+import json
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 from finetune.data.manifest import Fault, Recording
 from finetune.distributed import gather_objects
 from finetune.errors import DataError
-from finetune.files import write_json
+from moshi_ttt.state_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,9 @@ class SkipList:
 
     def write(self, run_dir: Path) -> None:
         """Writes ``data_skipped.json`` into a run directory, whole or not at all."""
-        write_json(run_dir / SKIPPED_FILE, [_record(fault) for fault in self.faults])
+        text = json.dumps([_record(fault) for fault in self.faults], indent=2)
+        with replacing(run_dir / SKIPPED_FILE) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _agree(faults: Collection[Fault]) -> list[Fault]:
