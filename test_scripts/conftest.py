@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
+from finetune import run as run_module
 from finetune.demo.assets import DemoAssets, make_demo_assets
 from finetune.demo.repository import write_random_repository
 from finetune.demo.tiny_moshi import tiny_moshi_config
@@ -82,3 +84,12 @@ def untrained_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         return made[mode]
 
     return run
+
+
+@pytest.fixture
+def logs(monkeypatch):
+    """The messages of a caplog, which the logging of a run would otherwise displace."""
+    monkeypatch.setattr(
+        run_module, "set_up_logging", lambda: logging.getLogger("finetune").setLevel(logging.INFO)
+    )
+    return lambda caplog: [record.getMessage() for record in caplog.records]

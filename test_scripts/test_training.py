@@ -1,7 +1,6 @@
 """Whole runs on the demo assets: modes, checkpoints, what reads them, warm start, samples."""
 
 import json
-import logging
 import shutil
 
 import pytest
@@ -11,7 +10,6 @@ from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import load_file, save_file
 
 from finetune import consolidated
-from finetune import run as run_module
 from finetune.checkpoint_files import list_checkpoints
 from finetune.errors import CheckpointError
 from finetune.loading import find_checkpoint, load_checkpoint_model
@@ -43,15 +41,6 @@ def finished(demo, tmp_path_factory):
         return runs[mode]
 
     return run
-
-
-@pytest.fixture
-def logs(monkeypatch):
-    """The messages of a caplog, which the logging of a run would otherwise displace."""
-    monkeypatch.setattr(
-        run_module, "set_up_logging", lambda: logging.getLogger("finetune").setLevel(logging.INFO)
-    )
-    return lambda caplog: [record.getMessage() for record in caplog.records]
 
 
 def _final(run_dir):

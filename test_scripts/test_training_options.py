@@ -1,13 +1,11 @@
 """Whole runs with one setting changed: accumulation, dtypes, fixed gates, divergence, inner losses."""
 
 import json
-import logging
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune import run as run_module
 from finetune.checkpoint_files import list_checkpoints
 from finetune.config_io import load_train_args
 from finetune.errors import TrainingDivergedError
@@ -16,15 +14,6 @@ from finetune.monitoring.trajectories import summarise
 from finetune.run import run_training
 from finetune.trainer import Trainer
 from run_helpers import MODES, read_metrics, run_args
-
-
-@pytest.fixture
-def logs(monkeypatch):
-    """The messages of a caplog, which the logging of a run would otherwise displace."""
-    monkeypatch.setattr(
-        run_module, "set_up_logging", lambda: logging.getLogger("finetune").setLevel(logging.INFO)
-    )
-    return lambda caplog: [record.getMessage() for record in caplog.records]
 
 
 def _final(run_dir):
