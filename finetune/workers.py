@@ -5,8 +5,9 @@ import multiprocessing
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -46,8 +47,10 @@ def run_tasks(
     num_workers: int,
     isolated: bool = False,
     time_limit_sec: Callable[[Any], float] | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Does tasks in several processes and yields what became of each, in the order in which they end.
+
+    Closing it ends the processes.
 
     Args:
         prepare: called once in each process with its number from 0; returns what does a task. Both must be
@@ -100,9 +103,21 @@ def _start(prepare: Prepare, number: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(prepare, number, theirs), daemon=True)
-    process.start()
+    with _deaf_to_ctrl_c():
+        process.start()
     theirs.close()
     return _Worker(process, ours, number)
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """What is started here never hears Ctrl-C, not even while it imports; this process does, afterwards."""
+    resource_tracker.ensure_running()  # it lets the signal through again when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hand_out(worker: _Worker, waiting: deque, busy: Busy, limit: Callable[[Any], float]) -> None:
@@ -161,4 +176,8 @@ def _serve(prepare: Prepare, number: int, connection: Connection) -> None:
             task = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(work(task))
+        answer = work(task)
+        try:
+            connection.send(answer)
+        except OSError:
+            return

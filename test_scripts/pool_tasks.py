@@ -20,6 +20,11 @@ def make_worker(_number: int):
     return work
 
 
+def say_what_is_blocked(_number: int):
+    """Its tasks do nothing but return the signals that do not reach this process."""
+    return lambda _task: signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 def refuse_to_start(_number: int):
     """As an engine whose package is missing."""
     raise UserError("it is not installed")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -82,6 +83,20 @@ def contents(data):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def add_lines(manifest, *lines):
+    with open(manifest, "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def is_alive(group):
+    """Whether a process of the group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def command(demo, data, *arguments):
     """The command in a process group of its own, one thread."""
     line = [sys.executable, "-m", "finetune.data.encode", str(data), "--base", str(demo.model_dir)]
@@ -153,11 +168,46 @@ def test_ctrl_c_ends_it_with_one_line_and_keeps_what_is_done(demo, source, tmp_p
     while not list(codes.glob("*.safetensors")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "interrupted: what had been saved before is kept.\n"
     assert not list(codes.glob(".*.tmp"))
+    while is_alive(process.pid):  # multiprocessing's own tracker takes a moment
+        assert time.monotonic() < deadline, "a worker is left"
+        time.sleep(0.02)
+
+
+def test_workers_end_quietly_when_the_command_is_killed(demo, source, tmp_path):
+    shutil.copytree(source, tmp_path / "data")
+    add_lines(tmp_path / "data/data.jsonl", *({"path": f"long{i}.wav", "duration": 100} for i in range(4)))
+    for index in range(4):
+        sphn.write_wav(str(tmp_path / f"data/long{index}.wav"), np.zeros((2, 100 * 24000), np.float32), 24000)
+    process = command(demo, tmp_path / "data/data.jsonl", "--devices", "cpu,cpu")
+    codes, deadline = tmp_path / "data/.moshi_ttt_codes", time.monotonic() + 120
+    while not list(codes.glob("*.safetensors")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    _, errors = process.communicate(timeout=60)  # until the workers have closed their output too
+    assert errors == ""
+    assert not list(codes.glob(".*.tmp"))
+
+
+def test_what_an_ended_worker_was_writing_is_removed(data, run, monkeypatch):
+    worker = subprocess.Popen(["true"])
+    worker.wait()
+
+    def encode_one(cache, recording, _mimi):
+        half = cache.folder(recording) / f".{socket.gethostname()}.{worker.pid}.0.tmp"
+        half.parent.mkdir()
+        half.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CodeCache, "encode", encode_one)
+    with pytest.raises(KeyboardInterrupt):
+        run(data)
+    assert contents(data) == {}
 
 
 def test_recordings_that_cannot_be_used_are_listed_and_the_others_encoded(data, run):
@@ -170,6 +220,35 @@ def test_recordings_that_cannot_be_used_are_listed_and_the_others_encoded(data, 
     assert sorted(re.search(r"data\.jsonl line (\d)", line)[1] for line in problems) == ["2", "5", "6"]
     assert any("b.wav: cannot be read as audio" in line for line in problems)
     assert any("gone.wav: cannot read the audio file" in line for line in problems)
+
+
+def test_odd_lines_are_listed_in_one_line_each(data, run):
+    add_lines(
+        data,
+        {"path": "\udcff.wav", "duration": 1},
+        {"path": "\ud800.wav", "duration": 1},
+        {"path": "\x1b[31m.wav", "duration": 1},
+        {"path": "\0/nul.wav", "duration": 1},
+        {"path": f"{'long' * 1000}/long.wav", "duration": 1.7e308},
+        {"path": "b.wav/inside.wav", "duration": 1.7e308},
+    )
+    status, output = run(data)
+    *problems, summary = output.splitlines()
+    assert (status, summary) == (1, "10 recordings: 4 encoded, 0 were before, 6 cannot be used.")
+    assert sorted(re.search(r"line (\d+)", line)[1] for line in problems) == ["10", *"56789"]
+    assert output.replace("\n", "").isprintable()
+
+
+def test_damaged_codes_are_no_codes(data, run):
+    run(data)
+    cut = next((data.parent / ".moshi_ttt_codes").glob("b.*"))
+    cut.write_bytes(cut.read_bytes()[:-2])
+    status, output = run(data)
+    problem, summary = output.splitlines()
+    assert (status, summary) == (1, "4 recordings: 0 encoded, 3 were before, 1 cannot be used.")
+    assert f"line 2: {cut}: unusable cache file (it has" in problem and "delete it" in problem
+    cut.unlink()
+    assert run(data) == (0, "4 recordings: 1 encoded, 3 were before.\n")
 
 
 def test_verify_finds_what_changed_and_changes_nothing(data, run):
@@ -212,7 +291,19 @@ def test_mistakes_are_one_line(demo, data, refused, tmp_path):
     assert "both name a model" in refused(data, *base, "--config", config)
     assert "no data" in refused(*base)
     assert "--devices: device: 'tpu' is not a device" in refused(data, *base, "--devices", "cpu,tpu")
+    assert "--devices: auto stands for all" in refused(data, *base, "--devices", "auto,cpu")
+    assert "--cache-dir: '' is not the name of a folder" in refused(data, *base, "--cache-dir", "")
+    assert "no such home directory" in refused(data, *base, "--cache-dir", "~nobody-has-this-name/codes")
     assert "none.jsonl does not exist" in refused(tmp_path / "none.jsonl", *base)
     (tmp_path / "file").write_text("")
     line = refused(data, *base, "--devices", "cpu", "--cache-dir", tmp_path / "file" / "codes")
     assert "--cache-dir: cannot write Mimi codes to" in line
+
+
+def test_a_device_without_memory_is_no_fault_of_a_recording(demo, data, refused, monkeypatch):
+    def encode_one(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(CodeCache, "encode", encode_one)
+    line = refused(data, "--base", demo.model_dir, "--devices", "cpu")
+    assert "--devices: cpu has not enough free memory" in line

@@ -1,10 +1,12 @@
 """Worker processes: what dies or hangs costs its own task only."""
 
+import signal
+
 import pytest
 
 from finetune.errors import UserError
 from finetune.workers import run_tasks
-from pool_tasks import make_worker, refuse_to_start
+from pool_tasks import make_worker, refuse_to_start, say_what_is_blocked
 
 
 def test_a_worker_that_dies_costs_its_own_task_only():
@@ -39,3 +41,10 @@ def test_a_worker_that_hangs_costs_its_own_task_only():
 def test_an_engine_that_cannot_start_ends_the_run(num_workers):
     with pytest.raises(UserError, match="not installed"):
         list(run_tasks(refuse_to_start, ["one"], num_workers=num_workers))
+
+
+def test_workers_do_not_hear_ctrl_c_from_their_first_moment_on():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    outcomes = list(run_tasks(say_what_is_blocked, ["one", "two"], num_workers=2))
+    assert all(signal.SIGINT in outcome.result for outcome in outcomes)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

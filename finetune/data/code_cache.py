@@ -30,7 +30,7 @@ from finetune.data.leftovers import temporary_file
 from finetune.data.long_audio import read_header, read_pieces
 from finetune.data.manifest import Recording
 from finetune.data.mono import mono_error
-from finetune.errors import DataError
+from finetune.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -91,12 +91,16 @@ class CodeCache:
         cache_dir: str | None = None,
         key: str = "data.cache_dir",
     ) -> "CodeCache":
-        """The cache of a model's codec; the arguments and errors are those of ``CodeCache``."""
+        """The cache of a model's codec; the arguments and errors are those of ``CodeCache``.
+
+        Raises:
+            ConfigError: ``cache_dir`` cannot be the name of a folder.
+        """
         return cls(
             mimi_weights=Path(info.mimi_weights),
             mimi_config=info.mimi_config,
             num_codebooks=num_codebooks,
-            cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+            cache_dir=None if cache_dir is None else _folder_named(cache_dir, key=key),
             key=key,
         )
 
@@ -348,6 +352,15 @@ class CodeCache:
             f"{self.key}: cannot write Mimi codes to {folder} ({error.strerror}); "
             f"set {self.key} to a folder that is writable and has space."
         )
+
+
+def _folder_named(name: str, *, key: str) -> Path:
+    if not name or "\0" in name:
+        raise ConfigError(f"{key}: {name!r} is not the name of a folder.")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: {name}: there is no such home directory.") from error
 
 
 def hash_file(path: Path, *, what: str) -> str:

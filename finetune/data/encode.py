@@ -7,7 +7,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,18 +20,21 @@ from tqdm import tqdm
 from finetune.args import ModelPaths, TrainArgs
 from finetune.cli import Parser, run_command
 from finetune.config_io import load_train_args
+from finetune.data.audio_files import printable
 from finetune.data.code_cache import CodeCache
-from finetune.data.code_file import CacheError
+from finetune.data.code_file import CacheError, CorruptCodesError
 from finetune.data.leftovers import remove_leftovers
 from finetune.data.manifest import Fault, Recording, read_manifest, to_recording
 from finetune.distributed import choose_device
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError, DataError, UserError
 from finetune.loading import open_checkpoint
 from finetune.pipeline import load_codec
 from finetune.repository import find_model_files
 from finetune.workers import run_tasks
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_SEC = 10**9  # what a manifest may say without upsetting the progress bar: 30 years
 
 
 class Encoded(NamedTuple):
@@ -75,16 +79,22 @@ def encode(arguments: Sequence[str] | None = None) -> int:
     _, cache = codec.load(torch.device("cpu"))
     if options.verify:
         return _report(problems + _verify(cache, recordings), f"{len(recordings)} recordings verified")
-    num_left = remove_leftovers(cache.folder(recording) for recording in recordings)
+    folders = {cache.folder(recording) for recording in recordings}
+    num_left = remove_leftovers(folders)
     if num_left:
         logger.info("Removed %d unfinished files of an earlier run.", num_left)
-    todo = [recording for recording in recordings if not _is_encoded(cache, recording)]
+    todo, damaged = _look(cache, recordings)
+    problems += damaged
+    num_before = len(recordings) - len(todo) - len(damaged)
     num_now = 0
-    for recording, result in _encode_all(codec, todo, devices):
-        num_now += result.now
-        if result.problem is not None:
-            problems.append(recording.fault(result.problem).message)
-    num_before = len(recordings) - len(todo)
+    try:
+        with closing(_encode_all(codec, todo, devices)) as results:
+            for recording, result in results:
+                num_now += result.now
+                if result.problem is not None:
+                    problems.append(recording.fault(result.problem).message)
+    finally:
+        remove_leftovers(folders)  # of workers that were ended while they wrote
     return _report(problems, f"{len(recordings)} recordings: {num_now} encoded, {num_before} were before")
 
 
@@ -102,6 +112,8 @@ def choose_devices(text: str) -> list[str]:
         return [f"cuda:{index}" for index in range(num_gpus)] or [str(choose_device("auto"))]
     names = [name.strip() for name in text.split(",")]
     for name in names:
+        if name == "auto":
+            raise ConfigError("--devices: auto stands for all devices, name no others beside it.")
         try:
             choose_device(name)
         except ConfigError as error:
@@ -144,31 +156,45 @@ def _read(
     return [to_recording(entry) for entry in reversed(by_path.values())]
 
 
-def _is_encoded(cache: CodeCache, recording: Recording) -> bool:
-    try:
-        return cache.is_encoded(recording)
-    except DataError:
-        return False  # encoding it will say why
+def _look(cache: CodeCache, recordings: Sequence[Recording]) -> tuple[list[Recording], list[str]]:
+    """The recordings without codes, and what is wrong with the codes that are there."""
+    todo, damaged = [], []
+    for recording in recordings:
+        try:
+            if cache.is_encoded(recording):
+                cache.entry(recording)
+            else:
+                todo.append(recording)
+        except CorruptCodesError as error:
+            damaged.append(recording.fault(str(error)).message)
+        except DataError:
+            todo.append(recording)  # encoding it will say why
+    return todo, damaged
 
 
 def _encode_all(
     codec: Codec, recordings: Sequence[Recording], devices: Sequence[str]
-) -> Iterator[tuple[Recording, Encoded]]:
+) -> Generator[tuple[Recording, Encoded], None, None]:
     """Yields what became of each recording, the long ones first."""
     by_length = sorted(recordings, key=lambda recording: -recording.duration_sec)
-    total = sum(recording.duration_sec for recording in by_length)
+    total = sum(map(_whole_sec, by_length))
     prepare = partial(_prepare, codec, tuple(devices))
-    with tqdm(total=round(total), unit="s", desc="Encoding audio", disable=not sys.stderr.isatty()) as bar:
-        for recording, result, failure in run_tasks(prepare, by_length, num_workers=len(devices)):
-            if isinstance(result, CacheError):
+    with (
+        tqdm(total=total, unit="s", desc="Encoding audio", disable=not sys.stderr.isatty()) as bar,
+        closing(run_tasks(prepare, by_length, num_workers=len(devices))) as outcomes,
+    ):
+        for recording, result, failure in outcomes:
+            if isinstance(result, UserError):
                 raise result
             yield recording, result or Encoded(False, failure)
-            bar.update(round(recording.duration_sec))
+            bar.update(_whole_sec(recording))
 
 
-def _prepare(
-    codec: Codec, devices: Sequence[str], number: int
-) -> Callable[[Recording], Encoded | CacheError]:
+def _whole_sec(recording: Recording) -> int:
+    return round(min(recording.duration_sec, _LONGEST_SEC))
+
+
+def _prepare(codec: Codec, devices: Sequence[str], number: int) -> Callable[[Recording], Encoded | UserError]:
     """A worker: the codec on its device."""
     device = choose_device(devices[number])
     if device.type == "cpu":
@@ -177,13 +203,16 @@ def _prepare(
     return partial(_encode_one, cache, mimi)
 
 
-def _encode_one(cache: CodeCache, mimi: MimiModel, recording: Recording) -> Encoded | CacheError:
+def _encode_one(cache: CodeCache, mimi: MimiModel, recording: Recording) -> Encoded | UserError:
     try:
         return Encoded(cache.encode(recording, mimi), None)
     except CacheError as error:
         return error  # no recording is to blame: it ends the run
     except DataError as error:
         return Encoded(False, str(error))
+    except torch.OutOfMemoryError:
+        device = next(mimi.parameters()).device
+        return ConfigError(f"--devices: {device} has not enough free memory; free some or name another.")
 
 
 def _verify(cache: CodeCache, recordings: Sequence[Recording]) -> list[str]:
@@ -199,7 +228,7 @@ def _verify(cache: CodeCache, recordings: Sequence[Recording]) -> list[str]:
 
 def _report(problems: Sequence[str], summary: str) -> int:
     for problem in problems:
-        print(" ".join(problem.split()))
+        print(printable(problem))
     print(f"{summary}, {len(problems)} cannot be used." if problems else f"{summary}.")
     return 1 if problems else 0
 

@@ -24,7 +24,11 @@ def remove_leftovers(folders: Iterable[Path]) -> int:
     """
     count = 0
     for folder in set(folders):
-        for path in folder.glob(".*.tmp"):
+        try:
+            found = list(folder.glob(".*.tmp"))
+        except (OSError, ValueError):  # no folder can have this name, or it cannot be read
+            continue
+        for path in found:
             with suppress(OSError):
                 if _is_left(path):
                     path.unlink()
