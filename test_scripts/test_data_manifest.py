@@ -66,6 +66,11 @@ def test_faulty_line_is_named_with_key_file_and_number(tmp_path, line, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_home_of_nobody_is_one_line():
+    with pytest.raises(DataError, match=r"^train: ~nobody-of-that-name/a\.jsonl does not exist"):
+        load_manifest("~nobody-of-that-name/a.jsonl", key="train")
+
+
 def test_recording_in_two_manifests_of_a_folder_is_a_duplicate(tmp_path):
     add_recording(tmp_path, "a")
     for name in ("m1.jsonl", "m2.jsonl"):

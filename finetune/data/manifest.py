@@ -215,7 +215,10 @@ def _note(entry: ManifestEntry, first_seen: dict[str, Line]) -> None:
 
 
 def _manifest_files(source: Path, *, key: str) -> list[Path]:
-    path = source.expanduser()
+    try:
+        path = source.expanduser()
+    except RuntimeError:  # no such user
+        raise DataError(f"{key}: {source} does not exist; its home folder is not known.") from None
     if path.is_dir():
         manifests = sorted(path.rglob("*.jsonl"))
         if not manifests:
