@@ -125,6 +125,7 @@ def test_exports_of_sharded_training_are_those_of_one_process(two_processes, dem
             assert all((one[name] - two[name]).abs().max() < 1e-4 for name in one)
 
 
+@pytest.mark.slow
 def test_two_processes_train_conditioners_as_one(demo, tmp_path):
     conditioned = make_conditioned_demo(demo, tmp_path / "assets", mood="sum", style="cross")
     cases = {

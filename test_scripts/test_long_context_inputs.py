@@ -8,6 +8,7 @@ import sphn
 import torch
 
 from audio_helpers import noise, write_flac
+from finetune.data import code_cache
 from finetune.data.chunks import Chunk
 from finetune.data.code_cache import CodeCache
 from finetune.data.codec import context_frames, encode_recording
@@ -15,7 +16,6 @@ from finetune.data.dataset import ChunkDataset
 from finetune.data.long_audio import read_pieces
 from finetune.data.manifest import Recording
 from finetune.errors import ConfigError, DataError
-from finetune.evaluation.long_context import encoding
 from finetune.evaluation.long_context.streams import StreamOptions, open_streams
 from finetune.inference.speech_model import load_speech_model
 from finetune.loading import open_checkpoint
@@ -165,7 +165,7 @@ def encoded(monkeypatch):
         read.append(path.name)
         return read_pieces(path, **settings)
 
-    monkeypatch.setattr(encoding, "read_pieces", noted)
+    monkeypatch.setattr(code_cache, "read_pieces", noted)
     return read
 
 
@@ -188,6 +188,7 @@ def test_stereo_codes_are_those_of_training(tmp_path, speech, info, open_data, e
     cache = CodeCache(mimi_weights=info.mimi_weights, mimi_config=info.mimi_config, num_codebooks=K)
     recording = Recording(path, 12 * 0.08, path.with_suffix(".json"))
     cache.fill([recording], speech.mimi, progress=False)
+    encoded.clear()
     (stream,) = open_data(tmp_path, user="real").streams
     assert encoded == []
     assert torch.equal(whole(stream)[1:], cache.load(recording))

@@ -102,7 +102,7 @@ def test_files_that_cannot_be_used_are_failures_by_name(tmp_path, speech):
 def test_files_are_encoded_once(tmp_path, speech, monkeypatch):
     item = write(tmp_path / "a.wav")
     first = encode_items([item], speech, cache_dir=str(tmp_path / "codes"))[0][0]
-    monkeypatch.setattr(CodeCache, "add", None)
+    monkeypatch.setattr(CodeCache, "_write", None)
     assert torch.equal(encode_items([item], speech, cache_dir=str(tmp_path / "codes"))[0][0], first)
     assert not (tmp_path / ".moshi_ttt_codes").exists()
 

@@ -51,7 +51,9 @@ def refuse_faulty(recording: Recording, *, mono: MonoPolicy) -> None:
             raise mono_error(recording.path)
         if finding.severity == "error":
             advice = finding.advice.replace("--fix", "`python -m finetune.data.check --fix`")
-            raise DataError(f"{finding.path}: {finding.reason}; {advice}.", code=finding.code)
+            raise DataError(
+                f"{finding.path}: {finding.reason.removesuffix('.')}; {advice}.", code=finding.code
+            )
 
 
 def _check_header(recording: Recording, *, mono: MonoPolicy) -> tuple[list[Finding], float | None]:
