@@ -18,6 +18,7 @@ from moshi_ttt.ttt_layer import TTTLayer
 from ttt_inputs import assert_close, make_inputs, needs_compiler, values_and_gradients
 
 C = 4
+_COMPILER = list(needs_compiler("compiled").marks)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,8 +34,16 @@ def run(inputs, *, backend, **settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"causal": False, "inner_grad_clip": 0.5}], ids=str)
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=str)
-@pytest.mark.parametrize("backend", ["manual", needs_compiler("compiled")])
+@pytest.mark.parametrize(
+    ("backend", "dtype", "tolerance"),
+    [
+        ("manual", torch.float64, 1e-9),
+        ("manual", torch.float32, 1e-4),
+        pytest.param("compiled", torch.float64, 1e-9, marks=[pytest.mark.slow, *_COMPILER]),
+        pytest.param("compiled", torch.float32, 1e-4, marks=_COMPILER),
+    ],
+    ids=str,
+)
 def test_backends_equal_autograd(backend, dtype, tolerance, settings):
     inputs = make_inputs(num_tokens=9 * C + 3, dtype=dtype)
     expected = values_and_gradients(run(inputs, backend="autograd", **settings), inputs)

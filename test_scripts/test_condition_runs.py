@@ -259,6 +259,7 @@ def test_conditions_of_the_configuration_are_checked_before_the_first_step(
         assert len(lines) == 1 and lines[0].startswith(f"error: {key}: ") and message in lines[0]
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_the_conditions(conditioned, tmp_path, monkeypatch, capsys):
     config = write_yaml(tmp_path / "config.yaml", run_values(conditioned, tmp_path / "run", "lora_ttt"))
     assert command_line(monkeypatch, "--config", config, "--dry-run") == 0

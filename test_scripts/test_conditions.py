@@ -192,6 +192,7 @@ def test_no_name_of_a_condition_makes_it_a_part_of_ttt():
     assert classify_ttt_parameter("condition_provider.conditioners.ttt.embed.weight") == "base"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [{"full_finetuning": True}, {"lora": LoraArgs(enable=True, rank=4)}])
 def test_the_memory_estimate_counts_conditions(mode):
     args = TrainArgs(param_dtype="float32", duration_sec=2.0, batch_size=2, **mode)

@@ -233,6 +233,7 @@ def test_second_call_writes_nothing(demo):
     assert {path: path.stat().st_mtime_ns for path in demo.out_dir.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_other_settings_and_lost_files_make_everything_anew(tmp_path):
     out_dir = tmp_path / "assets"
     first = make_demo_assets(out_dir, **SMALLEST)

@@ -283,6 +283,7 @@ def test_what_one_process_cannot_use_is_left_out_by_all(demo, tmp_path):
     assert_same_losses(runs["one"], runs["two"], steps=3)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_under_torchrun_too(demo, tmp_path):
     def interrupt_after_some_steps(process):
         metrics = tmp_path / "run" / "metrics.jsonl"

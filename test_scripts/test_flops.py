@@ -30,12 +30,14 @@ def test_flops_are_those_of_a_real_step(mode):
     assert counted_flops(args, TINY) == pytest.approx(counter.get_total_flops() / args.chunk_frames, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_recomputation_does_not_count():
     assert counted_flops(make_args("lora_ttt", gradient_checkpointing=True), TINY) == counted_flops(
         make_args("lora_ttt"), TINY
     )
 
 
+@pytest.mark.slow
 def test_the_backend_does_not_count():
     args = make_args("lora_ttt")
     by_hand = replace(args, ttt=replace(args.ttt, backend="manual"))

@@ -147,6 +147,7 @@ def test_a_dry_run_of_moshi_7b_fits_eight_gpus(monkeypatch, capsys):
     assert re.search(r"Fits in 24 GB by this estimate: 1\d\.\d GB", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_make_it_fit(demo, tmp_path, monkeypatch, capsys):
     path = write_yaml(tmp_path / "config.yaml", run_values(demo, tmp_path / "run"))
     assert command_line(monkeypatch, path, "--dry-run", "--gpu-memory-gb", "0.03") == 1
@@ -155,6 +156,7 @@ def test_a_dry_run_says_what_would_make_it_fit(demo, tmp_path, monkeypatch, caps
     assert re.search(r"  gradient_checkpointing: true: [\d.]+ GB, fits\n", text)
 
 
+@pytest.mark.slow
 def test_more_gpus_are_advice_without_another_trace(monkeypatch):
     args = make_args("lora", gradient_checkpointing=True, batch_size=1)
     weights = sum(p.numel() * p.element_size() for p in build_meta_model(args, TINY).parameters())
