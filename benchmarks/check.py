@@ -40,6 +40,7 @@ def _check_all(recordings: Sequence[Recording]) -> None:
 
 
 def write_recordings(folder: Path, num_recordings: int, num_words: int) -> list[Recording]:
+    """Wav files of `SECONDS` with word timings, of which only the headers take space on the disk."""
     folder.mkdir()
     num_bytes = SECONDS * _SAMPLE_RATE * 4
     header = b"RIFF" + struct.pack("<I", 36 + num_bytes) + b"WAVEfmt "

@@ -14,6 +14,7 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune import run as run_module
+from finetune.cli import run_command
 from finetune.demo.assets import DemoAssets, make_demo_assets
 from finetune.demo.repository import write_random_repository
 from finetune.demo.tiny_moshi import tiny_moshi_config
@@ -93,3 +94,18 @@ def logs(monkeypatch):
         run_module, "set_up_logging", lambda: logging.getLogger("finetune").setLevel(logging.INFO)
     )
     return lambda caplog: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command's work in this process; exit status, output and error lines."""
+
+    def run(main, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            run_command(lambda: main([str(part) for part in arguments]))
+        captured = capsys.readouterr()
+        errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
+        return exit_.value.code, captured.out, errors
+
+    return run

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import train
 from finetune.args import TrainArgs
+from finetune.checkpoint_files import list_checkpoints
 from finetune.checkpointing import Checkpointer
 from finetune.cli import run_command
 from finetune.config_io import build_args
@@ -83,6 +84,11 @@ def read_metrics(run_dir: Path, split: str) -> list[dict]:
     """The records of one split."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [record for record in records if record["split"] == split]
+
+
+def final_folder(run_dir: Path) -> Path:
+    """What the newest checkpoint of a run has for use."""
+    return list_checkpoints(run_dir / "checkpoints")[-1] / "consolidated"
 
 
 def saved_weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:

@@ -14,7 +14,6 @@ from condition_helpers import forward, make_conditioned_demo, write_conditions
 from conftest import make_codes
 from evaluation_helpers import run_evaluate
 from finetune import export
-from finetune.cli import run_command
 from finetune.data.manifest import load_manifest
 from finetune.inference.generate import generate
 from finetune.loading import load_checkpoint_model
@@ -42,21 +41,6 @@ def runs(conditioned, tmp_path_factory):
             made[mode] = tmp_path_factory.mktemp("runs") / mode
             run_training(run_args(conditioned, made[mode], mode, **SETTINGS))
         return made[mode]
-
-    return run
-
-
-@pytest.fixture
-def command(capsys):
-    """Run a command's work in this process; exit status, output and error lines."""
-
-    def run(main, *arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            run_command(lambda: main([str(part) for part in arguments]))
-        captured = capsys.readouterr()
-        errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
-        return exit_.value.code, captured.out, errors
 
     return run
 

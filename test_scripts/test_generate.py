@@ -3,12 +3,12 @@
 import json
 import signal
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import sphn
 
-from finetune.cli import run_command
 from finetune.inference.conversation import Conversation
 from finetune.inference.generate import generate
 from run_helpers import checkpoint_content
@@ -17,19 +17,9 @@ RATE = 24000
 
 
 @pytest.fixture
-def run_generate(monkeypatch, capsys):
+def run_generate(command):
     """Run the command in this process; return its status, output and error lines."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            run_command(lambda: generate(sys.argv[1:]))
-        captured = capsys.readouterr()
-        errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
-        return exit_.value.code, captured.out, errors
-
-    return run
+    return partial(command, generate)
 
 
 @pytest.fixture

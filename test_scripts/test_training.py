@@ -18,7 +18,7 @@ from finetune.run import run_training
 from finetune.ttt_utils import classify_ttt_parameter
 from finetune.wrapped_model import build_model
 from moshi_ttt.hybrid_model import ttt_layers
-from run_helpers import MODES, read_metrics, run_args, run_values
+from run_helpers import MODES, final_folder, read_metrics, run_args, run_values
 
 EXPECTED_FILES = {
     "full": {"consolidated.safetensors"},
@@ -41,10 +41,6 @@ def finished(demo, tmp_path_factory):
         return runs[mode]
 
     return run
-
-
-def _final(run_dir):
-    return list_checkpoints(run_dir / "checkpoints")[-1] / "consolidated"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -71,12 +67,12 @@ def test_a_run_writes_metrics_plots_and_a_checkpoint(finished, mode):
                 train[-1][f"{n}/layer_{layer}"] for n in ("ttt_alpha_min", "ttt_alpha", "ttt_alpha_max")
             )
             assert low <= mean <= high
-    files = {path.name for path in _final(run_dir).iterdir()}
+    files = {path.name for path in final_folder(run_dir).iterdir()}
     assert files == EXPECTED_FILES[mode] | {"config.json", "training.json"}
     plots = {"losses.png", "rates.png"} | ({"gates.png"} if has_ttt else set())
     assert {path.name for path in (run_dir / "plots").iterdir()} == plots
     assert list((run_dir / "tb").glob("events.*"))
-    config = json.loads((_final(run_dir) / "config.json").read_text())
+    config = json.loads((final_folder(run_dir) / "config.json").read_text())
     assert ("ttt" in config) == has_ttt
     assert config["lora"] == mode.startswith("lora")
 
@@ -128,7 +124,7 @@ def test_the_loader_rebuilds_the_trained_model(finished, mode):
     assert sorted(ttt_layers(model)) == ([1, 3] if mode.endswith("ttt") else [])
     state = model.state_dict()
     for name in EXPECTED_FILES[mode]:
-        for key, tensor in load_file(_final(run_dir) / name).items():
+        for key, tensor in load_file(final_folder(run_dir) / name).items():
             assert torch.equal(state[key], tensor)
     assert not model.training
 
@@ -153,14 +149,14 @@ def _same_logits(ours, stock):
 
 
 def test_stock_moshi_reads_the_adapters_of_a_lora_run(finished, demo):
-    folder = _final(finished("lora"))
+    folder = final_folder(finished("lora"))
     base, adapters = demo.model_dir / "model.safetensors", str(folder / "lora.safetensors")
     stock = _stock(demo, folder, moshi_weights=base, lora_weights=adapters)
     assert _same_logits(load_checkpoint_model(folder, dtype=torch.float32), stock)
 
 
 def test_stock_moshi_reads_the_weights_of_a_full_run(finished, demo):
-    folder = _final(finished("full"))
+    folder = final_folder(finished("full"))
     stock = _stock(demo, folder, moshi_weights=folder / "consolidated.safetensors")
     assert _same_logits(load_checkpoint_model(folder, dtype=torch.float32), stock)
 
@@ -168,7 +164,7 @@ def test_stock_moshi_reads_the_weights_of_a_full_run(finished, demo):
 def test_stock_moshi_reads_the_baseline_without_ttt_layers(demo, tmp_path):
     ttt = MODES["full_ttt"]["ttt"] | {"layers": "none", "non_ttt_layer_context": 7}
     run_training(run_args(demo, tmp_path / "run", "full_ttt", ttt=ttt, max_steps=1))
-    folder = _final(tmp_path / "run")
+    folder = final_folder(tmp_path / "run")
     stock = _stock(demo, folder, moshi_weights=folder / "consolidated.safetensors")
     ours = load_checkpoint_model(folder, dtype=torch.float32)
     assert [layer.self_attn.context for layer in ours.transformer.layers] == [7] * 4
@@ -177,7 +173,9 @@ def test_stock_moshi_reads_the_baseline_without_ttt_layers(demo, tmp_path):
 
 def test_merged_adapters_are_full_weights_with_the_same_output(finished, demo, tmp_path):
     run_training(run_args(demo, tmp_path / "run", "lora", save_adapters=False))
-    assert {p.name for p in _final(tmp_path / "run").glob("*.safetensors")} == {"consolidated.safetensors"}
+    assert {p.name for p in final_folder(tmp_path / "run").glob("*.safetensors")} == {
+        "consolidated.safetensors"
+    }
     merged = load_checkpoint_model(tmp_path / "run", dtype=torch.float32)
     adapters = load_checkpoint_model(finished("lora"), dtype=torch.float32)
     codes = torch.randint(0, 60, (1, 17, 9))
@@ -227,7 +225,7 @@ def test_warm_start_with_other_layers_is_an_error(finished, demo, tmp_path):
 )
 def test_a_checkpoint_without_one_of_its_files_is_an_error(finished, demo, tmp_path, mode, name):
     copy = tmp_path / "checkpoint"
-    shutil.copytree(_final(finished(mode)), copy)
+    shutil.copytree(final_folder(finished(mode)), copy)
     (copy / name).unlink()
     message = "no checkpoint here" if mode == "full" else f"{name} is missing"
     with pytest.raises(CheckpointError, match=message):
@@ -238,7 +236,7 @@ def test_a_checkpoint_without_one_of_its_files_is_an_error(finished, demo, tmp_p
 
 def test_a_checkpoint_that_lost_tensors_is_an_error(finished, tmp_path):
     copy = tmp_path / "checkpoint"
-    shutil.copytree(_final(finished("lora_ttt")), copy)
+    shutil.copytree(final_folder(finished("lora_ttt")), copy)
     tensors = load_file(copy / "lora.safetensors")
     save_file(dict(list(tensors.items())[:-2]), copy / "lora.safetensors")
     with pytest.raises(CheckpointError, match="2 LoRA tensors are missing"):
@@ -250,7 +248,7 @@ def test_a_checkpoint_that_lost_tensors_is_an_error(finished, tmp_path):
 )
 def test_a_damaged_checkpoint_is_one_line(finished, tmp_path, name):
     copy = tmp_path / "checkpoint"
-    shutil.copytree(_final(finished("full_ttt")), copy)
+    shutil.copytree(final_folder(finished("full_ttt")), copy)
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError) as error:
@@ -263,20 +261,22 @@ def test_ttt_can_be_added_to_a_lora_run(finished, demo, tmp_path, caplog, logs):
         run_args(demo, tmp_path / "run", init_from=str(finished("lora")), max_steps=1, optim={"lr": 1e-30})
     )
     assert any("The checkpoint has no TTT" in line for line in logs(caplog))
-    before = load_file(_final(finished("lora")) / "lora.safetensors")
-    after = load_file(_final(tmp_path / "run") / "lora.safetensors")
+    before = load_file(final_folder(finished("lora")) / "lora.safetensors")
+    after = load_file(final_folder(tmp_path / "run") / "lora.safetensors")
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_adapters_of_moshi_finetune_are_a_start(finished, demo, tmp_path):
     # moshi-finetune writes lora.safetensors and config.json, nothing else.
     folder = tmp_path / "checkpoints" / "checkpoint_000100" / "consolidated"
-    shutil.copytree(_final(finished("lora")), folder)
+    shutil.copytree(final_folder(finished("lora")), folder)
     (folder / "training.json").unlink()
     run_training(
         run_args(demo, tmp_path / "run", "lora", init_from=str(tmp_path), max_steps=1, optim={"lr": 1e-30})
     )
-    before, after = (load_file(path / "lora.safetensors") for path in (folder, _final(tmp_path / "run")))
+    before, after = (
+        load_file(path / "lora.safetensors") for path in (folder, final_folder(tmp_path / "run"))
+    )
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 

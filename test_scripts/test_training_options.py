@@ -13,11 +13,7 @@ from finetune.loading import load_checkpoint_model
 from finetune.monitoring.trajectories import summarise
 from finetune.run import run_training
 from finetune.trainer import Trainer
-from run_helpers import MODES, read_metrics, run_args
-
-
-def _final(run_dir):
-    return list_checkpoints(run_dir / "checkpoints")[-1] / "consolidated"
+from run_helpers import MODES, final_folder, read_metrics, run_args
 
 
 def test_accumulation_equals_one_large_batch(demo, tmp_path):
@@ -36,14 +32,14 @@ def test_gradient_checkpointing_trains_the_same(demo, tmp_path):
         run_training(run_args(demo, tmp_path / str(flag), gradient_checkpointing=flag))
     plain, recomputed = (read_metrics(tmp_path / str(flag), "train") for flag in (False, True))
     assert [r["loss"] for r in plain] == [r["loss"] for r in recomputed]
-    weights = [load_file(_final(tmp_path / str(flag)) / "ttt.safetensors") for flag in (False, True)]
+    weights = [load_file(final_folder(tmp_path / str(flag)) / "ttt.safetensors") for flag in (False, True)]
     assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
 
 
 @pytest.mark.parametrize("mode", ["lora_ttt", "full_ttt"])
 def test_bfloat16_computation_trains_float32_masters(demo, tmp_path, mode):
     run_training(run_args(demo, tmp_path / "run", mode, param_dtype="bfloat16"))
-    tensors = load_file(_final(tmp_path / "run") / "ttt.safetensors")
+    tensors = load_file(final_folder(tmp_path / "run") / "ttt.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
     for name, tensor in tensors.items():
         if name.endswith("gating_alpha"):
@@ -154,7 +150,7 @@ def test_without_the_plots_the_summary_is_still_logged(demo, tmp_path, caplog, l
 def test_gates_can_be_fixed(demo, tmp_path, dtype):
     ttt = MODES["ttt"]["ttt"] | {"gating_trainable": False, "initial_gating_alpha": 0.3}
     run_training(run_args(demo, tmp_path / "run", "ttt", ttt=ttt, param_dtype=dtype))
-    tensors = load_file(_final(tmp_path / "run") / "ttt.safetensors")
+    tensors = load_file(final_folder(tmp_path / "run") / "ttt.safetensors")
     gates = [tensor for name, tensor in tensors.items() if name.endswith("gating_alpha")]
     assert len(gates) == 2 and all((gate == torch.tensor(0.3)).all() for gate in gates)
     assert "lr_ttt_alpha" not in read_metrics(tmp_path / "run", "train")[-1]
@@ -177,7 +173,7 @@ def test_a_text_without_any_target_is_no_loss_of_zero(demo, tmp_path):
 
 def test_embeddings_train_on_request(demo, tmp_path):
     run_training(run_args(demo, tmp_path / "run", "lora", lora={"enable": True, "rank": 4, "ft_embed": True}))
-    tensors = load_file(_final(tmp_path / "run") / "lora.safetensors")
+    tensors = load_file(final_folder(tmp_path / "run") / "lora.safetensors")
     assert "text_emb.weight" in tensors and "depformer_emb.0.weight" in tensors
     assert "text_linear.weight" not in tensors
 
