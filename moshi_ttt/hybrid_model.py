@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 
 from moshi.models.lm import LMModel
 from moshi.modules.streaming import StreamingModule
-from moshi.modules.transformer import StreamingTransformerLayer
+from moshi.modules.transformer import StreamingTransformer, StreamingTransformerLayer
 from torch import Tensor
 
 from moshi_ttt.attention import ChunkedAttention
@@ -73,7 +73,7 @@ def patch_lm_model(lm_model: LMModel, layer_indices: Sequence[int], config: TTTC
             "model can be, and the model cannot stream.",
             stacklevel=2,
         )
-    layers = transformer_layers(lm_model)
+    layers = transformer_layers(lm_model.transformer)
     for index in layer_indices:
         HybridStreamingTransformerLayer.from_layer(layers[index], config)
     for layer in layers:
@@ -110,10 +110,10 @@ def ttt_mode(lm_model: LMModel) -> TTTMode:
     return "frozen" if any(layer.ttt.frozen for layer in layers) else "on"
 
 
-def transformer_layers(lm_model: LMModel) -> list[StreamingTransformerLayer]:
-    """The layers of the temporal transformer, stock or hybrid, in their order."""
+def transformer_layers(transformer: StreamingTransformer) -> list[StreamingTransformerLayer]:
+    """The layers of one of Moshi's transformers, stock or hybrid, in their order."""
     # torch knows the members of a ModuleList only as Module.
-    return [cast(StreamingTransformerLayer, layer) for layer in lm_model.transformer.layers]
+    return [cast(StreamingTransformerLayer, layer) for layer in transformer.layers]
 
 
 def ttt_layers(lm_model: LMModel) -> dict[int, TTTLayer]:
