@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow    run the tests that take minutes"
 	@echo "make bench        measure speed and memory, see docs/performance.md (half an hour on one core)"
 	@echo "make docs         build the documentation site in site/"
-	@echo "make lint         check style"
+	@echo "make lint         check style, types and duplicate code"
 	@echo "make install      only make the environment $(VENV)"
 	@echo "make clean        remove $(VENV) and caches; runs/ and demo_assets/ stay"
 
@@ -58,6 +58,9 @@ docs: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=12 --ignore-imports=yes \
+	  --ignore-docstrings=yes moshi_ttt finetune benchmarks experiments documentation *.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist site *.egg-info

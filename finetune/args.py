@@ -5,13 +5,16 @@ of the command line from each field.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 from moshi.models.loaders import FRAME_RATE
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from moshi_ttt.config import STRICT, TTTConfig, TTTOptions
+
+_NamedLayers = Literal["none", "all", "middle"]
+_NAMED_LAYERS: tuple[_NamedLayers, ...] = get_args(_NamedLayers)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -213,15 +216,16 @@ class TTTArgs(TTTOptions):
         self._parse_layers()
         return self
 
-    def _parse_layers(self) -> list[int] | str:
+    def _parse_layers(self) -> list[int] | _NamedLayers:
         if isinstance(self.layers, int):
             return [self.layers]
         if isinstance(self.layers, list):
             if not self.layers:
                 raise ValueError("layers: the list is empty; write none for the baseline without TTT layers")
             return self.layers
-        if self.layers in ("none", "all", "middle"):
-            return self.layers
+        for name in _NAMED_LAYERS:
+            if self.layers == name:
+                return name
         try:
             return [int(part) for part in self.layers.split(",")]
         except ValueError:

@@ -36,8 +36,9 @@ OLD_PREFIX = ".old-"  # being deleted
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in a `checkpoints` folder, oldest first; other names and files are passed over."""
-    found = [path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and step_of(path) is not None]
-    return sorted(found, key=step_of)
+    folders = [(step_of(path), path) for path in folder.glob(f"{PREFIX}*") if path.is_dir()]
+    found = [(step, path) for step, path in folders if step is not None]
+    return [path for _, path in sorted(found, key=lambda entry: entry[0])]
 
 
 def step_of(path: Path) -> int | None:

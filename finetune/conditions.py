@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from moshi.conditioners import ConditionAttributes, ConditionProvider, ConditionType
+from moshi.conditioners.text import LUTConditioner
 from moshi.models.lm import LMModel
 from torch import Tensor, nn
 
@@ -100,6 +101,7 @@ def fused_conditions(model: LMModel, conditions: TextConditions, *, batch_size: 
     tensors = condition_tensors(model, conditions, batch_size=batch_size)
     if tensors is None:
         return FusedConditions(None, None)
+    assert model.fuser is not None
     return FusedConditions(model.fuser.get_sum(tensors), model.fuser.get_cross(tensors))
 
 
@@ -162,7 +164,10 @@ def describe_conditions(model: LMModel) -> str:
 
 def _check_texts(model: LMModel, conditions: TextConditions, *, source: str, error: type[UserError]) -> None:
     for name in conditions.keys() & set(condition_names(model)):
-        known = model.condition_provider.conditioners[name].tokenizer.possible_values
+        assert model.condition_provider is not None
+        conditioner = model.condition_provider.conditioners[name]
+        assert isinstance(conditioner, LUTConditioner)
+        known = conditioner.tokenizer.possible_values
         if known is not None and conditions[name] not in known:
             shown = ", ".join(map(repr, list(known)[:_MAX_SHOWN])) + (
                 ", …" if len(known) > _MAX_SHOWN else ""

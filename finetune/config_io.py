@@ -58,7 +58,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}.")
     return {
-        key: value for key, value in values.items() if not (value is None and _is_section(TrainArgs, key))
+        key: value for key, value in values.items() if value is not None or _section(TrainArgs, key) is None
     }
 
 
@@ -81,10 +81,11 @@ def build_args(cls: type, values: Mapping[str, Any], prefix: str = "") -> Any:
         if key not in fields:
             inner = f".{next(iter(value))}" if isinstance(value, dict) and value else ""
             raise unknown_key(f"{prefix}{key}{inner}")
-        if _is_section(cls, key):
+        section = _section(cls, key)
+        if section is not None:
             if not isinstance(value, dict):
                 raise ConfigError(f"{prefix}{key}: {value!r} is not a section of keys and values.")
-            value = build_args(fields[key].annotation, value, f"{prefix}{key}.")
+            value = build_args(section, value, f"{prefix}{key}.")
         kwargs[key] = value
     try:
         return cls(**kwargs)
@@ -100,8 +101,9 @@ def field_infos(cls: type) -> dict[str, FieldInfo]:
 def all_keys(cls: type = TrainArgs, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every dotted key of a configuration with its field."""
     for name, info in field_infos(cls).items():
-        if _is_section(cls, name):
-            yield from all_keys(info.annotation, f"{prefix}{name}.")
+        section = _section(cls, name)
+        if section is not None:
+            yield from all_keys(section, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", info
 
@@ -138,9 +140,11 @@ def public_values(args: TrainArgs) -> dict[str, Any]:
     return values
 
 
-def _is_section(cls: type, key: str) -> bool:
+def _section(cls: type, key: str) -> type | None:
+    """The dataclass of a section, None where the key is none."""
     info = field_infos(cls).get(key)
-    return info is not None and dataclasses.is_dataclass(info.annotation)
+    annotation = None if info is None else info.annotation
+    return annotation if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else None
 
 
 def unknown_key(key: str) -> ConfigError:

@@ -62,13 +62,14 @@ def _print_missing(args: TrainArgs) -> None:
         if text
         for source in parse_sources(text, key=key)
     ]
-    for key, value in (
+    named: list[tuple[str, str | Path | None]] = [
         *paths,
         ("eval.spoken.data", args.eval.spoken.data),
         ("init_from", args.init_from),
-    ):
-        if value and not Path(value).expanduser().exists():
-            print(f"Does not exist yet: {key}: {value}")
+    ]
+    for key, path in named:
+        if path and not Path(path).expanduser().exists():
+            print(f"Does not exist yet: {key}: {path}")
 
 
 def _num_parameters(model: LMModel) -> int:

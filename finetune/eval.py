@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from moshi.models.lm import LMModel
@@ -100,7 +100,7 @@ def evaluate(
             context = None if batch is None else batch.context.to(device, non_blocking=True)
             conditions = prepare_conditions(model, [{}] if batch is None else batch.conditions)
             weights = loss_weights(codes, model, args, context)
-            remembering = nullcontext()
+            remembering: AbstractContextManager[None] = nullcontext()
             if memory is not None and batch is not None:
                 remembering = memory.carried(lanes, batch)
             with remembering, autocast(args, device):

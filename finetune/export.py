@@ -157,7 +157,7 @@ def _texts(
     source: SourceCheckpoint, *, title: str | None, license_id: str, repo_id: str | None
 ) -> dict[str, str]:
     facts = CardFacts(
-        step=source.training.get("step"),
+        step=source.training["step"],
         config=source.config,
         ttt=source.ttt,
         parameters=source.parameters,

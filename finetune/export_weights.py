@@ -134,4 +134,5 @@ def _merged(name: str, tensor: Tensor, trained: dict[str, Tensor], checkpoint: C
             f"{checkpoint.folder}: {LORA_FILE}: {name} has an adapter for {[up.shape[0], down.shape[1]]}, "
             f"the base model has {list(tensor.shape)}."
         )
+    assert checkpoint.lora is not None
     return tensor.float().addmm(up.float(), down.float(), alpha=checkpoint.lora.scaling)

@@ -8,7 +8,7 @@ Shapes: B batch rows, T frames.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +39,8 @@ class LayerKind(NamedTuple):
     first: bool  # its input is an embedding, maybe of another dtype
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """A part of a step.
 
     `embedding`, the transformer's `layer`s, what is `between` them and the depformer, its
@@ -61,9 +62,9 @@ def layer_kinds(model: LMModel) -> list[LayerKind]:
     """The kind of each transformer layer of a prepared model."""
     embeddings = [*model.emb.parameters(), *model.text_emb.parameters()]
     if model.fuser is not None:
-        conditioners = model.condition_provider.conditioners if model.condition_provider is not None else {}
         for name in model.fuser.fuse2cond["sum"]:
-            embeddings += conditioners[name].parameters()
+            assert model.condition_provider is not None
+            embeddings += model.condition_provider.conditioners[name].parameters()
     input_grad = any(parameter.requires_grad for parameter in embeddings)
     hybrid = ttt_layers(model)
     kinds = []
@@ -204,7 +205,7 @@ class _Marker:
                 self.mark(part)
 
         def leave(_: nn.Module, inputs: Any, output: Tensor) -> None:
-            self._mark_gradient(output, part._replace(backward=True))
+            self._mark_gradient(output, replace(part, backward=True))
 
         return [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
 

@@ -18,6 +18,7 @@ from finetune.fake_step import Part, fake_model, layer_kinds, reduced, run_step,
 from finetune.repository import find_architecture
 from finetune.ttt_integration import attention_windows
 from finetune.wrapped_model import build_meta_model
+from moshi_ttt.hybrid_model import transformer_layers
 
 # Dense bfloat16 (V100: float16) peaks in TFLOP/s from NVIDIA's data sheets, without sparsity; the first
 # name that the device's name contains counts.
@@ -93,12 +94,14 @@ def attention_flops(args: TrainArgs, lm_kwargs: dict[str, Any]) -> float:
     """The share of attention: products with the visible keys and values, twice that in the backward pass."""
     model = build_meta_model(args, lm_kwargs)
     num_frames, total = args.chunk_frames, 0.0
-    stack = zip(model.transformer.layers, layer_kinds(model), attention_windows(model), strict=True)
+    layers = transformer_layers(model.transformer)
+    stack = zip(layers, layer_kinds(model), attention_windows(model), strict=True)
     for layer, kind, window in stack:
         before = [*layer.norm1.parameters(), *layer.self_attn.parameters()]
         has_gradient = kind.input_grad or any(parameter.requires_grad for parameter in before)
         total += 4 * model.dim * _mean_visible(num_frames, window) * (3 if has_gradient else 1)
-    for layer in model.depformer.layers:
+    assert model.depformer is not None
+    for layer in transformer_layers(model.depformer):
         # Its input holds the main transformer's output, which has a gradient in all modes.
         total += 3 * 4 * layer.self_attn.embed_dim * model.dep_q * _mean_visible(model.dep_q, None)
     return total
@@ -146,7 +149,7 @@ def _count(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -> fl
     total = 0
     for part in walk(len(kinds), num_depformer_layers):
         index = chosen.index(kinds[part.index]) if part.name == "layer" else 0
-        total += by_part[part._replace(index=index)]
+        total += by_part[replace(part, index=index)]
     return total
 
 

@@ -59,10 +59,11 @@ def loss_weights(
     text_valid, audio_valid = text != model.zero_token_id, audio != model.zero_token_id
     delays = model.delays[: model.audio_offset + model.dep_q]
     frames = torch.arange(codes.shape[2], device=codes.device)
-    first, end = 0, codes.shape[2]
+    first: Tensor | int = 0
+    end: Tensor | int = codes.shape[2]
     if context is not None:
         first = context[:, None]
-        end = (first + args.chunk_frames).clamp(max=end)
+        end = (first + args.chunk_frames).clamp(max=codes.shape[2])
     for row, delay in zip((text_valid[:, 0], *audio_valid.unbind(1)), delays, strict=True):
         row &= (first <= frames + delay) & (frames + delay < end)
     text_weights, audio_weights = text_valid.float(), audio_valid.float()

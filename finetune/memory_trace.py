@@ -6,7 +6,7 @@ it is freed.
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -117,8 +117,8 @@ def step_peak(args: TrainArgs, lm_kwargs: dict[str, Any], model: LMModel) -> Ste
 def _representative(part: Part, kinds: Sequence[LayerKind], chosen: Sequence[LayerKind]) -> Part:
     """The part of the small model that stands for this part of the whole one."""
     if part.name == "layer":
-        return part._replace(index=chosen.index(kinds[part.index]))
-    return part._replace(index=min(part.index, 1))
+        return replace(part, index=chosen.index(kinds[part.index]))
+    return replace(part, index=min(part.index, 1))
 
 
 def trace_step(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -> Curves:

@@ -7,8 +7,9 @@ import torch
 from moshi.models.lm import LMModel, LMOutput
 from moshi.models.loaders import CheckpointInfo
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, ValueType, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -67,7 +68,7 @@ def build_parallel_model(
         model = build_model(args, info, device=device)
         start_from(model)
         return model
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, ValueType] = {}
     with alike():
         if is_main():
             source = build_model(args, info, device=torch.device("cpu"))
@@ -123,6 +124,7 @@ class TrainingPass:
         """Forward and backward of one micro-batch."""
         synchronise = last or not self._waits
         if self._strategy == "fsdp":
+            assert isinstance(self._model, FSDPModule)
             self._model.set_requires_gradient_sync(synchronise)
         if self._ddp is not None and not synchronise:
             with self._ddp.no_sync():

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 import sentencepiece
 import torch
 from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import FRAME_RATE, CheckpointInfo, get_mimi
-from torch import LongTensor
+from torch import Tensor
 
 from finetune.args import TrainArgs
 from finetune.conditions import check_recordings, condition_names
@@ -83,9 +84,10 @@ def load_recordings(args: TrainArgs) -> Recordings:
         evaluation = _load(args, eval_sources, "eval", skipped)
     paths = [recording.alignment_path for recording in (*train, *evaluation)]
     conditions = {path: load_text_conditions(path) for path in paths}
-    if sources[0].weight is None:
+    weights = [source.weight for source in sources if source.weight is not None]
+    if not weights:
         return Recordings([replace(r, source=0) for r in train], evaluation, (1.0,), skipped, conditions)
-    return Recordings(train, evaluation, [source.weight for source in sources], skipped, conditions)
+    return Recordings(train, evaluation, weights, skipped, conditions)
 
 
 def _load(args: TrainArgs, sources: Sequence[DataSource], split: str, skipped: SkipList) -> list[Recording]:
@@ -190,8 +192,8 @@ def build_datasets(
     for split, (checked, entries) in looked.items():
         usable = _usable(args, checked, split, recordings.skipped)
         frames[split] = {recording: entries[recording] for recording in usable}
-    entries = [entry for part in frames.values() for entry in part.values()]
-    voices = TwoVoices(cache, args.data.mono, silence=_silence(args, entries, mimi))
+    used = [entry for part in frames.values() for entry in part.values()]
+    voices = TwoVoices(cache, args.data.mono, silence=_silence(args, used, mimi))
     tokenizer = load_tokenizer(info)
     context = context_frames(model) if args.carries_memory else 0
 
@@ -238,12 +240,16 @@ def _encode(
         remove_leftovers(cache.folder(recording) for recording in recordings)
     barrier()
     reasons: dict[Recording, str] = {}
+
+    def note(recording: Recording, error: DataError) -> None:
+        reasons.setdefault(recording, str(error))
+
     with alike():
         cache.fill(
             recordings,
             mimi,
             allow_mono=args.data.mono != "error",
-            on_fault=None if args.data.on_error == "raise" else lambda r, e: reasons.setdefault(r, str(e)),
+            on_fault=None if args.data.on_error == "raise" else note,
             rank=get_rank(),
             world_size=get_world_size(),
             progress=is_main() and sys.stderr.isatty(),
@@ -280,10 +286,18 @@ def look_up(
     return Checked(list(entries), faults), entries
 
 
-def _silence(args: TrainArgs, entries: Sequence[CodeEntry], mimi: MimiModel) -> LongTensor | None:
+def _silence(args: TrainArgs, entries: Sequence[CodeEntry], mimi: MimiModel) -> Tensor | None:
     """Codes of silence beside the longest mono recording, where mono recordings need it."""
     longest = max((entry.num_frames for entry in entries if entry.channels == 1), default=0)
     return encode_silence(mimi, longest) if longest and args.data.mono == "user_silent" else None
+
+
+class _Split(TypedDict):
+    batch_size: int
+    rank: int
+    world_size: int
+    seed: int
+    shuffle: bool
 
 
 def build_train_batches(
@@ -301,13 +315,14 @@ def build_train_batches(
         num_samples: chunks seen, by all processes.
         pin_memory: for copies to a GPU.
     """
-    split = {
+    split: _Split = {
         "batch_size": args.batch_size,
         "rank": get_rank(),
         "world_size": get_world_size(),
         "seed": args.seed,
         "shuffle": args.data.shuffle,
     }
+    sampler: Iterable[list[int]]
     if args.carries_memory:
         microbatches = args.num_microbatches
         sampler = ContiguousBatchSampler(

@@ -72,7 +72,7 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
         config_path = Path(str(overrides["config_path"]))
         check_config_values(read_json_object(config_path), source=str(config_path))
     try:
-        info = CheckpointInfo.from_hf_repo(repository, **overrides)
+        info = CheckpointInfo.from_hf_repo(repository, revision=None, **overrides)
     except MOSHI_ERRORS as error:
         raise _unreachable(repository, error) from None
     _reject_ttt_exports(info.raw_config, repository)
@@ -179,8 +179,7 @@ def _existing_overrides(paths: ModelPaths) -> dict[str, Path | str | None]:
             raise CheckpointError(f"moshi_paths.{key}: {value} does not exist.")
         if value is not None and key in ("moshi_path", "mimi_path"):
             check_weight_file(value, key=f"moshi_paths.{key}")
-        is_local = value is not None and not value.startswith("hf://")
-        overrides[argument] = Path(value) if is_local else value
+        overrides[argument] = value if value is None or value.startswith("hf://") else Path(value)
     return overrides
 
 
@@ -199,9 +198,10 @@ def _local_files(folder: Path, overrides: dict[str, Path | str | None]) -> dict[
         ("tokenizer", "tokenizer_name"),
     ):
         if found[argument] is None:
-            found[argument] = folder / str(config.get(key, _FILE_KEYS[key]))
-            if not Path(found[argument]).is_file():
-                raise CheckpointError(f"moshi_paths.hf_repo_id: {found[argument]} does not exist.")
+            path = folder / str(config.get(key, _FILE_KEYS[key]))
+            if not path.is_file():
+                raise CheckpointError(f"moshi_paths.hf_repo_id: {path} does not exist.")
+            found[argument] = path
     if "mimi_config_name" in config:
         found["mimi_config_path"] = folder / str(config["mimi_config_name"])
     if "lora_name" in config:

@@ -158,7 +158,8 @@ def set_aside_newer(point: ResumePoint) -> None:
     """Rename checkpoints that are newer than the one resumed from: they are damaged, or of another course."""
     if is_main():
         for folder in list_checkpoints(point.folder.parent):
-            if step_of(folder) > point.step:
+            step = step_of(folder)
+            if step is not None and step > point.step:
                 logger.info("Renamed %s to %s.", folder, rename_to_backup(folder))
     barrier()
 

@@ -123,9 +123,9 @@ def _train(
     for line in model_summary(model, args):
         logger.info("%s", line)
     fingerprint = base_fingerprint(info)
-    facts = {"data": _data_facts(train_data), "base_fingerprint": fingerprint}
+    data_facts = _data_facts(train_data)
     if point is not None:
-        for line in check_configuration(point, args, **facts):
+        for line in check_configuration(point, args, data=data_facts, base_fingerprint=fingerprint):
             logger.info("%s", line)
         if point.run_dir == Path(args.run_dir).resolve():
             set_aside_newer(point)
@@ -146,7 +146,7 @@ def _train(
             unigram=unigram,
             run_dir=run_dir,
             writer=writer,
-            saver=Saver(args, checkpointer, facts),
+            saver=Saver(args, checkpointer, {"data": data_facts, "base_fingerprint": fingerprint}),
             sampler=sampler,
             spoken=spoken,
             utilisation=utilisation(args, device),

@@ -89,7 +89,8 @@ def _abandon_records(path: Path, step: int) -> None:
     """Move the records of later steps, and a line that was cut off, to a file beside this one."""
     if not path.exists():
         return
-    kept, abandoned = [], []
+    kept: list[str] = []
+    abandoned: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         (kept if _is_until(line, step) else abandoned).append(line)
     if abandoned:

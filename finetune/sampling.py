@@ -39,7 +39,7 @@ class Sampler:
         self._mimi = mimi
         self.sample_rate = int(mimi.sample_rate)
         num_samples = int(args.sample_duration_sec * mimi.sample_rate)
-        self._prompts = [np.zeros(num_samples, np.float32)]
+        self._prompts: list[np.ndarray] = [np.zeros(num_samples, np.float32)]
         if args.sample_prompts:
             self._prompts = [_read_user(path, mimi.sample_rate)[:num_samples] for path in args.sample_prompts]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from moshi.models.lm import LMModel
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 from finetune.checkpointing import ResumeState
 from finetune.distributed import gather_objects
@@ -32,7 +32,7 @@ class TrainState:
     """
 
     model: LMModel
-    optimizer: Optimizer
+    optimizer: AdamW
     memory: TrainingMemory | None
     gates: GateMonitor
     step: int = 0

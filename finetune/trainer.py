@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 from pathlib import Path
 
@@ -195,7 +196,7 @@ class Trainer:
             loss_weights(codes, self.model, self.args, context)
             for codes, context in zip(all_codes, contexts, strict=True)
         ]
-        totals = all_reduce_sum(sum(weights.totals() for weights in all_weights))
+        totals = all_reduce_sum(reduce(torch.add, [weights.totals() for weights in all_weights]))
         sums = torch.zeros(2, device=self.device)
         self.inner_loop.clear()
         for index, (codes, weights) in enumerate(zip(all_codes, all_weights, strict=True)):

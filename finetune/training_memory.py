@@ -78,7 +78,10 @@ class TrainingMemory:
         try:
             yield
             for row, (lane, recording, start_frame) in enumerate(rows):
-                carries = {i: row_of_carry(layer.next_carry, row) for i, layer in self._layers.items()}
+                carries = {}
+                for index, layer in self._layers.items():
+                    assert layer.next_carry is not None
+                    carries[index] = row_of_carry(layer.next_carry, row)
                 self._staged[lane] = LaneMemory(recording, start_frame + self._chunk_frames, carries)
         finally:
             for layer in self._layers.values():

@@ -7,7 +7,7 @@ Names: `model.<parameter>`, `optimizer.<parameter>.<moment>`, `memory.<lane>.<la
 
 import random
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ def _trained(model: LMModel) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _check_names(saved: Collection[str] | dict, model: LMModel, others: Collection[str], source: str) -> None:
+def _check_names(saved: Mapping[str, object], model: LMModel, others: Collection[str], source: str) -> None:
     trained = {f"model.{name}": parameter for name, parameter in _trained(model).items()}
     of_model = {name for name in saved if name.startswith("model.")}
     for name in sorted(of_model ^ trained.keys()):
@@ -137,7 +137,9 @@ def _empty_moments(saved: dict, name: str, parameter: torch.nn.Parameter) -> dic
 
 def _random_state() -> dict[str, Tensor]:
     """The states of all random generators, as tensors."""
-    _, keys, position, has_gauss, gauss = np.random.get_state()
+    legacy = np.random.get_state()
+    assert isinstance(legacy, tuple)  # a dict only when asked for
+    _, keys, position, has_gauss, gauss = legacy
     version, internal, gauss_next = random.getstate()
     states = {
         "torch": torch.get_rng_state(),

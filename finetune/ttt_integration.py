@@ -8,7 +8,7 @@ from torch import nn
 
 from finetune.args import TTTArgs
 from finetune.errors import ConfigError
-from moshi_ttt.hybrid_model import patch_lm_model, ttt_layers
+from moshi_ttt.hybrid_model import hybrid_layers, patch_lm_model, transformer_layers, ttt_layers
 from moshi_ttt.inner_loop import compute_dtype
 
 
@@ -33,7 +33,7 @@ def apply_ttt_to_model(lm_model: LMModel, ttt_args: TTTArgs) -> list[int]:
         return []
     try:
         indices = ttt_args.layer_indices(len(lm_model.transformer.layers))
-        num_heads = lm_model.transformer.layers[0].self_attn.num_heads
+        num_heads = transformer_layers(lm_model.transformer)[0].self_attn.num_heads
         config = ttt_args.to_config(model_dim=lm_model.dim, num_heads=num_heads)
     except ValidationError as error:
         raise ConfigError(f"ttt: {error.errors()[0]['msg'].removeprefix('Value error, ')}.") from None
@@ -53,13 +53,14 @@ def apply_ttt_to_model(lm_model: LMModel, ttt_args: TTTArgs) -> list[int]:
 
 def set_attention_windows(lm_model: LMModel, indices: Iterable[int], context_frames: int | None) -> None:
     """Give layers another attention window, in frames, before they stream; None leaves theirs."""
+    layers = transformer_layers(lm_model.transformer)
     for index in indices if context_frames is not None else ():
-        lm_model.transformer.layers[index].self_attn.context = context_frames
+        layers[index].self_attn.context = context_frames
 
 
 def attention_windows(lm_model: LMModel) -> list[int | None]:
     """The attention window of each transformer layer in frames, read from the attention modules."""
-    return [layer.self_attn.context for layer in lm_model.transformer.layers]
+    return [layer.self_attn.context for layer in transformer_layers(lm_model.transformer)]
 
 
 def float32_parameters(lm_model: LMModel) -> list[nn.Parameter]:
@@ -69,10 +70,11 @@ def float32_parameters(lm_model: LMModel) -> list[nn.Parameter]:
     another model, and its memory could not be told from that of another checkpoint.
     """
     kept: list[nn.Parameter] = []
-    for index, ttt in ttt_layers(lm_model).items():
+    for layer in hybrid_layers(lm_model).values():
+        ttt = layer.ttt
         projections = {id(p) for linear in (ttt.wq, ttt.wk, ttt.wv, ttt.wo) for p in linear.parameters()}
         kept += [p for p in ttt.parameters() if id(p) not in projections]
-        kept.append(lm_model.transformer.layers[index].forward_ssm_gating.gating_alpha)
+        kept.append(layer.forward_ssm_gating.gating_alpha)
     return kept
 
 

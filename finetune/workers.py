@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from finetune.errors import UserError
 
@@ -75,13 +75,14 @@ def run_tasks(
         for number in range(min(num_workers, len(tasks))):
             _hand_out(_start(prepare, number), waiting, busy, limit)
         while busy:
-            ready = wait(list(busy), _seconds_left(busy))
+            # Of what it may wait for it was given connections only.
+            ready = cast(list[Connection], wait(list(busy), _seconds_left(busy)))
             for connection in ready or _overdue(busy):
                 worker, task = busy.pop(connection)
                 collect = _collect if ready else _end_overdue
-                outcome, worker = collect(worker, task, prepare, has_more=bool(waiting))
-                if worker is not None:
-                    _hand_out(worker, waiting, busy, limit)
+                outcome, free = collect(worker, task, prepare, has_more=bool(waiting))
+                if free is not None:
+                    _hand_out(free, waiting, busy, limit)
                 yield outcome
     finally:
         for worker, _ in busy.values():

@@ -19,6 +19,7 @@ from finetune.errors import CheckpointError, ConfigError
 from finetune.repository import MOSHI_ERRORS, one_line
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
+from moshi_ttt.hybrid_model import transformer_layers
 from moshi_ttt.ssm_gating import SSMGating
 from moshi_ttt.ttt_layer import TTTLayer
 
@@ -159,7 +160,7 @@ def add_lora(model: LMModel, args: LoraArgs, *, dtype: torch.dtype) -> None:
 
     Cross-attention keeps its plain linears: Moshi's own code slices their weights.
     """
-    crossed = [layer for layer in model.transformer.layers if layer.cross_attention is not None]
+    crossed = [layer for layer in transformer_layers(model.transformer) if layer.cross_attention is not None]
     kept = [layer.cross_attention for layer in crossed]
     for layer in crossed:
         layer.cross_attention = None

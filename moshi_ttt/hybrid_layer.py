@@ -29,6 +29,7 @@ class HybridStreamingTransformerLayer(StreamingTransformerLayer):
     ttt: TTTLayer
     forward_ssm_gating: SSMGating
     token_mask: Tensor | None
+    _masks_of_inputs: WeakTensorKeyDictionary
 
     @classmethod
     def from_layer(
@@ -44,7 +45,9 @@ class HybridStreamingTransformerLayer(StreamingTransformerLayer):
             raise ValueError(f"Expected a stock StreamingTransformerLayer, got {type(layer).__name__}.")
         if layer._cached_children is not None:
             raise ValueError("The layer has streamed before; add TTT layers before the first streaming().")
-        dim = layer.norm2.alpha.shape[-1] if hasattr(layer.norm2, "alpha") else layer.norm2.weight.shape[-1]
+        scale = layer.norm2.alpha if hasattr(layer.norm2, "alpha") else layer.norm2.weight
+        assert isinstance(scale, Tensor)
+        dim = scale.shape[-1]
         if dim != config.model_dim:
             raise ValueError(f"The layer has width {dim}, the configuration model_dim {config.model_dim}.")
         reference = next(layer.parameters())

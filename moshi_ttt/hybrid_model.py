@@ -5,10 +5,11 @@ Shapes: B batch rows, K codebooks (text first), S input frames.
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from moshi.models.lm import LMModel
 from moshi.modules.streaming import StreamingModule
+from moshi.modules.transformer import StreamingTransformer, StreamingTransformerLayer
 from torch import Tensor
 
 from moshi_ttt.attention import ChunkedAttention
@@ -35,7 +36,7 @@ class TTTLMModel(LMModel):
         Args:
             sequence: delayed codes, `[B, K, S]`.
         """
-        layers = [self.transformer.layers[index] for index in ttt_layers(self)]
+        layers = hybrid_layers(self).values()
         token_mask = (sequence != self.zero_token_id).any(dim=1)  # [B, S]
         for layer in layers:
             layer.token_mask = token_mask
@@ -72,9 +73,10 @@ def patch_lm_model(lm_model: LMModel, layer_indices: Sequence[int], config: TTTC
             "model can be, and the model cannot stream.",
             stacklevel=2,
         )
+    layers = transformer_layers(lm_model.transformer)
     for index in layer_indices:
-        HybridStreamingTransformerLayer.from_layer(lm_model.transformer.layers[index], config)
-    for layer in lm_model.transformer.layers:
+        HybridStreamingTransformerLayer.from_layer(layers[index], config)
+    for layer in layers:
         ChunkedAttention.from_attention(layer.self_attn)
     lm_model.__class__ = TTTLMModel
 
@@ -92,27 +94,37 @@ def set_ttt_mode(lm_model: LMModel, mode: TTTMode) -> None:
     """
     if mode not in TTT_MODES:
         raise ValueError(f"There is no TTT mode {mode!r}, choose from {', '.join(TTT_MODES)}.")
-    indices = ttt_layers(lm_model)
-    if not indices:
+    layers = hybrid_layers(lm_model)
+    if not layers:
         raise ValueError("The model has no TTT layers.")
-    for index in indices:
-        layer = lm_model.transformer.layers[index]
+    for layer in layers.values():
         layer.ttt.frozen = mode == "frozen"
         layer.forward_ssm_gating.closed = mode == "off"
 
 
 def ttt_mode(lm_model: LMModel) -> TTTMode:
     """The mode that `set_ttt_mode` chose; `off` without TTT layers."""
-    layers = [lm_model.transformer.layers[index] for index in ttt_layers(lm_model)]
+    layers = hybrid_layers(lm_model).values()
     if all(layer.forward_ssm_gating.closed for layer in layers):
         return "off"
     return "frozen" if any(layer.ttt.frozen for layer in layers) else "on"
 
 
+def transformer_layers(transformer: StreamingTransformer) -> list[StreamingTransformerLayer]:
+    """The layers of one of Moshi's transformers, stock or hybrid, in their order."""
+    # torch knows the members of a ModuleList only as Module.
+    return [cast(StreamingTransformerLayer, layer) for layer in transformer.layers]
+
+
 def ttt_layers(lm_model: LMModel) -> dict[int, TTTLayer]:
     """The TTT layers of a model by the index of their transformer layer."""
+    return {index: layer.ttt for index, layer in hybrid_layers(lm_model).items()}
+
+
+def hybrid_layers(lm_model: LMModel) -> dict[int, HybridStreamingTransformerLayer]:
+    """The transformer layers of a model that have a TTT layer, by their index."""
     return {
-        index: layer.ttt
+        index: layer
         for index, layer in enumerate(lm_model.transformer.layers)
         if isinstance(layer, HybridStreamingTransformerLayer)
     }
@@ -127,9 +139,13 @@ def streaming_states(lm_model: LMModel) -> dict[int, TTTStreamingState]:
     layers = ttt_layers(lm_model)
     if not layers:
         raise ValueError("The model has no TTT layers.")
-    states = {index: layer._streaming_state for index, layer in layers.items()}
-    if None in states.values():
-        raise ValueError("The model is not streaming; call this inside `with model.streaming(batch_size):`.")
+    states = {}
+    for index, layer in layers.items():
+        if layer._streaming_state is None:
+            raise ValueError(
+                "The model is not streaming; call this inside `with model.streaming(batch_size):`."
+            )
+        states[index] = layer._streaming_state
     return states
 
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from moshi_ttt.backends import Backend, choose_backend
 from moshi_ttt.manual import Settings, run_manual
 
+Tokens = tuple[Tensor, Tensor, Tensor, Tensor]  # q, k, v [B, H, T, D] and eta [B, H, T]
+
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float32, or the dtype of x where that is wider."""
@@ -116,9 +118,7 @@ class InnerLoop:
         self.state_decay = state_decay
         self.backend: Backend = backend
 
-    def run(
-        self, tokens: tuple[Tensor, Tensor, Tensor, Tensor], state: TTTState | None, *, mini_batch_size: int
-    ) -> tuple[Tensor, TTTState]:
+    def run(self, tokens: Tokens, state: TTTState | None, *, mini_batch_size: int) -> tuple[Tensor, TTTState]:
         """Learn from and answer a sequence of any length, see `moshi_ttt.ops.ttt_mlp_with_states`.
 
         Args:
@@ -139,17 +139,18 @@ class InnerLoop:
         outputs = []
         start = 0
         with torch.autocast(tokens[0].device.type, enabled=False):
-            tokens = tuple(x.to(self.dtype) for x in tokens)
+            q, k, v, eta = (x.to(self.dtype) for x in tokens)
+            tokens = (q, k, v, eta)
             while start < num_tokens:
                 stop = min(start + mini_batch_size - state.num_pending, num_tokens)
                 num_full = (num_tokens - start) // mini_batch_size
                 by_hand = self._backend(tokens[0]) != "autograd"
                 if by_hand and not state.num_pending and num_full:
                     stop = start + num_full * mini_batch_size
-                    part = tuple(x[:, :, start:stop] for x in tokens)
+                    part = _between(tokens, start, stop)
                     out, state = self._advance_by_hand(part, state, mini_batch_size)
                 else:
-                    out, state = self.advance(*(x[:, :, start:stop] for x in tokens), state)
+                    out, state = self.advance(*_between(tokens, start, stop), state)
                     if state.num_pending == mini_batch_size:
                         state = self.commit(state)
                 outputs.append(out)
@@ -160,7 +161,7 @@ class InnerLoop:
         return choose_backend(self.backend, tokens, state_decay=self.state_decay)
 
     def _advance_by_hand(
-        self, tokens: tuple[Tensor, ...], state: TTTState, mini_batch_size: int
+        self, tokens: Tokens, state: TTTState, mini_batch_size: int
     ) -> tuple[Tensor, TTTState]:
         """Full mini-batches from the start of one."""
         settings = Settings(
@@ -307,3 +308,8 @@ class InnerLoop:
             tuple(x[:, :, :0] for x in state.pending_inputs),
             tuple(g[:, :, :0] for g in state.pending_gradients),
         )
+
+
+def _between(tokens: Tokens, start: int, stop: int) -> Tokens:
+    q, k, v, eta = (x[:, :, start:stop] for x in tokens)
+    return q, k, v, eta

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,8 @@ def fast_weight_drift(state: TTTStreamingState) -> Tensor:
         (now - start).square().flatten(1).sum(1)
         for now, start in zip(state.buffers.start_weights, state.inner.weights, strict=True)
     ]
-    initial = sum(start.square().sum() for start in state.inner.weights)
-    return (sum(changed) / initial).sqrt()
+    initial = [start.square().sum() for start in state.inner.weights]
+    return (reduce(torch.add, changed) / reduce(torch.add, initial)).sqrt()
 
 
 def _language_model(model: LMModel | LMGen) -> LMModel:

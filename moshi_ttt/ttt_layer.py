@@ -6,7 +6,7 @@ Shapes: B batch rows, T frames, H heads, D head_dim, dim = H * D, C mini_batch_s
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,11 @@ from moshi_ttt.streaming import TTTStreamingState, stream_blocks
 _PRE_NORM_EPS = 1e-8  # as Moshi's rms_norm_f32
 _POST_NORM_EPS = 1e-6  # as published
 _INIT_STD = 0.02  # as published
+
+
+class _Factory(TypedDict):
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class InnerInputs(NamedTuple):
@@ -83,7 +88,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
     ) -> None:
         super().__init__()
         self.config = config
-        factory = {"device": device, "dtype": dtype}
+        factory: _Factory = {"device": device, "dtype": dtype}
         dim, num_heads, head_dim = config.model_dim, config.num_heads, config.head_dim
         self.pre_norm = nn.RMSNorm(dim, eps=_PRE_NORM_EPS, **factory) if config.pre_norm else None
         self.wq = nn.Linear(dim, dim, **factory)
@@ -160,6 +165,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
 
     def _inner_loop(self, *, detached: bool = False) -> InnerLoop:
         config = self.config
+        network: tuple[list[Tensor], ...]
         network = (list(self.weights), list(self.biases), [self.ttt_norm_weight], [self.ttt_norm_bias])
         if detached:
             network = tuple([part.detach() for part in parts] for parts in network)

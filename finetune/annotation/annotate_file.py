@@ -66,12 +66,13 @@ def write_alignments(path: Path, words: dict[str, list[TimedWord]]) -> None:
     Raises:
         OSError: it cannot be written; an older file is intact.
     """
+    ordered = sorted(
+        ((word, SPEAKERS[channel]) for channel, spoken in words.items() for word in spoken),
+        key=lambda entry: round(entry[0].start_sec, 3),
+    )
     entries = [
-        [word.text, [round(word.start_sec, 3), round(word.end_sec, 3)], SPEAKERS[channel]]
-        for channel, spoken in words.items()
-        for word in spoken
+        [word.text, [round(word.start_sec, 3), round(word.end_sec, 3)], speaker] for word, speaker in ordered
     ]
-    entries.sort(key=lambda entry: entry[1][0])
     kept = _text_conditions(path)
     # Not .json while it is being written: a killed process leaves nothing that looks like word timings.
     partial = path.with_name(f".alignments.partial-{os.getpid()}")

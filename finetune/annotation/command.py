@@ -88,23 +88,26 @@ def annotate_all(
         UserError: the engine's package is missing.
     """
     report = Report([], [], [])
-    todo = []
+    todo: list[Recording] = []
     for recording in recordings:
         try:
             done = not overwrite and is_annotated(recording)
         except DataError as error:
             _reject(report, recording, str(error))
             continue
-        (report.skipped if done else todo).append(recording.path if done else recording)
+        if done:
+            report.skipped.append(recording.path)
+        else:
+            todo.append(recording)
     logger.info("%d recordings to annotate, %d annotated before.", len(todo), len(report.skipped))
     prepare = partial(_prepare, settings, tuple(channels))
     for number, outcome in enumerate(run_tasks(prepare, todo, num_workers=num_workers) if todo else (), 1):
-        error = outcome.failure or outcome.result
-        if error is None:
+        failure = outcome.failure or outcome.result
+        if failure is None:
             report.annotated.append(outcome.task.path)
             logger.info("%d/%d annotated %s", number, len(todo), outcome.task.path)
         else:
-            _reject(report, outcome.task, error)
+            _reject(report, outcome.task, failure)
     return report
 
 

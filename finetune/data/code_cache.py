@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moshi.models import MimiModel
 from moshi.models.loaders import CheckpointInfo
-from torch import LongTensor
+from torch import Tensor
 from tqdm import tqdm
 
 from finetune.data.code_file import (
@@ -235,7 +235,7 @@ class CodeCache:
         """Returns T of an encoded recording; raises as ``entry`` does."""
         return self.entry(recording).num_frames
 
-    def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> LongTensor:
+    def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> Tensor:
         """Reads codes, only the wanted frames, and checks them.
 
         Args:
@@ -317,7 +317,7 @@ class CodeCache:
         key = _hash_json(key_parts)
         return self.folder(recording) / f"{_short(audio.stem)}.{key[:20]}.safetensors", key
 
-    def _write(self, path: Path, codes: LongTensor, *, key: str, audio_bytes: int, audio_sha256: str) -> None:
+    def _write(self, path: Path, codes: Tensor, *, key: str, audio_bytes: int, audio_sha256: str) -> None:
         content = code_file_bytes(
             codes, key=key, codec=self.codec, audio_bytes=audio_bytes, audio_sha256=audio_sha256
         )

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import LongTensor
+from torch import Tensor
 
 from finetune.errors import DataError
 
 FORMAT_VERSION = 2
 BLOCK_FRAMES = 256
 
-_DTYPES = {"I16": np.dtype("<i2"), "I32": np.dtype("<i4")}
+_DTYPES: dict[str, np.dtype] = {"I16": np.dtype("<i2"), "I32": np.dtype("<i4")}
 # One key: safetensors writes several in any order, and the same codes are to be the same file.
 _FACTS = "moshi_ttt_codes"
 
@@ -73,7 +73,7 @@ class CodeEntry:
         return self.channels, self.num_codebooks, self.num_frames
 
 
-def code_file_bytes(codes: LongTensor, *, key: str, codec: str, audio_bytes: int, audio_sha256: str) -> bytes:
+def code_file_bytes(codes: Tensor, *, key: str, codec: str, audio_bytes: int, audio_sha256: str) -> bytes:
     """Returns the content of a file; the same arguments give the same bytes.
 
     Args:
@@ -117,7 +117,7 @@ def read_entry(path: Path) -> CodeEntry:
         raise corrupt(path, str(error) or type(error).__name__) from error
 
 
-def read_codes(entry: CodeEntry, start_frame: int, stop_frame: int) -> LongTensor:
+def read_codes(entry: CodeEntry, start_frame: int, stop_frame: int) -> Tensor:
     """Reads frames and checks the blocks that hold them.
 
     Returns:

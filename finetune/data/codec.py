@@ -5,18 +5,22 @@ Shapes: K codebooks of one channel, T frames.
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import numpy as np
 import torch
 from moshi.models import MimiModel
 from moshi.modules.conv import StreamingConv1d
-from torch import LongTensor, Tensor, nn
+from moshi.modules.transformer import StreamingTransformer
+from torch import Tensor, nn
+
+from moshi_ttt.hybrid_model import transformer_layers
 
 
 @torch.no_grad()
 def encode_recording(
     mimi: MimiModel, audio: np.ndarray | Tensor | Iterable[np.ndarray], *, block_sec: float = 60.0
-) -> LongTensor:
+) -> Tensor:
     """Encodes a recording of any length.
 
     Mimi is causal with a finite reach, so a block that is preceded by that much audio has the codes of one
@@ -56,7 +60,7 @@ def encode_recording(
     return torch.cat(codes, dim=-1).long()
 
 
-def encode_silence(mimi: MimiModel, num_frames: int) -> LongTensor:
+def encode_silence(mimi: MimiModel, num_frames: int) -> Tensor:
     """Returns the codes of digital silence, int64 ``[K, num_frames]`` on the CPU, of at least one frame.
 
     They change at first, while the codec's reach fills with silence, and then no more.
@@ -99,10 +103,13 @@ def context_frames(mimi: MimiModel) -> int | None:
     if encoder_steps_per_frame != 1:
         frames += math.ceil(_conv_reach(mimi.downsample) / encoder_steps_per_frame) + 1
     if mimi.encoder_transformer is not None:
-        contexts = [layer.self_attn.context for layer in mimi.encoder_transformer.transformer.layers]
-        if None in contexts:
+        # torch knows the members of a module only as Module.
+        transformer = cast(StreamingTransformer, mimi.encoder_transformer.transformer)
+        contexts = [layer.self_attn.context for layer in transformer_layers(transformer)]
+        limited = [context for context in contexts if context is not None]
+        if len(limited) < len(contexts):
             return None
-        frames += math.ceil(sum(contexts) / encoder_steps_per_frame)
+        frames += math.ceil(sum(limited) / encoder_steps_per_frame)
     return frames
 
 

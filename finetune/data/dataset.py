@@ -6,10 +6,11 @@ Shapes: B batch rows, K codebooks of one channel, T frames of a chunk, L frames 
 import signal
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import LongTensor
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.alignments import load_alignments
@@ -23,18 +24,20 @@ from finetune.errors import DataError
 ZERO_TOKEN_ID = -1
 MAX_CACHED_TEXTS = 256
 
+_T = TypeVar("_T")
+
 
 class Batch(NamedTuple):
     """Chunks of a batch and where they come from, all tensors int64."""
 
-    codes: LongTensor  # [B, 1 + 2K, L + T]: text, left channel, right channel; ZERO_TOKEN_ID after the end
-    recording: LongTensor  # [B], index of the recording
-    start_frame: LongTensor  # [B], first frame of the chunk within the recording
-    context: LongTensor  # [B], frames in front of the chunk: L, or as many as the recording has there
+    codes: Tensor  # [B, 1 + 2K, L + T]: text, left channel, right channel; ZERO_TOKEN_ID after the end
+    recording: Tensor  # [B], index of the recording
+    start_frame: Tensor  # [B], first frame of the chunk within the recording
+    context: Tensor  # [B], frames in front of the chunk: L, or as many as the recording has there
     conditions: Sequence[Mapping[str, str]] = ()  # B, of the recordings; empty: they have none
 
 
-class ChunkDataset(Dataset[LongTensor]):
+class ChunkDataset(Dataset[Tensor]):
     """The token streams of chunks: item i is ``[1 + 2K, L + T]``, int64, the text row first.
 
     A chunk is a cut through its recording, text included. It is preceded by up to L frames of context, and
@@ -81,21 +84,22 @@ class ChunkDataset(Dataset[LongTensor]):
         self.frame_rate = frame_rate
         self.conditions = conditions
         self.source_weights = source_weights
-        self._text_settings = {
-            "frame_rate": frame_rate,
-            "tokenizer": tokenizer,
-            "text_padding_id": text_padding_id,
-            "end_of_text_padding_id": end_of_text_padding_id,
-            "main_speaker": main_speaker,
-        }
+        self._interleave_text = partial(
+            interleave_text,
+            frame_rate=frame_rate,
+            tokenizer=tokenizer,
+            text_padding_id=text_padding_id,
+            end_of_text_padding_id=end_of_text_padding_id,
+            main_speaker=main_speaker,
+        )
         self._num_frames = {chunk.recording: chunk.start_frame + chunk.num_frames for chunk in chunks}
-        self._texts: OrderedDict[int, LongTensor] = OrderedDict()
+        self._texts: OrderedDict[int, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
         """Returns the number of chunks."""
         return len(self.chunks)
 
-    def __getitem__(self, index: int) -> LongTensor:
+    def __getitem__(self, index: int) -> Tensor:
         """Returns the codes of one chunk, ``[1 + 2K, L + T]``.
 
         Raises:
@@ -132,14 +136,14 @@ class ChunkDataset(Dataset[LongTensor]):
             conditions=() if self.conditions is None else [self.conditions[c.recording] for c in chunks],
         )
 
-    def _text(self, recording: int) -> LongTensor:
+    def _text(self, recording: int) -> Tensor:
         """Returns the text tokens of a whole recording, one per frame."""
         if recording not in self._texts:
             if len(self._texts) >= MAX_CACHED_TEXTS:
                 self._texts.popitem(last=False)
             words = load_alignments(self.recordings[recording].alignment_path)
             num_frames = self._num_frames[recording]
-            self._texts[recording] = interleave_text(words, num_frames=num_frames, **self._text_settings)
+            self._texts[recording] = self._interleave_text(words, num_frames=num_frames)
         self._texts.move_to_end(recording)
         return self._texts[recording]
 
@@ -162,7 +166,7 @@ def build_train_loader(
 
 
 def build_eval_loader(
-    dataset: ChunkDataset, batches: Sequence[Sequence[int]], *, num_workers: int = 0
+    dataset: ChunkDataset, batches: Iterable[list[int]], *, num_workers: int = 0
 ) -> Iterable[Batch]:
     """Returns the batches of one pass.
 
@@ -229,5 +233,5 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _as_is(batch: Batch | DataError) -> Batch | DataError:
+def _as_is(batch: _T) -> _T:
     return batch

@@ -55,8 +55,10 @@ class Codec(NamedTuple):
         """The codec, and the cache that training with it uses; raises DataError or CheckpointError."""
         info = find_model_files(self.paths)
         mimi = load_codec(info, device)
-        settings = {"cache_dir": self.cache_dir, "key": self.cache_key}
-        return mimi, CodeCache.of_model(info, num_codebooks=mimi.num_codebooks, **settings)
+        cache = CodeCache.of_model(
+            info, num_codebooks=mimi.num_codebooks, cache_dir=self.cache_dir, key=self.cache_key
+        )
+        return mimi, cache
 
 
 def encode(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import torch
-from torch import LongTensor
+from torch import Tensor
 
 from finetune.data.alignments import Word
 
@@ -26,7 +26,7 @@ def interleave_text(
     text_padding_id: int,
     end_of_text_padding_id: int,
     main_speaker: str = "SPEAKER_MAIN",
-) -> LongTensor:
+) -> Tensor:
     """Builds the text tokens of a chunk, one per frame, as moshi-finetune does by default.
 
     A word's tokens start at frame ``floor(start_sec * frame_rate)`` and take one frame each; the next word

@@ -125,6 +125,7 @@ def check_manifest(
 
 def to_recording(entry: ManifestEntry) -> Recording:
     """Returns the recording of a manifest's line that has a duration."""
+    assert entry.duration_sec is not None
     return Recording(
         entry.path, entry.duration_sec, entry.path.with_suffix(".json"), entry.line, entry.source
     )
@@ -314,8 +315,8 @@ def read_lines(source: str | Path, *, key: str) -> Iterator[ManifestLine]:
                     entry = _parse_line(text, line=line, need_duration=True, source=number)
                     yield ManifestLine(manifest, line.number, text, entry, None)
                 except _LineError as error:
-                    entry = _without_duration(text, line=line, source=number)
-                    yield ManifestLine(manifest, line.number, text, entry, str(error))
+                    rest = _without_duration(text, line=line, source=number)
+                    yield ManifestLine(manifest, line.number, text, rest, str(error))
 
 
 def _without_duration(text: str, *, line: Line, source: int) -> ManifestEntry | None:

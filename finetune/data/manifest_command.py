@@ -45,19 +45,19 @@ def write_manifest(arguments: Sequence[str] | None = None) -> int:
     if not files:
         raise no_audio_files(folder)
     measured = measure_all(files, num_jobs=options.jobs)
-    used = [file for file in measured if file.reason is None]
-    left_out = [file for file in measured if file.reason is not None]
-    for file in left_out:
-        print(f"left out {printable(str(file.path))}: {printable(file.reason)}")
+    used = [(file.path, file.duration_sec) for file in measured if file.duration_sec is not None]
+    left_out = [(file.path, file.reason) for file in measured if file.reason is not None]
+    for path, reason in left_out:
+        print(f"left out {printable(str(path))}: {printable(reason)}")
     if not used:
         raise DataError(f"{folder}: none of {len(files)} audio files can be used; nothing was written.")
     lines = [
-        json.dumps({"path": _relative(file.path, out.parent), "duration": round(file.duration_sec, 6)})
-        for file in used
+        json.dumps({"path": _relative(path, out.parent), "duration": round(duration_sec, 6)})
+        for path, duration_sec in used
     ]
     with replacing(out) as partial:
         partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    hours = sum(file.duration_sec for file in used) / 3600
+    hours = sum(duration_sec for _, duration_sec in used) / 3600
     print(f"{printable(str(out))}: {len(used)} recordings, {hours:.2f} h; {len(left_out)} left out")
     return 1 if left_out else 0
 

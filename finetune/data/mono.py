@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from torch import LongTensor
+from torch import Tensor
 
 from finetune.data.manifest import Recording
 from finetune.errors import DataError
@@ -23,7 +23,7 @@ class Codes(Protocol):
         """K."""
         ...
 
-    def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> LongTensor:
+    def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> Tensor:
         """Returns int64 codes, ``[channels * K, num_frames]``."""
         ...
 
@@ -31,7 +31,7 @@ class Codes(Protocol):
 class TwoVoices:
     """Codes of two channels, whatever the recordings have."""
 
-    def __init__(self, codes: Codes, policy: MonoPolicy, *, silence: LongTensor | None = None) -> None:
+    def __init__(self, codes: Codes, policy: MonoPolicy, *, silence: Tensor | None = None) -> None:
         """Keeps the pieces.
 
         Args:
@@ -45,7 +45,7 @@ class TwoVoices:
         self._policy = policy
         self._silence = silence
 
-    def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> LongTensor:
+    def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> Tensor:
         """Returns int64 codes, ``[2 * K, num_frames]``, the left channel first.
 
         Raises:

@@ -37,19 +37,20 @@ def parse_sources(text: str, *, key: str) -> list[DataSource]:
         DataError: A part is empty, a weight is no finite number above 0, or only some parts have one.
     """
     sources = [_parse_part(part, key=key) for part in _split(text, key=key)]
-    with_weight = [source for source in sources if source.weight is not None]
-    if not with_weight:
+    weights = [source.weight for source in sources if source.weight is not None]
+    if not weights:
         return sources
-    if len(with_weight) < len(sources):
+    if len(weights) < len(sources):
         bare = next(source for source in sources if source.weight is None)
+        weighted = next(source for source in sources if source.weight is not None)
         raise DataError(
-            f"{key}: {bare.path} has no weight and {with_weight[0].path} has one; give all of them a weight "
+            f"{key}: {bare.path} has no weight and {weighted.path} has one; give all of them a weight "
             "('a.jsonl:0.7,b.jsonl:0.3') or none."
         )
     # The largest first: the sum of finite weights may be infinite.
-    largest = max(source.weight for source in sources)
-    total = math.fsum(source.weight / largest for source in sources)
-    shares = [source.weight / largest / total for source in sources]
+    largest = max(weights)
+    total = math.fsum(weight / largest for weight in weights)
+    shares = [weight / largest / total for weight in weights]
     if min(shares) <= 0:
         raise DataError(f"{key}: {text}: a weight is too small beside the others to ever be trained on.")
     return [DataSource(source.path, share) for source, share in zip(sources, shares, strict=True)]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import torch
 from moshi.models.compression import MimiModel
+from moshi.quantization.core_vq import EuclideanCodebook
 from moshi.quantization.vq import ResidualVectorQuantizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.errors import UserError
 
@@ -54,11 +55,13 @@ def fit_codebooks(mimi: MimiModel, latents: Tensor, *, seed: int) -> None:
     code_dim = quantizer.dimension
     axes, variances = axes.flip(1)[:, :code_dim].T, variances.flip(0)[:code_dim]  # [C, D], [C]
     whitened = axes / variances.clamp(min=1e-4 * variances[0]).sqrt()[:, None]
-    for part, projection in ((quantizer.rvq_first, whitened), (quantizer.rvq_rest, axes)):
-        part.input_proj.weight.copy_(projection[:, :, None])
+    first, rest = quantizer.rvq_first, quantizer.rvq_rest
+    assert isinstance(first, ResidualVectorQuantizer) and isinstance(rest, ResidualVectorQuantizer)
+    for part, projection in ((first, whitened), (rest, axes)):
+        _weight(part.input_proj).copy_(projection[:, :, None])
         _fit_residual(part, latents @ projection.T, generator)
-    quantizer.rvq_first.output_proj.weight.zero_()
-    quantizer.rvq_rest.output_proj.weight.copy_(axes.T[:, :, None])
+    _weight(first.output_proj).zero_()
+    _weight(rest.output_proj).copy_(axes.T[:, :, None])
 
 
 def count_codebook_use(codes: Tensor, *, num_bins: int) -> list[CodebookUse]:
@@ -83,11 +86,17 @@ def demand_even_use(uses: Iterable[CodebookUse], *, num_bins: int) -> None:
             )
 
 
+def _weight(projection: nn.Module) -> Tensor:
+    assert isinstance(projection, nn.Conv1d)
+    return projection.weight
+
+
 def _fit_residual(part: ResidualVectorQuantizer, vectors: Tensor, generator: torch.Generator) -> None:
     """Fits codebook after codebook to what the earlier ones leave of vectors [N, C]."""
     residual = vectors
     for layer in part.vq.layers:
         codebook = layer._codebook
+        assert isinstance(codebook, EuclideanCodebook)
         subset = torch.randperm(len(residual), generator=generator)[:_MAX_KMEANS_VECTORS]
         centroids = _kmeans(residual[subset], codebook.codebook_size, generator)
         codes = torch.cdist(residual, centroids).argmin(dim=1)
@@ -95,7 +104,9 @@ def _fit_residual(part: ResidualVectorQuantizer, vectors: Tensor, generator: tor
         codebook.cluster_usage.copy_(usage)
         codebook.embedding_sum.copy_(centroids * usage[:, None])
         codebook._initialized.fill_(1)
-        codebook._embedding = None  # a cache of embedding_sum / cluster_usage
+        codebook.register_buffer(
+            "_embedding", None, persistent=False
+        )  # a cache of embedding_sum / cluster_usage
         residual = residual - centroids[codes]
 
 

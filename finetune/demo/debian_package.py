@@ -22,7 +22,9 @@ def read_package(path: Path) -> Iterator[tuple[str, bytes]]:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
                 if member.isfile():
-                    yield member.name.removeprefix("./"), archive.extractfile(member).read()
+                    content = archive.extractfile(member)
+                    assert content is not None  # None for what is no file
+                    yield member.name.removeprefix("./"), content.read()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}.") from error
     except (tarfile.TarError, EOFError, ValueError, ArithmeticError) as error:

@@ -105,19 +105,21 @@ def write_dialogues(
     decks = {"train": [spoken for i, spoken in enumerate(accepted) if i % _EVAL_SHARE], "eval": held_out}
     if not all(decks.values()):
         raise UserError(f"only {len(accepted)} prompts could be aligned, too few for two sets of dialogues.")
-    seconds = {}
+    seconds: dict[str, float] = {}
     for split, deck in decks.items():
         rng = random.Random(f"{options.seed}/{split}")
         draws = _draw_without_end(deck, rng)
         (data_dir / split).mkdir(parents=True)
         entries = []
+        durations = []
         for index in range(getattr(options, f"num_{split}")):
             turns, speeches = _join(draws, rng, duration_sec=60 * options.minutes)
             path = data_dir / split / f"dialogue_{index:03d}.wav"
             duration_sec = write_dialogue(turns, speeches, path)
             entries.append({"path": f"{split}/{path.name}", "duration": duration_sec})
+            durations.append(duration_sec)
         (data_dir / f"{split}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        seconds[split] = sum(entry["duration"] for entry in entries)
+        seconds[split] = sum(durations)
     return seconds
 
 

@@ -134,7 +134,9 @@ class Espeak:
         samples = np.concatenate(self._samples).astype(np.float32) / 32768.0
         return samples, sorted(self._events, key=lambda event: event.start_sec)
 
-    def _receive(self, samples, num_samples: int, events) -> int:
+    def _receive(
+        self, samples: "ctypes._Pointer[ctypes.c_short]", num_samples: int, events: "ctypes._Pointer[_Event]"
+    ) -> int:
         if samples and num_samples > 0:
             self._samples.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
         index = 0

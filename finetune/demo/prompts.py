@@ -81,7 +81,7 @@ def decode_g722(data: bytes) -> np.ndarray:
     except ImportError as error:
         raise UserError("PyAV is not installed: pip install 'moshi-ttt[prompts]'") from error
     try:
-        with av.open(io.BytesIO(data), format="g722") as container:
+        with av.open(io.BytesIO(data), "r", format="g722") as container:
             frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
     except av.FFmpegError as error:
         raise DataError(f"cannot be decoded ({error}).") from error

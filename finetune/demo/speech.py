@@ -55,12 +55,11 @@ def align_words(text: str, events: list[WordEvent], samples: np.ndarray, *, samp
     """
     written = text.split()
     starts = _start_times(text, events)
-    known = [index for index, start in enumerate(starts) if start is not None]
+    known = [(index, start_sec) for index, start_sec in enumerate(starts) if start_sec is not None]
     total_sec = len(samples) / sample_rate
     words = []
-    for index, following in zip(known, [*known[1:], len(written)], strict=True):
-        start_sec = starts[index]
-        limit_sec = starts[following] if following < len(written) else total_sec
+    ends = [*known[1:], (len(written), total_sec)]
+    for (index, start_sec), (following, limit_sec) in zip(known, ends, strict=True):
         end_sec = _end_of_sound(samples, start_sec, limit_sec, sample_rate=sample_rate)
         words += _share(written[index:following], start_sec, end_sec)
     return words

@@ -30,6 +30,7 @@ def check_outputs(options: argparse.Namespace) -> None:
         raise ConfigError(f"{options.output}: the output is a wav file, its name must end with .wav.")
     if options.report is not None and Path(options.report).suffix.lower() != ".json":
         raise ConfigError(f"--report: {options.report} is written as JSON, its name must end with .json.")
+    outputs: list[tuple[Path | None, str | None, Path | None]]
     outputs = [(path, None, None) for path in output_paths(Path(options.output), options.batch_size)]
     outputs += [
         (options.report, None, None),

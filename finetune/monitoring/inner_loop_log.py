@@ -74,7 +74,8 @@ def read_inner_losses(path: Path, step: int | None = None) -> InnerLossRecord:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: {'is not a file' if path.exists() else 'does not exist'}.")
-    found, steps = "", []
+    found: tuple[int, str] | None = None
+    steps: list[int] = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith("\n"):
@@ -84,14 +85,14 @@ def read_inner_losses(path: Path, step: int | None = None) -> InnerLossRecord:
                 raise DataError(f"{path}: line {number} is not a record of inner losses.")
             steps.append(int(start[1]))
             if step in (None, steps[-1]):
-                found = line
+                found = steps[-1], line
     if not steps:
         raise ConfigError(f"{path}: has no record yet.")
-    if not found:
+    if found is None:
         raise ConfigError(f"--step: {path} has no record of step {step}, only of {_listed(steps)}.")
-    step = int(_STEP.match(found)[1])
+    step, record = found
     try:
-        losses = {int(index): _losses(rows) for index, rows in json.loads(found)["layers"].items()}
+        losses = {int(index): _losses(rows) for index, rows in json.loads(record)["layers"].items()}
         if not losses or min(losses) < 0:
             raise ValueError(list(losses))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError):

@@ -11,8 +11,7 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor, nn
 
-from moshi_ttt.hybrid_layer import HybridStreamingTransformerLayer
-from moshi_ttt.hybrid_model import ttt_layers
+from moshi_ttt.hybrid_model import hybrid_layers
 from moshi_ttt.inner_loop import compute_dtype
 from moshi_ttt.ttt_layer import TTTLayer, TTTRecord
 
@@ -27,9 +26,7 @@ class LayerProbe:
     """
 
     def __init__(self, model: LMModel) -> None:
-        self._layers: dict[int, HybridStreamingTransformerLayer] = {
-            index: model.transformer.layers[index] for index in ttt_layers(model)
-        }
+        self._layers = hybrid_layers(model)
         self._values: dict[str, Tensor] = {}
 
     @contextmanager

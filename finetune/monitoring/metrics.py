@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -13,6 +14,9 @@ from finetune.config_io import public_values
 from finetune.distributed import is_main
 from finetune.errors import ConfigError
 from finetune.files import finite_or_null
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ class MetricsWriter:
         self, run_dir: Path, args: TrainArgs, *, first_step: int = 1, wandb_run_id: str | None = None
     ) -> None:
         self._active = is_main()
-        self._wandb = None
+        self._wandb: Run | None = None
         if not self._active:
             return
         self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
@@ -112,7 +116,7 @@ def check_wandb(args: TrainArgs) -> None:
         ) from None
 
 
-def _start_wandb(run_dir: Path, args: TrainArgs, run_id: str | None):
+def _start_wandb(run_dir: Path, args: TrainArgs, run_id: str | None) -> "Run":
     import wandb
 
     if args.wandb.key is not None:

@@ -134,7 +134,7 @@ def _plot_lines(
     return _save(figure, path)
 
 
-def _figure(xlabel: str, ylabel: str):
+def _figure(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel(xlabel)

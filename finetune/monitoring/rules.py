@@ -197,7 +197,8 @@ RULES = (
 
 def configuration_findings(args: TrainArgs) -> list[Finding]:
     """What is wrong before the first step."""
-    ttt, found = args.ttt, []
+    ttt = args.ttt
+    found: list[Finding] = []
     if not ttt.enable or ttt.layers == "none":
         return found
     if ttt.weight_lr_multiplier == ttt.alpha_lr_multiplier == 1:

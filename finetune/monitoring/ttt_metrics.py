@@ -12,7 +12,7 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.sharding import full_tensor
-from moshi_ttt.hybrid_model import ttt_layers
+from moshi_ttt.hybrid_model import hybrid_layers, ttt_layers
 from moshi_ttt.ops import inner_losses
 from moshi_ttt.ttt_layer import TTTLayer, TTTRecord
 
@@ -29,8 +29,7 @@ class GateMonitor:
 
     def __init__(self, model: LMModel) -> None:
         self._gates = {
-            index: model.transformer.layers[index].forward_ssm_gating.gating_alpha
-            for index in ttt_layers(model)
+            index: layer.forward_ssm_gating.gating_alpha for index, layer in hybrid_layers(model).items()
         }
         self.start = {index: full_tensor(gate.detach()).clone() for index, gate in self._gates.items()}
 
@@ -109,7 +108,7 @@ class InnerLoopRecorder:
     @torch.no_grad()
     def _record(self, index: int, layer: TTTLayer, record: TTTRecord) -> None:
         config, state = layer.config, record.state
-        losses = inner_losses(
+        losses: tuple[Tensor, ...] = inner_losses(
             record.k,
             record.v,
             record.eta,
@@ -133,7 +132,7 @@ class InnerLoopRecorder:
         start = torch.stack([w0.float().square().sum() for w0 in layer.weights]).sum().sqrt()
         norms = torch.stack([now.mean(), change.sum(0).sqrt().mean() / start])
         finite = norms.isfinite().all() & record.update.isfinite().all()
-        self._norms[index] = tuple(norms.tolist())  # type: ignore[assignment]
+        self._norms[index] = tuple(norms.tolist())
         self._finite[index] = bool(finite)
 
 

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from finetune.distributed import all_reduce_sum
-from moshi_ttt.hybrid_model import ttt_layers
+from moshi_ttt.hybrid_model import hybrid_layers
 
 _BLOCK = 2**24  # elements looked at together: temporary tensors of 64 MB
 
@@ -33,8 +33,9 @@ class UpdateProbe:
     """
 
     def __init__(self, model: LMModel) -> None:
-        layers = model.transformer.layers
-        self._gates = {layers[i].forward_ssm_gating.gating_alpha: i for i in ttt_layers(model)}
+        self._gates = {
+            layer.forward_ssm_gating.gating_alpha: index for index, layer in hybrid_layers(model).items()
+        }
         self._groups: list[str] = []
         self._gate_layers: list[int] = []
         self._sums: Tensor | None = None

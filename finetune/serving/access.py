@@ -58,8 +58,9 @@ class Access:
         """Give a browser that showed the token a cookie that stands for it, where there is a token."""
         if self.token is None:
             return
-        options = {"httponly": True, "samesite": "Lax", "secure": self.secure, "path": "/"}
-        response.set_cookie(COOKIE, self._cookie(), **options)
+        response.set_cookie(
+            COOKIE, self._cookie(), httponly=True, samesite="Lax", secure=self.secure, path="/"
+        )
 
     def _knows_token(self, request: web.Request) -> bool:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ")

@@ -48,7 +48,7 @@ class Inbox:
     def __init__(self, *, sample_rate: int, max_sec: float) -> None:
         self._max_samples = int(max_sec * sample_rate)
         self._sample_rate = sample_rate
-        self._audio = np.zeros(0, np.float32)
+        self._audio: np.ndarray = np.zeros(0, np.float32)
         self._changed = asyncio.Condition()
         self.open = False  # audio before the conversation has begun is not kept
 

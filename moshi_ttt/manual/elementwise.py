@@ -182,4 +182,4 @@ class Elementwise(NamedTuple):
 def elementwise(*, compiled: bool) -> Elementwise:
     """The functions as they stand, or each as one compiled kernel."""
     functions = Elementwise()
-    return Elementwise(*map(torch.compile, functions)) if compiled else functions
+    return Elementwise._make(map(torch.compile, functions)) if compiled else functions

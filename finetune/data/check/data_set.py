@@ -1,19 +1,22 @@
 """The check of all recordings of a manifest, in processes of which one may die."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from finetune.data.check.findings import SEVERITIES, Finding
 from finetune.data.check.full import Checked, Checker, Settings
-from finetune.data.manifest import ManifestLine, Recording, read_lines
+from finetune.data.manifest import ManifestEntry, ManifestLine, Recording, read_lines
 from finetune.errors import DataError
-from finetune.workers import run_tasks
+from finetune.workers import Outcome, run_tasks
 
 # What a process may take for a recording before it is ended: some hundred times what decoding takes.
 LIMIT_SEC, LIMIT_BYTES_PER_SEC = 120, 100_000
+
+
+Follow = Callable[[Iterator[Outcome]], Iterable[Outcome]]
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,7 @@ class Item:
         return [replace(finding, line=self.where) for finding in self.checked.findings]
 
 
-def check_data_set(
-    manifest: Path, settings: Settings, *, num_jobs: int, follow: Callable[[Sequence], Iterable] = iter
-) -> list[Item]:
+def check_data_set(manifest: Path, settings: Settings, *, num_jobs: int, follow: Follow = iter) -> list[Item]:
     """Reads every file of a manifest.
 
     Args:
@@ -70,7 +71,7 @@ def check_data_set(
     for outcome in follow(outcomes):
         index, recording = outcome.task
         checked = outcome.result
-        if checked is None:
+        if outcome.failure is not None:
             checked = Checked([Finding("check-failed", recording.path, outcome.failure)])
         about_line = items[index].checked.findings
         checked = replace(checked, findings=about_line + checked.findings)
@@ -136,7 +137,7 @@ def _read(manifest: Path) -> Iterator[Item]:
         if line.entry is None:
             yield Item(line, None, Checked(findings))
             continue
-        recording = _recording(line)
+        recording = _recording(line.entry)
         identity = os.path.abspath(recording.path)
         if identity in first_seen:
             reason = f"is already listed ({first_seen[identity]})"
@@ -151,9 +152,9 @@ def _read(manifest: Path) -> Iterator[Item]:
         yield Item(line, recording, Checked(findings))
 
 
-def _recording(line: ManifestLine) -> Recording:
-    path = line.entry.path
-    duration_sec = float("nan") if line.entry.duration_sec is None else line.entry.duration_sec
+def _recording(entry: ManifestEntry) -> Recording:
+    path = entry.path
+    duration_sec = float("nan") if entry.duration_sec is None else entry.duration_sec
     alignment_path = path.with_suffix(".json") if path.name else path
     return Recording(path, duration_sec, alignment_path)
 
@@ -162,11 +163,13 @@ def _find_same_audio(items: list[Item]) -> list[Item]:
     first_seen: dict[str, Path] = {}
     compared = []
     for item in items:
-        digest = item.checked.digest
-        other = None if digest is None else first_seen.setdefault(digest, item.recording.path)
-        if other is not None and other != item.recording.path:
-            finding = Finding("same-audio", item.recording.path, f"is byte for byte the same as {other}")
-            item = replace(item, checked=replace(item.checked, findings=[*item.checked.findings, finding]))
+        recording, digest = item.recording, item.checked.digest
+        if recording is not None and digest is not None:
+            other = first_seen.setdefault(digest, recording.path)
+            if other != recording.path:
+                finding = Finding("same-audio", recording.path, f"is byte for byte the same as {other}")
+                findings = [*item.checked.findings, finding]
+                item = replace(item, checked=replace(item.checked, findings=findings))
         compared.append(item)
     return compared
 

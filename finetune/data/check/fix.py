@@ -47,6 +47,7 @@ def _rewrite(manifest: Path, items: Iterable[Item]) -> Path:
         text = old.removeprefix(bom).decode("utf-8")
         if text.removesuffix("\r") != item.line.text:
             raise DataError(f"{item.where}: was changed during the check; check again.")
+        assert item.checked.duration_sec is not None  # of an item that is fixable
         lines[item.line.number - 1] = bom + _with_duration(text, item.checked.duration_sec)
     backup = _free_backup(manifest)
     with replacing(backup) as partial:

@@ -56,7 +56,7 @@ class LevelMeter:
         self._window = max(1, round(sample_rate * WINDOW_SEC))
         self._num_samples = 0
         self._clipped = np.zeros(channels, np.int64)
-        self._rest = np.zeros((channels, 0), np.float32)
+        self._rest: np.ndarray = np.zeros((channels, 0), np.float32)
         self._power: list[np.ndarray] = []
 
     @property

@@ -40,9 +40,10 @@ def write_overview(path: Path, items: Sequence[Item], findings: Sequence[Finding
 
 def _draw(items: Sequence[Item]) -> bytes:
     checked = [item.checked for item in items if item.checked.duration_sec is not None]
+    minutes = [c.duration_sec / 60 for c in checked if c.duration_sec is not None]
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     durations, voices, words = figure.subplots(1, 3)
-    _histogram(durations, [[c.duration_sec / 60 for c in checked]], ["recordings"], "duration, minutes")
+    _histogram(durations, [minutes], ["recordings"], "duration, minutes")
     shares = [[c.voiced[i] for c in checked if len(c.voiced) > i] for i in range(2)]
     _histogram(voices, shares, _VOICES, "share of the time with voice")
     rates = [[c.words_per_minute[i] for c in checked if c.words_per_minute] for i in range(2)]

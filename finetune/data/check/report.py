@@ -10,6 +10,7 @@ from typing import Any
 from finetune.data.audio_files import printable
 from finetune.data.check.data_set import Item
 from finetune.data.check.findings import SEVERITIES, Finding
+from finetune.data.manifest import Recording
 from moshi_ttt.state_file import replacing
 
 
@@ -49,7 +50,9 @@ def write_json_report(path: Path, items: Sequence[Item], findings: Sequence[Find
     content = {
         "summary": {"lines": len(items)} | {severity: counts[severity] for severity in SEVERITIES},
         "findings": [_finding_record(finding) for finding in findings],
-        "recordings": [_recording_record(item) for item in items if item.recording is not None],
+        "recordings": [
+            _recording_record(item, item.recording) for item in items if item.recording is not None
+        ],
     }
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     with replacing(path) as partial:
@@ -94,10 +97,10 @@ def _finding_record(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _recording_record(item: Item) -> dict[str, Any]:
+def _recording_record(item: Item, recording: Recording) -> dict[str, Any]:
     checked = item.checked
     return {
-        "file": str(item.recording.path),
+        "file": str(recording.path),
         "line": item.where,
         "duration_sec": checked.duration_sec,
         "voiced_share": checked.voiced,

@@ -1,15 +1,18 @@
 """What a measurement compares: the memory learning, frozen or left out, and the attention windows."""
 
+from typing import Final, Literal
+
 from moshi.models.lm import LMModel
 
 from finetune.errors import ConfigError
 from finetune.ttt_integration import attention_windows, set_attention_windows
-from moshi_ttt.hybrid_model import TTT_MODES, set_ttt_mode, ttt_layers, ttt_mode
+from moshi_ttt.hybrid_model import TTT_MODES, TTTMode, set_ttt_mode, ttt_layers, ttt_mode
 
-PLAIN = "plain"  # the one arm of a model without TTT layers
+Arm = TTTMode | Literal["plain"]
+PLAIN: Final = "plain"  # the one arm of a model without TTT layers
 
 
-def choose_arms(lm: LMModel, *, compare: bool, source: str) -> tuple[str, ...]:
+def choose_arms(lm: LMModel, *, compare: bool, source: str) -> tuple[Arm, ...]:
     """The arms to measure: all modes of the memory with `compare`, otherwise the one the model is in.
 
     Args:
@@ -25,7 +28,7 @@ def choose_arms(lm: LMModel, *, compare: bool, source: str) -> tuple[str, ...]:
     return (PLAIN,)
 
 
-def enter_arm(lm: LMModel, arm: str) -> None:
+def enter_arm(lm: LMModel, arm: Arm) -> None:
     """Put a model into the mode of an arm."""
     if arm != PLAIN:
         set_ttt_mode(lm, arm)

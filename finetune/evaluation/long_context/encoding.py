@@ -7,7 +7,7 @@ import math
 
 from moshi.models import MimiModel
 from moshi.models.loaders import CheckpointInfo
-from torch import LongTensor
+from torch import Tensor
 
 from finetune.data.audio import AudioHeader, check_duration
 from finetune.data.code_cache import CodeCache
@@ -36,8 +36,8 @@ class CodeStore:
         self._cache = CodeCache.of_model(
             info, num_codebooks=mimi.num_codebooks, cache_dir=cache_dir, key="--cache-dir"
         )
-        self._last: tuple[Source, LongTensor] | None = None
-        self._silence: LongTensor | None = None
+        self._last: tuple[Source, Tensor] | None = None
+        self._silence: Tensor | None = None
 
     def header(self, source: Source) -> AudioHeader:
         """Returns what a file says about itself.
@@ -82,7 +82,7 @@ class CodeStore:
             check_duration(source.path, duration_sec, expected_duration_sec=source.duration_sec)
         return num_frames
 
-    def load(self, source: Source, header: AudioHeader) -> LongTensor:
+    def load(self, source: Source, header: AudioHeader) -> Tensor:
         """Returns all codes of a recording, int64 ``[channels, K, T]``; the last one is kept in memory.
 
         Raises:
@@ -97,8 +97,9 @@ class CodeStore:
         """Encodes digital silence of at least one frame, see ``finetune.data.codec.encode_silence``."""
         self._silence = encode_silence(self.mimi, num_frames)
 
-    def silence(self, start: int, stop: int) -> LongTensor:
+    def silence(self, start: int, stop: int) -> Tensor:
         """Returns the codes of encoded silence, int64 ``[K, stop - start]``, from its frame ``start`` on."""
+        assert self._silence is not None
         return self._silence[:, start:stop]
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from finetune.conditions import TextConditions
 from finetune.errors import ConfigError, DataError
-from finetune.evaluation.long_context.arms import enter_arm
+from finetune.evaluation.long_context.arms import Arm, enter_arm
 from finetune.evaluation.long_context.identity import codes_digest
 from finetune.evaluation.long_context.stream_losses import (
     CodeStream,
@@ -130,7 +130,7 @@ def measure(
     lm: LMModel,
     streams: Sequence[CodeStream],
     *,
-    arms: Sequence[str],
+    arms: Sequence[Arm],
     files: LossFiles,
     chunk_frames: int,
     conditions: TextConditions | None = None,
@@ -173,7 +173,7 @@ class _Measurement:
     """What the passes of a measurement share, see `measure`."""
 
     lm: LMModel
-    arms: Sequence[str]
+    arms: Sequence[Arm]
     files: LossFiles
     chunk_frames: int
     conditions: TextConditions
@@ -208,7 +208,7 @@ class _Measurement:
     def _trajectories_path(self, path: Path) -> Path | None:
         return None if self.trajectories is None else self.trajectories / path.name
 
-    def _run(self, stream: CodeStream, arm: str, inner: Path | None) -> StreamLosses:
+    def _run(self, stream: CodeStream, arm: Arm, inner: Path | None) -> StreamLosses:
         enter_arm(self.lm, arm)
         trajectories = StreamTrajectories(self.lm)
         self.bar.set_description(f"{stream.name[-30:]} [{arm}]")

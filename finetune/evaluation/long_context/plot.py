@@ -1,5 +1,6 @@
 """The picture of a measurement: losses by position, one line per arm, and their differences."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -55,7 +56,8 @@ def _label(axes: Axes, ylabel: str, width: int) -> None:
     axes.set_xlabel(f"frame (means of {width:,})")
     axes.set_ylabel(ylabel)
     minutes = axes.secondary_xaxis(
-        "top", functions=(lambda x: x / FRAME_RATE / 60, lambda x: x * FRAME_RATE * 60)
+        "top",
+        functions=(lambda x: np.asarray(x) / FRAME_RATE / 60, lambda x: np.asarray(x) * FRAME_RATE * 60),
     )
     minutes.set_xlabel("minutes")
     axes.legend()
@@ -63,7 +65,7 @@ def _label(axes: Axes, ylabel: str, width: int) -> None:
 
 def _plot_line(
     axes: Axes,
-    recordings: list[np.ndarray],
+    recordings: Sequence[np.ndarray],
     width: int,
     bootstrap: Bootstrap,
     *,

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
-from torch import LongTensor
+from torch import Tensor
 from tqdm import tqdm
 
 from finetune.data.alignments import load_alignments
@@ -117,9 +117,9 @@ class Stream:
         self._options = options
         self._speech = speech
         self._store = store
-        self._last_text: tuple[Part, LongTensor] | None = None
+        self._last_text: tuple[Part, Tensor] | None = None
 
-    def frames(self, start: int, stop: int) -> LongTensor:
+    def frames(self, start: int, stop: int) -> Tensor:
         """Returns some frames, int64 on the CPU, ``[1 + n_q, stop - start]``.
 
         Rows are the text, Moshi's own K codebooks and the user's K codebooks. Rows without input hold the
@@ -152,7 +152,7 @@ class Stream:
             codes[user] = self._store.silence(start, stop)
         return codes
 
-    def _text(self, part: Part) -> LongTensor:
+    def _text(self, part: Part) -> Tensor:
         """Returns the text tokens of a recording as training interleaves them."""
         if self._last_text is None or self._last_text[0] != part:
             lm, mimi = self._speech.lm, self._speech.mimi

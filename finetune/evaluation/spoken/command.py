@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import LongTensor
+from torch import Tensor
 
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.long_context.identity import digest, home_of, model_identity
@@ -214,7 +214,7 @@ def _measure_task(
     speech: SpeechModel,
     benchmark: Benchmark,
     *,
-    prompt: LongTensor | None,
+    prompt: Tensor | None,
 ) -> tuple[Encoded, Measured]:
     progress = sys.stderr.isatty()
     encoded = encode(
@@ -259,7 +259,7 @@ def _data_entry(
     }
 
 
-def _prompt(options: argparse.Namespace, speech: SpeechModel) -> LongTensor | None:
+def _prompt(options: argparse.Namespace, speech: SpeechModel) -> Tensor | None:
     """The codes of the recording in front of every item.
 
     Raises:

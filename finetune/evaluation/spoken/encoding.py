@@ -12,7 +12,7 @@ import torch
 from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
-from torch import LongTensor
+from torch import Tensor
 from tqdm import tqdm
 
 from finetune.data.audio import AudioHeader
@@ -58,7 +58,7 @@ def encode_items(
     cache_dir: str | None = None,
     cache_key: str = "--cache-dir",
     progress: bool = False,
-) -> tuple[list[LongTensor | None], dict[str, str]]:
+) -> tuple[list[Tensor | None], dict[str, str]]:
     """Puts audio files into Moshi's own stream.
 
     A file of any sample rate is resampled to the codec's. Of a stereo file the left channel is taken, which
@@ -88,7 +88,7 @@ def encode_items(
         if value not in get_args(modes):
             raise ConfigError(f"--{key}: {value} is unknown; it is one of {', '.join(get_args(modes))}.")
     store = _ItemCodes(speech, cache_dir, cache_key)
-    own: list[LongTensor | None] = []
+    own: list[Tensor | None] = []
     failures: dict[str, str] = {}
     for item in tqdm(items, desc="Encoding audio", unit="file", disable=not progress):
         try:
@@ -107,7 +107,7 @@ def encode_items(
     return [None if codes is None else _streams(codes, speech.lm, silence, text) for codes in own], failures
 
 
-def _streams(own: LongTensor, lm: LMModel, silence: LongTensor | None, text: TextMode) -> LongTensor:
+def _streams(own: Tensor, lm: LMModel, silence: Tensor | None, text: TextMode) -> Tensor:
     """Own codes `[K, N]` among the other rows, `[1 + n_q, N]`."""
     num_codebooks, num_frames = own.shape
     codes = torch.full((1 + lm.n_q, num_frames), lm.zero_token_id)
@@ -129,7 +129,7 @@ class _ItemCodes:
         )
         self.num_stereo = 0
 
-    def load(self, item: Item) -> LongTensor:
+    def load(self, item: Item) -> Tensor:
         """Returns int64 `[K, N]`; raises DataError when the file cannot be used."""
         header = _header(item.path)
         self.num_stereo += header.channels == 2

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from moshi.models.lm import LMModel
 from moshi.models.lm_utils import _delay_sequence, _undelay_sequence
-from torch import LongTensor, Tensor
+from torch import Tensor
 
 from finetune.conditions import TextConditions, fused_conditions, prepare_conditions
 from finetune.evaluation.spoken.items import Item
@@ -50,11 +50,11 @@ class ItemScore:
 @torch.no_grad()
 def score_items(
     lm: LMModel,
-    codes: Sequence[LongTensor],
+    codes: Sequence[Tensor],
     *,
     batch_size: int,
     max_frames_per_batch: int,
-    prompt: LongTensor | None = None,
+    prompt: Tensor | None = None,
     conditions: TextConditions | None = None,
     on_items: Callable[[int], None] | None = None,
 ) -> list[ItemScore]:
@@ -106,11 +106,11 @@ def score_items(
 def score_by_name(
     lm: LMModel,
     items: Sequence[Item],
-    codes: Sequence[LongTensor | None],
+    codes: Sequence[Tensor | None],
     *,
     batch_size: int,
     max_frames_per_batch: int,
-    prompt: LongTensor | None = None,
+    prompt: Tensor | None = None,
     on_items: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, ItemScore], dict[str, str]]:
     """`score_items` for the result of `encode_items`.
@@ -155,7 +155,7 @@ def _own(lm: LMModel) -> slice:
     return slice(lm.audio_offset, lm.audio_offset + min(lm.dep_q, lm.n_q // 2))
 
 
-def _score(lm: LMModel, codes: LongTensor, log_probs: Tensor, seconds: float) -> ItemScore:
+def _score(lm: LMModel, codes: Tensor, log_probs: Tensor, seconds: float) -> ItemScore:
     """Sums log-probabilities `[K, >= N]` of an item's own tokens, `[1 + n_q, N]`."""
     targets = codes[_own(lm)].cpu()
     valid = targets != lm.zero_token_id
@@ -163,7 +163,7 @@ def _score(lm: LMModel, codes: LongTensor, log_probs: Tensor, seconds: float) ->
     return ItemScore(codes.shape[1], values.sum(1), valid.sum(1), seconds)
 
 
-def _log_probs(lm: LMModel, rows: Sequence[LongTensor], conditions: TextConditions, *, start: int) -> Tensor:
+def _log_probs(lm: LMModel, rows: Sequence[Tensor], conditions: TextConditions, *, start: int) -> Tensor:
     """Log-probabilities of the own tokens from frame `start` on, `[B, K, T - start]`, at least float32.
 
     Where there is no token, the value means nothing.
@@ -183,7 +183,7 @@ def _log_probs(lm: LMModel, rows: Sequence[LongTensor], conditions: TextConditio
     return log_probs if broken is None else log_probs.masked_fill(broken[:, None, None], math.nan)
 
 
-def _pad(lm: LMModel, rows: Sequence[LongTensor]) -> tuple[LongTensor, bool]:
+def _pad(lm: LMModel, rows: Sequence[Tensor]) -> tuple[Tensor, bool]:
     """Rows with zero tokens on the right, `[B, 1 + n_q, S]`, and whether the model is to write text.
 
     Its text goes on until the last codebook of the row is predicted.
@@ -198,9 +198,7 @@ def _pad(lm: LMModel, rows: Sequence[LongTensor]) -> tuple[LongTensor, bool]:
     return codes.to(lm.device), bool((codes[:, 0] == lm.ungenerated_token_id).any())
 
 
-def _logits_with_own_text(
-    lm: LMModel, codes: LongTensor, conditions: TextConditions
-) -> tuple[Tensor, Tensor]:
+def _logits_with_own_text(lm: LMModel, codes: Tensor, conditions: TextConditions) -> tuple[Tensor, Tensor]:
     """Logits by frame, `[B, K, S, card]`, and which rows' memory was given up as not finite, `[B]`.
 
     Args:

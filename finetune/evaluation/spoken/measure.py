@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from moshi.models.lm import LMModel
-from torch import LongTensor
+from torch import Tensor
 from tqdm import tqdm
 
 from finetune.conditions import TextConditions
@@ -34,14 +34,14 @@ class Encoded:
 
     name: str
     pairs: list[Pair]
-    codes: dict[str, LongTensor]
+    codes: dict[str, Tensor]
     failures: dict[str, str]
 
     def codes_sha256(self) -> dict[str, str]:
         """A digest of the codes of each item, by name."""
         return {name: codes_digest(codes) for name, codes in self.codes.items()}
 
-    def distinct(self) -> dict[str, LongTensor]:
+    def distinct(self) -> dict[str, Tensor]:
         """Codes without repetition, each by the first item that has them."""
         return {names[0]: self.codes[names[0]] for names in self._alike()}
 
@@ -107,7 +107,7 @@ def take_ids(benchmark: Benchmark, limit: int | None, *, seed: int) -> Benchmark
     )
 
 
-def codes_digest(codes: LongTensor) -> str:
+def codes_digest(codes: Tensor) -> str:
     """SHA-256 of codes, `[1 + n_q, T]`."""
     return hashlib.sha256(codes.cpu().contiguous().numpy().astype("<i4").tobytes()).hexdigest()
 
@@ -147,7 +147,7 @@ def measure(
     semantic_weight: float,
     batch_size: int,
     max_frames_per_batch: int,
-    prompt: LongTensor | None = None,
+    prompt: Tensor | None = None,
     conditions: TextConditions | None = None,
     progress: bool = False,
 ) -> Measured:

@@ -129,7 +129,7 @@ def comparison_json(
         settings: of both.
         bootstrap: draws ids, the same for both.
     """
-    compared = {}
+    compared: dict[str, dict[str, Any]] = {}
     for name, ours in measured[0].items():
         others, entries = measured[1][name], [part[name] for part in tasks]
         pairs = scored_pairs(ours.pairs, {item for pair in others.pairs for item in _names(pair)})

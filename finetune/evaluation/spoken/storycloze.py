@@ -43,7 +43,7 @@ _WAYS: dict[str, Callable[[_File], str | None]] = {
 }
 
 
-def load_storycloze(folder: Path, name: StoryName, *, split: str = "dev") -> Benchmark:
+def load_storycloze(folder: Path, name: StoryName, *, split: Split = "dev") -> Benchmark:
     """Finds the pairs of a StoryCloze folder at any depth, without a look into the audio.
 
     Files are paired within a folder. When names end with `correct` and `incorrect`, they are paired by the
@@ -200,13 +200,14 @@ def _pair_numbered(root: Path, files: Sequence[_File], failures: dict[str, str])
                 "from 0 or 1; a file is missing at one end, and so it is not known which ones are correct."
             )
         logger.info("%s: pairs of consecutive numbers from %d on, the correct one first.", place, first)
-        for number in sorted({each - (each - first) % 2 for each in numbered}):
-            pair = [numbered.get(number), numbered.get(number + 1)]
-            for file in pair:
-                if file is not None and None in pair:
-                    failures[file.item.name] = f"has no counterpart, number {number} or {number + 1}"
-            if None not in pair:
-                yield Pair(_join(folder, str(number)), "", "", pair[0].item, pair[1].item)
+        for start in sorted({each - (each - first) % 2 for each in numbered}):
+            correct, incorrect = numbered.get(start), numbered.get(start + 1)
+            if correct is not None and incorrect is not None:
+                yield Pair(_join(folder, str(start)), "", "", correct.item, incorrect.item)
+                continue
+            for alone in (correct, incorrect):
+                if alone is not None:
+                    failures[alone.item.name] = f"has no counterpart, number {start} or {start + 1}"
 
 
 def _part(stem: str, name: str) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finetune.errors import DataError
-from finetune.evaluation.spoken.items import Benchmark
+from finetune.evaluation.spoken.items import Benchmark, Split
 from finetune.evaluation.spoken.storycloze import load_storycloze
 from finetune.evaluation.spoken.zerospeech import load_zerospeech
 
@@ -26,7 +26,7 @@ class Task:
     name: str
     title: str
     folders: tuple[str, ...]
-    load: Callable[[Path, str], Benchmark]
+    load: Callable[[Path, Split], Benchmark]
     submission: str | None = None
 
 

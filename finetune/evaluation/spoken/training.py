@@ -9,13 +9,13 @@ from pathlib import Path
 from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
-from torch import LongTensor
+from torch import Tensor
 
 from finetune.args import TrainArgs
 from finetune.distributed import alike, barrier, gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import DataError
 from finetune.evaluation.spoken.accuracy import HEADLINE, SEMANTIC, mean_outcome, outcomes, scored_pairs
-from finetune.evaluation.spoken.items import Benchmark
+from finetune.evaluation.spoken.items import Benchmark, Split
 from finetune.evaluation.spoken.likelihood import ItemScore, score_items
 from finetune.evaluation.spoken.measure import Encoded, Measured, collect, encode, take_ids
 from finetune.evaluation.spoken.tasks import TASKS, find_tasks
@@ -24,7 +24,7 @@ from finetune.wrapped_model import autocast
 
 logger = logging.getLogger(__name__)
 
-_SPLIT = "dev"
+_SPLIT: Split = "dev"
 _SEED = 0  # of the subset: the same pairs in every run
 
 
@@ -135,7 +135,7 @@ class SpokenEvaluator:
             model.train()
         return values
 
-    def _score(self, model: LMModel, codes: Mapping[str, LongTensor]) -> dict[str, ItemScore]:
+    def _score(self, model: LMModel, codes: Mapping[str, Tensor]) -> dict[str, ItemScore]:
         """Likelihoods of all items by name; each process scores its share of every batch.
 
         A sharded model needs all processes in each pass, so a process without an item repeats one.
@@ -157,7 +157,7 @@ class SpokenEvaluator:
             mine |= dict(zip(names, scores, strict=True))
         return {name: score for part in gather_objects(mine) for name, score in part.items()}
 
-    def _batches(self, codes: Mapping[str, LongTensor]) -> list[list[str]]:
+    def _batches(self, codes: Mapping[str, Tensor]) -> list[list[str]]:
         """Names of items for all processes, the longest first: each gets about the frames of a pass."""
         names = sorted(codes, key=lambda name: (-codes[name].shape[1], name))
         batches: list[list[str]] = []

@@ -262,6 +262,6 @@ def _check_any(gold: Path, pairs: Sequence[Pair], failures: Mapping[str, str]) -
         if not item.path.exists()
     }
     if all({pair.correct.name, pair.incorrect.name} & missing.keys() for pair in pairs):
-        failed = missing | failures
+        failed = {**missing, **failures}
         name, reason = next(iter(failed.items()))
         raise DataError(f"{gold}: no pair can be used, {len(failed)} rows failed: {name}: {reason}.")
