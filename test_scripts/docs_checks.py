@@ -7,6 +7,7 @@ import argparse
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch.distributed.run import get_args_parser
 
 from docs_commands import ROOT, Command
 from docs_workspace import succeed
+from experiments.recall.studies import Plan
+from experiments.recall.training import Schedule
 from finetune.annotation import command as annotation
 from finetune.cli import parse_train_command
 from finetune.config_io import load_train_args
@@ -75,7 +78,7 @@ def run_trajectories_of_a_recording(command: Command, monkeypatch: MonkeyPatch) 
     """The file is one that the evaluation of a recording wrote."""
     options = ["--checkpoint", "runs/first", "--data", "librilight/small", "--compare", "--trajectories"]
     succeed(["python", "evaluate.py", "long-context", *options])
-    (file,) = Path().glob(command.words[-1].replace("…", "*"))
+    (file,) = Path().glob(command.words[-1])  # a shell would do it
     run(replace={command.words[-1]: str(file)})(command, monkeypatch)
 
 
@@ -115,15 +118,14 @@ def check_recall(command: Command, monkeypatch: MonkeyPatch) -> None:
     """All plans of the experiment are made; training them takes hours."""
     planned = []
 
-    def refuse(folder: Path, plan: object, schedule: object, *, seed: int) -> argparse.Namespace:
-        planned.append((plan, seed))
+    def train_nothing(_folder: Path, plan: Plan, _schedule: Schedule, *, seed: int) -> argparse.Namespace:
+        planned.append((plan.label, seed))
         return argparse.Namespace(loss=0.0, problem=None)
 
-    monkeypatch.setattr("experiments.recall.runs.run_arm", refuse)
+    monkeypatch.setattr("experiments.recall.runs.run_arm", train_nothing)
     monkeypatch.setattr("experiments.recall.report.write_report", lambda *_: [])
-    monkeypatch.setattr("experiments.recall.studies.plans_of", lambda name, demo: [name])
     succeed(command.words)
-    assert len(planned) >= 3
+    assert len(set(planned)) == len(planned) >= 3
 
 
 def check_make(command: Command, _monkeypatch: MonkeyPatch) -> None:
@@ -160,6 +162,13 @@ def check_tensorboard(command: Command, _monkeypatch: MonkeyPatch) -> None:
     assert list(Path(board.flags.logdir).rglob("events.out.tfevents.*"))
 
 
+def check_debian_prompts(command: Command, _monkeypatch: MonkeyPatch) -> None:
+    """Without the packages of the network, the command ends with what to download."""
+    shutil.rmtree(command.words[-1])
+    errors = succeed(command.words, 2).errors
+    assert SOUNDS_PACKAGE in errors and "apt-get download" in errors
+
+
 def check_module_is_there(command: Command, _monkeypatch: MonkeyPatch) -> None:
     """Somebody else's module is installed; running it needs a microphone."""
     assert importlib.util.find_spec(command.words[2]) is not None
@@ -168,7 +177,9 @@ def check_module_is_there(command: Command, _monkeypatch: MonkeyPatch) -> None:
 def check_whisper(command: Command, monkeypatch: MonkeyPatch) -> None:
     """Whisper needs a GPU and its weights: all up to the engine, for recordings without word timings."""
     reached = []
-    monkeypatch.setattr(annotation, "run_tasks", lambda _prepare, todo, num_workers: reached.extend(todo) or ())
+    monkeypatch.setattr(
+        annotation, "run_tasks", lambda _prepare, todo, num_workers: reached.extend(todo) or ()
+    )
     for timings in Path("recordings").glob("*.json"):
         timings.unlink()
     succeed(command.words)

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import runpy
 import shutil
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import sphn
 
 from docs_commands import ROOT
 from run_helpers import TTT, write_yaml
@@ -23,6 +23,7 @@ RUN_SIZES = (
     *("--duration_sec", "1.28", "--batch_size", "1", "--max_steps", "2"),
     *("--log_freq", "1", "--eval_freq", "2", "--ckpt_freq", "1"),
 )
+SECONDS = 4.0  # of each recording
 GENERATE = ("python", "generate.py", "--checkpoint")
 _LINKED = {".distcp", ".safetensors", ".wav"}  # written anew or not at all, never changed in place
 
@@ -85,11 +86,26 @@ def copy_workspace(source: Path, target: Path) -> Path:
     return Path(shutil.copytree(source, target, symlinks=True, copy_function=_link_or_copy))
 
 
+def _shorten(path: Path, entry: dict) -> dict:
+    """Cut a dialogue of the demo to its first seconds; returns its line of the manifest."""
+    samples, rate = sphn.read(str(path))
+    sphn.write_wav(str(path), samples[:, : round(SECONDS * rate)], int(rate))
+    timings = path.with_suffix(".json")
+    words = json.loads(timings.read_text())["alignments"]
+    timings.write_text(json.dumps({"alignments": [word for word in words if word[1][1] < SECONDS]}))
+    return entry | {"duration": SECONDS}
+
+
 def _write_data() -> None:
+    for manifest in Path("demo_assets/data").glob("*.jsonl"):
+        entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+        entries = [_shorten(manifest.parent / entry["path"], entry) for entry in entries]
+        manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     shutil.copytree("demo_assets/data", "debian_prompts/data")
     shutil.copytree("demo_assets/data/train", "recordings")
     names = sorted(path.name for path in Path("recordings").glob("*.wav"))
     Path("recordings/train.jsonl").write_text("".join(json.dumps({"path": name}) + "\n" for name in names))
+    succeed(["python", "-m", "finetune.data.manifest", "recordings"])
     Path("data/dailytalk").mkdir(parents=True)
     lines = [json.dumps({"path": f"{number}.wav", "duration": 60.0}) for number in range(60)]
     Path("data/dailytalk/dailytalk.jsonl").write_text("\n".join(lines) + "\n")

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 import docs_checks as checks
 from docs_checks import Check, run
 from docs_commands import PAGES, ROOT, blocks_of, commands_of, distinct_commands, read_blocks
-from docs_workspace import RUN_SIZES, copy_workspace, make_workspace
+from docs_workspace import DEMO_SIZES, RUN_SIZES, copy_workspace, make_workspace
 from finetune.args import TrainArgs
 from finetune.config_io import build_args
 
@@ -54,17 +54,19 @@ class FakeHub:
 
 
 RULES = [
-    Rule("run", r"python -m finetune\.demo", run("--out", "again", "--num-train", "1", "--minutes", "0.05")),
+    Rule("run", r"python -m finetune\.demo", run("--out", "again", *DEMO_SIZES)),
     Rule("run", r"python train\.py --config example/(quickstart|debian_prompts)\.yaml", run(*RUN_SIZES)),
-    Rule("run", r"python train\.py --config example/quickstart\.yaml --dry-run", run()),
-    Rule("run", r"python train\.py --config config\.yaml( --resume auto)?", run(*RUN_SIZES, "--max_steps", "3")),
+    Rule(
+        "run", r"python train\.py --config config\.yaml( --resume auto)?", run(*RUN_SIZES, "--max_steps", "3")
+    ),
     Rule("run", r"python train\.py --resume runs/\w+", run("--max_steps", "3")),
     Rule(
         "run",
         r"python train\.py --resume runs/\w+/checkpoints/\S+ --run_dir \S+",
         run(replace={"runs/first/checkpoints/checkpoint_000400": "runs/first/checkpoints/checkpoint_000001"}),
     ),
-    Rule("run", r"python -m finetune\.data\.(check|manifest) .*", run()),
+    Rule("run", r"python -m finetune\.data\.check .*", run()),
+    Rule("run", r"python -m finetune\.data\.manifest .*", run("--overwrite")),
     Rule("run", r"python -m finetune\.data\.encode .*", run("--devices", "cpu", replace=TINY_BASE)),
     Rule("run", r"python -m finetune\.diagnose .*", run()),
     Rule("run", r"python -m finetune\.memory .*", run()),
@@ -79,7 +81,11 @@ RULES = [
     ),
     Rule("run", r"python annotate\.py .* --engine pocketsphinx .*", checks.run_pocketsphinx),
     Rule("checked", r"python annotate\.py recordings/", checks.check_whisper),
-    Rule("checked", r"python train\.py --config example/moshi_7B\w*\.yaml .*", checks.check_training),
+    Rule(
+        "checked",
+        r"python train\.py --config example/(moshi_7B\w*\.yaml .*|\w+\.yaml --dry-run)",
+        checks.check_training,
+    ),
     Rule("checked", r"torchrun .*", checks.check_torchrun),
     Rule("checked", r"sbatch .*", checks.check_sbatch),
     Rule(
@@ -96,11 +102,7 @@ RULES = [
         r"python -m benchmarks( .*)?",
         checks.run_without("benchmarks.report.make_report", lambda *_: ""),
     ),
-    Rule(
-        "checked",
-        r"python -m finetune\.demo\.debian_prompts .*",
-        checks.run_without("finetune.demo.debian_prompts.write_dialogues", lambda *_: ""),
-    ),
+    Rule("checked", r"python -m finetune\.demo\.debian_prompts .*", checks.check_debian_prompts),
     Rule("checked", r"python -m moshi\.client", checks.check_module_is_there),
     Rule("checked", r"huggingface-cli download .*", checks.check_hub_download),
     Rule("checked", r"apt-get download .*", checks.check_apt),
