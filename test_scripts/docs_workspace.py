@@ -89,7 +89,7 @@ def copy_workspace(source: Path, target: Path) -> Path:
 def _shorten(path: Path, entry: dict) -> dict:
     """Cut a dialogue of the demo to its first seconds; returns its line of the manifest."""
     samples, rate = sphn.read(str(path))
-    sphn.write_wav(str(path), samples[:, : round(SECONDS * rate)], int(rate))
+    sphn.write_wav(str(path), samples[:, : round(SECONDS * rate)].copy(), int(rate))
     timings = path.with_suffix(".json")
     words = json.loads(timings.read_text())["alignments"]
     timings.write_text(json.dumps({"alignments": [word for word in words if word[1][1] < SECONDS]}))

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 import docs_checks as checks
 from docs_checks import Check, run
-from docs_commands import PAGES, ROOT, blocks_of, commands_of, distinct_commands, read_blocks
+from docs_commands import PAGES, ROOT, blocks_of, distinct_commands, read_blocks
 from docs_workspace import DEMO_SIZES, RUN_SIZES, copy_workspace, make_workspace
 from finetune.args import TrainArgs
 from finetune.config_io import build_args
@@ -28,8 +28,8 @@ class Rule(NamedTuple):
     """A class of commands.
 
     Attributes:
-        kind: `run`: for real, on tiny files; `checked`: it needs Moshi 7B, a GPU, Slurm, the network, a browser
-            or hours, so all but that is done; `shell`: a program that is not ours.
+        kind: `run`: for real, on tiny files; `checked`: it needs Moshi 7B, a GPU, Slurm, the network, a
+            browser or hours, so all but that is done; `shell`: a program that is not ours.
         pattern: of the whole command.
         check: raises where such a command would not work.
     """
