@@ -103,9 +103,13 @@ def _write_data() -> None:
         manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     shutil.copytree("demo_assets/data", "debian_prompts/data")
     shutil.copytree("demo_assets/data/train", "recordings")
-    names = sorted(path.name for path in Path("recordings").glob("*.wav"))
-    Path("recordings/train.jsonl").write_text("".join(json.dumps({"path": name}) + "\n" for name in names))
-    succeed(["python", "-m", "finetune.data.manifest", "recordings"])
+    lines = [
+        json.dumps({"path": path.name, "duration": SECONDS}) for path in Path("recordings").glob("*.wav")
+    ]
+    for name in ("manifest", "train"):
+        Path(f"recordings/{name}.jsonl").write_text("\n".join(lines) + "\n")
+    encode = ["python", "-m", "finetune.data.encode", "recordings/manifest.jsonl"]
+    succeed([*encode, "--base", "demo_assets/model", "--devices", "cpu"])
     Path("data/dailytalk").mkdir(parents=True)
     lines = [json.dumps({"path": f"{number}.wav", "duration": 60.0}) for number in range(60)]
     Path("data/dailytalk/dailytalk.jsonl").write_text("\n".join(lines) + "\n")

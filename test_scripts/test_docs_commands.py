@@ -16,6 +16,8 @@ from docs_workspace import DEMO_SIZES, RUN_SIZES, copy_workspace, make_workspace
 from finetune.args import TrainArgs
 from finetune.config_io import build_args
 
+# Modules run a second time here, in this process.
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 COMMANDS = distinct_commands()
 LANGUAGES = {"", "bash", "json", "math", "python", "yaml"}
 TINY_BASE = {
