@@ -58,9 +58,8 @@ class FakeHub:
 RULES = [
     Rule("run", r"python -m finetune\.demo", run("--out", "again", *DEMO_SIZES)),
     Rule("run", r"python train\.py --config example/(quickstart|debian_prompts)\.yaml", run(*RUN_SIZES)),
-    Rule(
-        "run", r"python train\.py --config config\.yaml( --resume auto)?", run(*RUN_SIZES, "--max_steps", "3")
-    ),
+    Rule("run", r"python train\.py --config config\.yaml", run(*RUN_SIZES, "--run_dir", "runs/new")),
+    Rule("run", r"python train\.py --config config\.yaml --resume auto", run(*RUN_SIZES, "--max_steps", "3")),
     Rule("run", r"python train\.py --resume runs/\w+", run("--max_steps", "3")),
     Rule(
         "run",
