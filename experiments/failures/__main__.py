@@ -12,6 +12,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,20 +50,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     names = options.cases or list(CASES)
     demo = make_demo_assets(options.out / "demo", num_train=4, num_eval=1, minutes=1.0, seed=0)
-    results = {
-        name: run_case(name, CASES[name], demo, options.out, num_steps=options.steps) for name in names
-    }
-    leaks = {}
+    results, leaks = {}, {}
+    for name in names:
+        results[name] = run_case(name, CASES[name], demo, options.out, num_steps=options.steps)
+        _save(options, results, leaks)
     if "non_causal" in names:
         leaks = {str(causal).lower(): measure_leak(causal=causal) for causal in (True, False)}
-    with replacing(options.out / "results.json") as partial:
-        write_json(partial, {"steps": options.steps, "cases": results, "leak": leaks})
+        _save(options, results, leaks)
     report = "\n\n".join([cases_table(results), *([leak_table(leaks)] if leaks else [])])
     with replacing(options.out / "report.md") as partial:
         partial.write_text(report + "\n", encoding="utf-8")
     write_figures(options.out, names)
     print(report)
     return 0 if all(result["as_expected"] for result in results.values()) else 1
+
+
+def _save(options: argparse.Namespace, results: dict[str, Any], leaks: dict[str, Any]) -> None:
+    with replacing(options.out / "results.json") as partial:
+        write_json(partial, {"steps": options.steps, "cases": results, "leak": leaks})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
