@@ -67,12 +67,13 @@ def _plot(axes: Axes, case: Case, diagnosis: Diagnosis, healthy: Diagnosis | Non
             if where != "group ttt_alpha":  # not judged
                 axes.plot(steps, values, color=color, marker=".", linewidth=1)
                 numbers += values
-    for rule in RULES:
-        for end in (rule.lowest, rule.highest):
-            if rule.quantity == case.shows and end is not None and end > 1e-7:
-                axes.axhline(end, color="black", linestyle="--", linewidth=0.8)
     finite = [number for number in numbers if math.isfinite(number)]
     if finite and min(finite) > 0:
         axes.set_yscale("log")
-    axes.set_title(f"{case.title}: {case.shows}".replace("`", ""), fontsize=8)
+    low, high = axes.get_ylim()
+    for rule in RULES:
+        for end in (rule.lowest, rule.highest):
+            if rule.quantity == case.shows and end is not None and low < end < high:
+                axes.axhline(end, color="black", linestyle="--", linewidth=0.8)
+    axes.set_title(f"{case.title}\n{case.shows}".replace("`", ""), fontsize=8)
     axes.set_xlabel("step")
