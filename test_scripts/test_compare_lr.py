@@ -13,7 +13,8 @@ from finetune.cli import run_command
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare") / "new"
-    assert main(["--steps", "4", "--seeds", "3", "--batch-size", "1", "--out", str(folder)]) == 0
+    small = ["--steps", "4", "--seeds", "3", "--batch-size", "1", "--dialogues", "1"]
+    assert main([*small, "--out", str(folder)]) == 0
     return folder
 
 

@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make_empty_folder(options.out)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    demo = make_demo_assets(options.out / "demo", num_train=8, num_eval=2, minutes=options.minutes, seed=0)
+    demo = make_demo_assets(
+        options.out / "demo", num_train=options.dialogues, num_eval=2, minutes=1.0, seed=0
+    )
     runs = {name: [] for name in ARMS}
     for number in dict.fromkeys(options.seeds):
         for name, arm in ARMS.items():
@@ -74,7 +76,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=seed, nargs="+", default=[1, 2], help="of weights and data")
     parser.add_argument("--batch-size", type=positive_integer, default=2, help="chunks (%(default)s)")
     parser.add_argument(
-        "--minutes", type=positive_integer, default=1, help="of each of 10 dialogues (%(default)s)"
+        "--dialogues", type=positive_integer, default=8, help="of a minute each, to train on (%(default)s)"
     )
     return parser.parse_args(arguments)
 
