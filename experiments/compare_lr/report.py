@@ -20,8 +20,8 @@ def table(runs: Runs) -> str:
         "held-out text loss (seeds) | held-out audio loss (seeds) | findings |",
         "|---|---|---|---|---|---|---|",
     ]
-    first = [run["train"]["loss"][0] for same in runs.values() for run in same]
-    lines.append(f"| before the first step | | 0 | {_mean_and_each(first[:1], '.3f')} | | | |")
+    first = [run["train"]["loss"][0] for run in next(iter(runs.values()))]  # the same in each arm
+    lines.append(f"| before the first step | | 0 | {_mean_and_each(first, '.3f')} | | | |")
     for name, same in runs.items():
         rates = ", ".join(f"{rate:g}" for rate in same[0]["rates"].values())
         cells = [
