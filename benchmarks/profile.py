@@ -14,16 +14,12 @@ from unittest.mock import patch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.epoch import DEMO, QUICK_DEMO
 from benchmarks.layer import MODES, training_case
+from benchmarks.quickstart import quickstart_args
 from benchmarks.settings import Settings
-from finetune.args import TrainArgs
-from finetune.config_io import build_args, read_yaml
-from finetune.demo.assets import make_demo_assets
 from finetune.run import run_training
 from finetune.trainer import Trainer
 
-_QUICKSTART = Path(__file__).parents[1] / "example" / "quickstart.yaml"
 _WARM_UP, _PROFILED = 2, 3  # steps
 # In this order: an operation counts where it, or else what it is called from, is named first.
 GROUPS = {
@@ -108,7 +104,7 @@ def _per_step(profiler: profile, settings: Settings) -> dict[str, float]:
 def _profile_quickstart(settings: Settings) -> dict[str, float]:
     """Steps of the trainer as example/quickstart.yaml configures it, metrics and data loading included."""
     with tempfile.TemporaryDirectory() as folder:
-        args = _quickstart_args(Path(folder), settings)
+        args = quickstart_args(Path(folder), settings, max_steps=_WARM_UP + _PROFILED)
         profiler = _profiler(settings)
         step = Trainer._train_step
 
@@ -122,22 +118,3 @@ def _profile_quickstart(settings: Settings) -> dict[str, float]:
             run_training(args)
         profiler.stop()
         return _per_step(profiler, settings)
-
-
-def _quickstart_args(folder: Path, settings: Settings) -> TrainArgs:
-    demo = make_demo_assets(folder / "demo", **(QUICK_DEMO if settings.quick else DEMO))
-    values = read_yaml(_QUICKSTART)
-    values["data"] |= {"train_data": str(demo.train_jsonl), "eval_data": ""}
-    return build_args(
-        TrainArgs,
-        values
-        | {
-            "moshi_paths": {"hf_repo_id": str(demo.model_dir)},
-            "run_dir": str(folder / "run"),
-            "max_steps": _WARM_UP + _PROFILED,
-            "log_freq": 1000,
-            "do_eval": False,
-            "do_ckpt": False,
-            "device": settings.device.type,
-        },
-    )

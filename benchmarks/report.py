@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import check, epoch, index, layer, model, operator, profile, scaling, streaming
+from benchmarks import check, diagnostics, epoch, index, layer, model, operator, profile, scaling, streaming
 from benchmarks.settings import Settings, device_name
 from benchmarks.tables import markdown
 from benchmarks.timing import clock_name
@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "epoch": epoch.run,
     "check": check.run,
     "index": index.run,
+    "diagnostics": diagnostics.run,
     "profile": profile.run,
     "model": model.run,
 }

@@ -111,6 +111,13 @@ def _check(part: dict[str, Any]) -> list[str]:
     return _table(["", f"ms for {part['recordings']:,} recordings"], rows)
 
 
+def _diagnostics(part: dict[str, Any]) -> list[str]:
+    head = ["diagnostics", "ms per step", "time"]
+    return _table(
+        head, [[name, _ms(one), f"{one['over_never']:.3f}x"] for name, one in part["candidates"].items()]
+    )
+
+
 def _model(part: dict[str, Any]) -> list[str]:
     talk, training = part["conversation"], part["training"]
     rows = []
@@ -153,6 +160,7 @@ _PARTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "epoch": _epoch,
     "check": _check,
     "index": _check,
+    "diagnostics": _diagnostics,
     "profile": _profile,
     "model": _model,
 }

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import diagnostics
 from benchmarks.__main__ import main
 from benchmarks.baselines.scan_autograd import scan_ttt_mlp
 from benchmarks.inputs import Size, make_inputs
@@ -23,6 +25,7 @@ from benchmarks.scaling import straight_line
 from benchmarks.settings import Settings
 from benchmarks.timing import interleaved
 from finetune.cli import run_command
+from finetune.monitoring.rules import Judge
 from golden_values import GOLDEN, check_golden_values
 from moshi_ttt.ops import ttt_mlp
 
@@ -65,6 +68,7 @@ def test_the_report_says_what_was_measured_on_what(report):
         "epoch",
         "check",
         "index",
+        "diagnostics",
         "profile",
         "model",
     }
@@ -182,6 +186,33 @@ def test_check_part(report):
 def test_index_part(report):
     part = report["parts"]["index"]
     assert list(part["candidates"]) == ["manifest, headers and words", "index"]
+
+
+def test_diagnostics_part(report):
+    part = report["parts"]["diagnostics"]
+    assert set(part) == {"steps_per_call", "candidates"} and part["steps_per_call"] == 10
+    assert list(part["candidates"]) == ["never", "every 10th step", "every step"]
+    assert all(set(one) == TIMES | {"over_never"} for one in part["candidates"].values())
+    assert part["candidates"]["never"]["over_never"] == 1
+
+
+def test_each_candidate_of_the_diagnostics_measures_as_often_as_it_says(monkeypatch):
+    counts, measured = [], []
+    steps, see = diagnostics._steps, Judge.see
+
+    def counted(*arguments):
+        measured.clear()
+        steps(*arguments)
+        counts.append(len(measured))
+
+    def seen(*arguments):
+        measured.append(arguments)
+        return see(*arguments)
+
+    monkeypatch.setattr(diagnostics, "_steps", counted)
+    monkeypatch.setattr(Judge, "see", seen)
+    diagnostics.run(replace(SETTINGS, repetitions=1))
+    assert counts == [0, 1, 10, 0, 1, 10]
 
 
 def test_epoch_part(report):

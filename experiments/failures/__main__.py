@@ -3,7 +3,8 @@
     python -m experiments.failures --out runs/failures
     python -m experiments.failures one_rate_low bfloat16_gate --out runs/failures
 
-Written to the folder: `results.json`, `report.md`, a run directory and a figure of each case.
+Written to the folder, which must be new or empty: `results.json`, `report.md`, `cases.png`, a run directory
+and a figure of each case.
 Exit status 1 if a case was not as expected.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,11 +20,13 @@ from experiments.failures.cases import CASES
 from experiments.failures.leak import measure_leak
 from experiments.failures.report import cases_table, leak_table, write_figures
 from experiments.failures.runs import run_case
+from experiments.folders import make_empty_folder
 from finetune.cli import Parser, run_command
 from finetune.demo.assets import make_demo_assets
 from finetune.errors import ConfigError
 from finetune.files import write_json
 from finetune.inference.options import positive_integer
+from moshi_ttt.state_file import replacing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,29 +39,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status, 0 or 1.
 
     Raises:
-        ConfigError: there is no such case.
+        ConfigError: there is no such case, or the folder is not empty.
     """
     options = _parse(arguments)
     unknown = next((name for name in options.cases if name not in CASES), None)
     if unknown is not None:
         raise ConfigError(f"{unknown}: no such case; there are {', '.join(CASES)}.")
+    make_empty_folder(options.out)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     names = options.cases or list(CASES)
-    options.out.mkdir(parents=True, exist_ok=True)
     demo = make_demo_assets(options.out / "demo", num_train=4, num_eval=1, minutes=1.0, seed=0)
-    results = {
-        name: run_case(name, CASES[name], demo, options.out, num_steps=options.steps) for name in names
-    }
-    leaks = {}
+    results, leaks = {}, {}
+    for name in names:
+        results[name] = run_case(name, CASES[name], demo, options.out, num_steps=options.steps)
+        _save(options, results, leaks)
     if "non_causal" in names:
         leaks = {str(causal).lower(): measure_leak(causal=causal) for causal in (True, False)}
-    write_json(options.out / "results.json", {"cases": results, "leak": leaks})
+        _save(options, results, leaks)
     report = "\n\n".join([cases_table(results), *([leak_table(leaks)] if leaks else [])])
-    (options.out / "report.md").write_text(report + "\n", encoding="utf-8")
+    with replacing(options.out / "report.md") as partial:
+        partial.write_text(report + "\n", encoding="utf-8")
     write_figures(options.out, names)
     print(report)
     return 0 if all(result["as_expected"] for result in results.values()) else 1
+
+
+def _save(options: argparse.Namespace, results: dict[str, Any], leaks: dict[str, Any]) -> None:
+    with replacing(options.out / "results.json") as partial:
+        write_json(partial, {"steps": options.steps, "cases": results, "leak": leaks})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

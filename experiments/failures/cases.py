@@ -26,12 +26,14 @@ class Case:
         expected: names of the findings, no more and no less.
         changes: of the configuration, section by section.
         broken: what is put into the model's code while it trains.
+        shows: the quantity by which it is seen, for the figure.
     """
 
     title: str
     expected: frozenset[str] = frozenset()
     changes: _Sections = field(default_factory=dict)
     broken: Callable[[], AbstractContextManager[Any]] = nullcontext
+    shows: str | None = None
 
 
 @contextmanager
@@ -67,24 +69,68 @@ def gates_in_bfloat16() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def inner_steps_uphill() -> Iterator[None]:
+    """The inner loop climbs its loss, as with a wrong sign."""
+    inner_rate = TTTLayer.inner_rate
+
+    def reversed_rate(self: TTTLayer, x: Tensor) -> Tensor:
+        return -inner_rate(self, x)
+
+    with patch.object(TTTLayer, "inner_rate", reversed_rate):
+        yield
+
+
 CASES: dict[str, Case] = {
     "healthy": Case("the settings of the quickstart"),
     "one_rate_low": Case(
         "one outer rate, 3e-7",
         frozenset({"one outer rate", "gate frozen"}),
         {"optim": {"lr": 3e-7}, "ttt": {"alpha_lr_multiplier": 1}},
+        shows="gate_speed",
     ),
     "one_rate_high": Case(
         "one outer rate, 0.3",
         frozenset({"one outer rate", "steps too large"}),
         {"optim": {"lr": 0.3}, "ttt": {"alpha_lr_multiplier": 1}},
+        shows="update_ratio",
+    ),
+    "gate_rate_high": Case(
+        "rate of the gates 2.0, warm-up half of the run",
+        frozenset({"gate open too early"}),
+        {"optim": {"pct_start": 0.5}, "ttt": {"alpha_lr_multiplier": 1000}},
+        shows="gate_opening",
+    ),
+    "ttt_rate_high": Case(
+        "rate of the TTT weights 2.0",
+        frozenset({"steps too large", "TTT drowns attention", "output amplified"}),
+        {"ttt": {"weight_lr_multiplier": 1000}},
+        shows="ttt_amplification",
+    ),
+    "open_gate": Case(
+        "gates start at alpha = 2, rate of the TTT weights 0.2",
+        frozenset({"steps too large", "TTT drowns attention"}),
+        {"ttt": {"initial_gating_alpha": 2.0, "weight_lr_multiplier": 100}},
+        shows="ttt_over_attention",
     ),
     "base_lr_1": Case("carried memory, `base_lr: 1.0`", changes={"ttt": {"base_lr": 1.0}}),
     "base_lr_1000": Case(
-        "carried memory, `base_lr: 1000`", frozenset({"fast weights explode"}), {"ttt": {"base_lr": 1000.0}}
+        "carried memory, `base_lr: 1000`",
+        frozenset({"fast weights explode"}),
+        {"ttt": {"base_lr": 1000.0}},
+        shows="fast_weight_change",
+    ),
+    "inner_ascent": Case(
+        "inner steps in the wrong direction",
+        frozenset({"inner loss does not fall"}),
+        broken=inner_steps_uphill,
+        shows="inner_gain",
     ),
     "broken_normalisation": Case(
-        "keys and targets not normalised", frozenset({"normalisation broken"}), broken=without_normalisation
+        "keys and targets not normalised",
+        frozenset({"normalisation broken"}),
+        broken=without_normalisation,
+        shows="key_norm_max",
     ),
     "non_causal": Case("`causal: false`", frozenset({"future leaks"}), {"ttt": {"causal": False}}),
     "bfloat16_gate": Case(
@@ -92,5 +138,6 @@ CASES: dict[str, Case] = {
         frozenset({"gate cannot move"}),
         {"ttt": {"initial_gating_alpha": 0.05, "alpha_lr_multiplier": 0.01}},
         gates_in_bfloat16,
+        shows="gate_movable",
     ),
 }

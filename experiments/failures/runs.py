@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,14 +42,15 @@ def case_args(case: Case, demo: DemoAssets, run_dir: Path, *, num_steps: int) ->
 
 
 def run_case(name: str, case: Case, demo: DemoAssets, folder: Path, *, num_steps: int) -> dict[str, Any]:
-    """Train a case afresh in `folder/name`.
+    """Train a case in `folder/name`, which must be new.
 
     Returns:
         What was found and expected, losses at start and end, whether it diverged, extremes of the values.
+
+    Raises:
+        ConfigError: the folder is there already.
     """
     run_dir = folder / name
-    if run_dir.exists():
-        shutil.rmtree(run_dir)
     problem = None
     with case.broken():
         try:
