@@ -1,6 +1,5 @@
 """An epoch of the data loader on the demo's dialogues, with an empty and with a full code cache."""
 
-import contextlib
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +19,8 @@ from finetune.demo.assets import DemoAssets, make_demo_assets
 from finetune.demo.repository import open_repository
 from finetune.pipeline import build_datasets, build_train_batches, load_codec, load_recordings
 
-DEMO = {"num_train": 16, "num_eval": 1, "minutes": 3.0, "seed": 0}
-QUICK_DEMO = {"num_train": 2, "num_eval": 1, "minutes": 1 / 3, "seed": 0}
+DEMO: dict[str, Any] = {"num_train": 16, "num_eval": 1, "minutes": 3.0, "seed": 0}
+QUICK_DEMO: dict[str, Any] = {"num_train": 2, "num_eval": 1, "minutes": 1 / 3, "seed": 0}
 _CHUNK_SEC = 20.48
 _BATCH_SIZE = 8
 
@@ -82,5 +81,4 @@ def _epoch(args: TrainArgs, info: CheckpointInfo, model: LMModel, mimi: MimiMode
     chunks, _ = build_datasets(args, load_recordings(args), info, model, mimi)
     num_batches = -(-len(chunks) // args.batch_size)
     batches = build_train_batches(args, chunks, step=0, num_samples=0, pin_memory=False)
-    with contextlib.closing(iter(batches)) as endless:
-        return sum(1 for _ in islice(endless, num_batches))
+    return sum(1 for _ in islice(batches, num_batches))

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def run(settings: Settings) -> dict[str, Any]:
         )
         recordings = load_recordings(args).train
         _write_codes(cache, recordings)
-        candidates = {
+        candidates: dict[str, Callable[[], object]] = {
             "manifest, headers and words": partial(load_recordings, args),
             "index": partial(_index, args, cache, recordings),
         }

@@ -57,7 +57,8 @@ class Inputs(NamedTuple):
 
     def cut(self, start: int, stop: int) -> "Inputs":
         """Tokens start to stop."""
-        return Inputs(*(x[:, :, start:stop] for x in self[:4]), *self[4:])
+        xq, xk, xv, eta = (x[:, :, start:stop] for x in self[:4])
+        return Inputs(xq, xk, xv, eta, *self[4:])
 
 
 def make_inputs(size: Size, device: torch.device, *, requires_grad: bool, seed: int = 0) -> Inputs:

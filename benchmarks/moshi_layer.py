@@ -15,6 +15,7 @@ from benchmarks.settings import Settings
 from finetune.demo.tiny_moshi import tiny_moshi_config
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.hybrid_layer import HybridStreamingTransformerLayer
+from moshi_ttt.hybrid_model import transformer_layers
 
 _STD = 0.02
 
@@ -57,4 +58,4 @@ def _meta_layer(settings: Settings) -> StreamingTransformerLayer:
     lm_kwargs |= {"num_layers": 1, "depformer_num_layers": 1}
     with torch.device("meta"):
         model = LMModel(device="meta", dtype=settings.dtype, **lm_kwargs)
-    return model.transformer.layers[0]
+    return transformer_layers(model.transformer)[0]

@@ -4,7 +4,7 @@ Shapes: B batch rows, H heads, T tokens, D head_dim, C mini_batch_size.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -47,11 +47,11 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def operators(size: Size, *, causal: bool, settings: Settings) -> dict[str, Operator]:
     """The candidates by name: the backends, then the baselines."""
-    ours = {
+    ours: dict[str, Operator] = {
         backend: partial(_ours, mini_batch_size=size.mini_batch_size, causal=causal, backend=backend)
         for backend in settings.backends
     }
-    scans = {
+    scans: dict[str, Operator] = {
         name: partial(_scan, mini_batch_size=size.mini_batch_size, causal=causal, checkpoint_group_size=group)
         for name, group in BASELINES.items()
     }
@@ -84,7 +84,7 @@ def _case(size: Size, causal: bool, settings: Settings) -> dict[str, Any]:
     cotangent = torch.randn(inputs.xq.shape, generator=torch.Generator().manual_seed(1)).to(settings.device)
     candidates = operators(size, causal=causal, settings=settings)
     differences = check_equal(candidates, inputs, cotangent)
-    passes = {
+    passes: dict[str, tuple[Callable[..., object], tuple[object, ...], int]] = {
         "forward": (forward, (inputs,), size.forward_flops),
         "forward_backward": (forward_backward, (inputs, cotangent), 3 * size.forward_flops),
     }
@@ -139,12 +139,12 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
-def _measure(calls: dict[str, Callable[[], object]], flops: int, settings: Settings) -> dict[str, Any]:
+def _measure(calls: Mapping[str, Callable[[], object]], flops: int, settings: Settings) -> dict[str, Any]:
     """Times beside a matrix product, peak memory, and the ratios to the baselines."""
     peaks = {name: peak_bytes(call, settings.device) for name, call in calls.items()}
     dim = 256 if settings.quick else 2048
     left, right = (torch.randn(dim, dim, device=settings.device) for _ in range(2))
-    times = interleaved(calls | {_MATRIX_PRODUCT: lambda: left @ right}, settings)
+    times = interleaved({**calls, _MATRIX_PRODUCT: lambda: left @ right}, settings)
     rate = 2 * dim**3 / times[_MATRIX_PRODUCT].best
     return {
         "useful_flops": flops,

@@ -70,7 +70,8 @@ def group_seconds(events: Iterable[FunctionEvent], *, device_time: bool) -> dict
 
 
 def _group_of(event: FunctionEvent) -> str:
-    lineage, ancestor = [], event
+    lineage = []
+    ancestor: FunctionEvent | None = event
     while ancestor is not None:
         lineage.append(ancestor.name)
         ancestor = ancestor.cpu_parent

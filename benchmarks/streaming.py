@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from moshi.modules.streaming import StreamingModule
 from torch import Tensor, nn
 
 from benchmarks.inputs import Inputs, Size, make_inputs
@@ -116,7 +117,11 @@ def _layers(settings: Settings) -> dict[str, Any]:
     stock = make_stock_layer(settings)
     ttt = TTTLayer(config, device=settings.device, dtype=settings.dtype)
     hybrid = add_ttt(stock, settings)
-    modules = {"ttt layer": ttt, "moshi layer": stock, "moshi layer with ttt": hybrid}
+    modules: dict[str, StreamingModule] = {
+        "ttt layer": ttt,
+        "moshi layer": stock,
+        "moshi layer with ttt": hybrid,
+    }
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, config.mini_batch_size, config.model_dim, generator=generator)
     frames = x.to(settings.device, settings.dtype).split(1, 1)

@@ -28,6 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from moshi.modules.streaming import StreamingModule
 from torch import Tensor
 
 from finetune.cli import Parser, run_command
@@ -87,7 +88,7 @@ def _run(
 
 def _old_over_new(old: Conversation, frames: Iterator[Tensor], *, num_frames: int = 500) -> float:
     """Ratio of the median latencies of a conversation and a new one, which take turns frame by frame."""
-    modules = (old.lm, old.mimi)
+    modules: tuple[StreamingModule, ...] = (old.lm, old.mimi)
     states = {old: [module.get_streaming_state() for module in modules]}
     for module in modules:
         module._stop_streaming()
@@ -171,12 +172,12 @@ def _plot(out: Path, rows: list[dict[str, float]]) -> None:
         axes[0].plot(steps, [row[key] for row in rows], label=key.removeprefix("drift_").replace("_", " "))
     axes[0].legend()
     panels = (
-        ("change of the fast weights, |W - W0| / |W0|", None),
+        ("change of the fast weights, |W - W0| / |W0|", ""),
         ("resident memory, MB", "rss_mb"),
         ("latency, ms per frame", "latency_ms"),
     )
     for axis, (title, key) in zip(axes, panels, strict=True):
-        if key is not None:
+        if key:
             axis.plot(steps, [row[key] for row in rows])
         axis.set(title=title, xlabel="frames", ylim=(0, 1.15 * axis.get_ylim()[1]))
     figure.savefig(out / "curve.png", dpi=110)

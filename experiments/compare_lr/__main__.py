@@ -10,6 +10,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo = make_demo_assets(
         options.out / "demo", num_train=options.dialogues, num_eval=2, minutes=1.0, seed=0
     )
-    runs = {name: [] for name in ARMS}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
     for number in dict.fromkeys(options.seeds):
         for name, arm in ARMS.items():
             args = arm_args(

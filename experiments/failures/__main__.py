@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     names = options.cases or list(CASES)
     demo = make_demo_assets(options.out / "demo", num_train=4, num_eval=1, minutes=1.0, seed=0)
-    results, leaks = {}, {}
+    results: dict[str, Any] = {}
+    leaks: dict[str, Any] = {}
     for name in names:
         results[name] = run_case(name, CASES[name], demo, options.out, num_steps=options.steps)
         _save(options, results, leaks)

@@ -62,7 +62,7 @@ def _plot(axes: Axes, case: Case, diagnosis: Diagnosis, healthy: Diagnosis | Non
     """A line per layer or group: the case in red, the healthy run in grey; dashed, the ends of the range."""
     numbers = []
     for one, color in ((healthy, "tab:gray"), (diagnosis, "tab:red")):
-        places = {} if one is None else one.series.get(case.shows, {})
+        places = {} if one is None or case.shows is None else one.series.get(case.shows, {})
         for where, (steps, values) in places.items():
             if where != "group ttt_alpha":  # not judged
                 axes.plot(steps, values, color=color, marker=".", linewidth=1)

@@ -14,7 +14,7 @@ from experiments.recall.arms import build_arm, num_parameters
 from experiments.recall.studies import Plan
 from experiments.recall.training import Schedule, train
 from finetune.errors import DataError, UserError
-from moshi_ttt.hybrid_model import ttt_layers
+from moshi_ttt.hybrid_model import hybrid_layers
 from moshi_ttt.state_file import check_writable, replacing
 
 logger = logging.getLogger(__name__)
@@ -113,8 +113,8 @@ def _train(plan: Plan, schedule: Schedule, *, seed: int, description: Mapping[st
     if problem is None and points[-1].step < schedule.num_steps:
         problem = f"out of time after {points[-1].step} of {schedule.num_steps} steps"
     gates = {
-        str(index): torch.tanh(lm.transformer.layers[index].forward_ssm_gating.gating_alpha.detach())
-        for index in ttt_layers(lm)
+        str(index): torch.tanh(layer.forward_ssm_gating.gating_alpha.detach())
+        for index, layer in hybrid_layers(lm).items()
     }
     return Run(
         description,

@@ -14,17 +14,22 @@ from torch import Tensor
 
 
 class Task(Protocol):
-    """Sequences, and how well a model predicts them.
+    """Sequences, and how well a model predicts them."""
 
-    Attributes:
-        name: of the task.
-        window: attention window of the short arms.
-        scored: positions that cannot be told from what the window shows, `[T]`, bool.
-    """
+    @property
+    def name(self) -> str:
+        """Of the task."""
+        ...
 
-    name: str
-    window: int
-    scored: Tensor
+    @property
+    def window(self) -> int:
+        """Attention window of the short arms."""
+        ...
+
+    @property
+    def scored(self) -> Tensor:
+        """Positions that cannot be told from what the window shows, `[T]`, bool."""
+        ...
 
     @property
     def identity(self) -> Mapping[str, Any]:
