@@ -10,17 +10,17 @@ import torch
 from experiments.recall.__main__ import main
 from experiments.recall.arms import ARMS, Settings, build_arm, num_parameters
 from experiments.recall.report import (
+    ablation_table,
     arms_table,
     initialisation_table,
     plot_arms,
     read_runs,
     recovered,
-    variations_table,
     write_report,
 )
 from experiments.recall.runs import Run, run_arm
 from experiments.recall.speech import SpeechTask
-from experiments.recall.studies import EXPERIMENTS, VARIATIONS, Plan, plans_of
+from experiments.recall.studies import ABLATIONS, EXPERIMENTS, Plan, plans_of
 from experiments.recall.tasks import PatternTask
 from experiments.recall.training import Schedule, train
 from finetune.cli import run_command
@@ -255,11 +255,11 @@ def test_settings_of_a_run_can_be_written_and_read(tmp_path):
     assert json.loads(path.read_text())["description"] == run.description
 
 
-def test_variations_change_one_thing_each_and_are_tabled_by_it():
-    plans = {plan.label: plan for plan in plans_of("settings", demo=Path())}
+def test_ablations_change_one_thing_each_and_are_tabled_by_it():
+    plans = {plan.label: plan for plan in plans_of("ablation", demo=Path())}
     default = plans["as-is"]
     assert default.settings == Settings() and default.lr is None
-    for label, changes in VARIATIONS.items():
+    for label, changes in ABLATIONS.items():
         plan = plans[label]
         changed = {
             name for name, value in plan.settings.ttt.items() if default.settings.ttt.get(name) != value
@@ -269,7 +269,7 @@ def test_variations_change_one_thing_each_and_are_tabled_by_it():
         assert changed == changes.keys() and len(changed) == (label != "as-is")
         assert num_parameters(build_arm(plan.arm, plan.task, plan.settings, seed=1)) > 0
     runs = {"window": [fake_run(4.0, 1)], "full": [fake_run(0.0, 1)], "base_lr-1": [fake_run(4.01, 1)]}
-    assert "| `base_lr: 1.0` | 0 % (0 %) |" in variations_table(runs)
+    assert "| `base_lr: 1.0` | 0 % (0 %) |" in ablation_table(runs)
 
 
 def test_a_rate_of_a_plan_goes_before_that_of_the_schedule(tmp_path):

@@ -14,18 +14,20 @@ HEAD_DIMS = (16, 64, 128)
 # The pattern of the study of initialisations: a quarter of the work of the full-size one.
 SMALL_PATTERN = PatternTask(num_symbols=24, period=32, num_tokens=96, window=8)
 
-VARIATIONS: dict[str, dict[str, Any]] = {
+ABLATIONS: dict[str, dict[str, Any]] = {
     "as-is": {},
-    "alpha-0.1": {"initial_gating_alpha": 0.1},
+    "mini_batch-1": {"mini_batch_size": 1},
+    "mini_batch-4": {"mini_batch_size": 4},
+    "mini_batch-64": {"mini_batch_size": 64},
     "base_lr-0.1": {"base_lr": 0.1},
     "base_lr-1": {"base_lr": 1.0},
     "base_lr-100": {"base_lr": 100.0},
-    "mini_batch-4": {"mini_batch_size": 4},
-    "mini_batch-64": {"mini_batch_size": 64},
     "inner_layers-1": {"ttt_mlp_layers": 1},
     "inner_layers-3": {"ttt_mlp_layers": 3},
-    "one-layer": {"layers": "1"},
+    "init-published": {"inner_init": "published"},
     "projections-0.02": {"projection_std": 0.02},
+    "alpha-0.1": {"initial_gating_alpha": 0.1},
+    "one-layer": {"layers": "1"},
     "outer-rate-2e-3": {"lr": 2e-3},
 }
 
@@ -84,12 +86,12 @@ def _initialisations() -> Iterator[Plan]:
         yield Plan(f"d{head_dim}.published", "window_ttt", task, published)
 
 
-def _variations() -> Iterator[Plan]:
+def _ablations() -> Iterator[Plan]:
     """TTT as in the other experiments, and with one thing changed at a time."""
     for arm in ("window", "full"):
         yield Plan(arm, arm, SMALL_PATTERN)
     default = Settings()
-    for label, changes in VARIATIONS.items():
+    for label, changes in ABLATIONS.items():
         settings = {name: value for name, value in changes.items() if name != "lr"}
         ttt = {name: value for name, value in settings.items() if name != "projection_std"}
         yield Plan(
@@ -114,7 +116,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "pattern": Experiment(lambda demo: _arms(PatternTask()), 1600, "token"),
     "speech": Experiment(lambda demo: _arms(SpeechTask(demo)), 1500, "frame (80 ms)"),
     "speech-long": Experiment(lambda demo: _arms(_long_speech(demo)), 2000, "frame (80 ms)"),
-    "settings": Experiment(lambda demo: _variations(), 1000, "token"),
+    "ablation": Experiment(lambda demo: _ablations(), 1000, "token"),
     "init": Experiment(lambda demo: _initialisations(), 1000, "token"),
 }
 
