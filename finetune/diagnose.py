@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetune.cli import Parser, run_command
 from finetune.errors import ConfigError
-from finetune.monitoring.diagnosis import conclusion, diagnose_run, table_lines
+from finetune.monitoring.diagnosis import conclusion, diagnose_run, remark_lines, table_lines
 from finetune.monitoring.diagnosis_report import SUFFIXES, write_report
 
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in table_lines(diagnosis):
         print(line)
     print()
-    for line in (*(finding.line() for finding in diagnosis.findings), *diagnosis.missing):
+    for line in remark_lines(diagnosis):
         print(line)
     print(conclusion(diagnosis))
     if options.report is not None:

@@ -13,7 +13,7 @@ from finetune.args import TrainArgs
 from finetune.cli import run_command
 from finetune.config_io import build_args
 from finetune.diagnose import main
-from finetune.monitoring.rules import RULES, Facts, Judge, configuration_findings
+from finetune.monitoring.rules import RULES, Facts, Judge, configuration_findings, configuration_remarks
 from finetune.monitoring.update_probe import UpdateProbe
 from finetune.run import run_training
 from run_helpers import read_metrics, run_args
@@ -100,17 +100,20 @@ def test_a_gate_is_not_called_frozen_while_its_rate_is_small():
         assert judge.see(step, {"gate_speed/layer_1": 1e-9, "lr_ttt_alpha": rate}) == []
 
 
-def test_one_rate_and_leaks_are_read_from_the_configuration():
+def test_leaks_are_found_and_one_rate_is_remarked_in_the_configuration():
     ttt = {"enable": True, "causal": False, "alpha_lr_multiplier": 1, "weight_lr_multiplier": 1}
-    names = [f.name for f in configuration_findings(build_args(TrainArgs, {"ttt": ttt}))]
-    assert names == ["one outer rate", "future leaks"]
-    assert configuration_findings(build_args(TrainArgs, {"ttt": {"enable": True}})) == []
+    unusual, usual = (build_args(TrainArgs, {"ttt": values}) for values in (ttt, {"enable": True}))
+    assert [f.name for f in configuration_findings(unusual)] == ["future leaks"]
+    (remark,) = configuration_remarks(unusual)
+    assert remark.startswith("Note: one outer rate, all groups train at optim.lr")
+    assert configuration_findings(usual) == configuration_remarks(usual) == []
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_expected_monitor_fires_and_no_other(name, demo, tmp_path):
     result = run_case(name, CASES[name], demo, tmp_path, num_steps=16)
     assert set(result["found"]) == CASES[name].expected
+    assert len(result["found"]) <= 1
 
 
 def test_without_causality_the_loss_is_better_than_possible_and_worse_in_a_stream():

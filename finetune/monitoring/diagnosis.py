@@ -19,6 +19,8 @@ from finetune.monitoring.rules import (
     Rule,
     Span,
     configuration_findings,
+    configuration_remarks,
+    has_ttt,
     split_name,
     with_gains,
 )
@@ -65,6 +67,7 @@ class Diagnosis:
         judgements: by rule and place.
         findings: all violations, those of the configuration first.
         missing: lines about what could not be judged.
+        remarks: lines about what is unusual in the configuration and may yet work.
         series: steps and values by quantity and place, those that are not finite as NaN.
     """
 
@@ -75,6 +78,7 @@ class Diagnosis:
     judgements: Sequence[Judgement]
     findings: Sequence[Finding]
     missing: Sequence[str]
+    remarks: Sequence[str]
     series: dict[str, dict[str, tuple[list[int], list[float]]]]
 
     @property
@@ -117,8 +121,17 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
     ]
     missing += _not_judged(args, judge)
     findings = [*configuration_findings(args), *judge.findings]
-    last = records[-1].step
-    return Diagnosis(run_dir, args, len(records), last, judgements, findings, missing, _series(records))
+    return Diagnosis(
+        run_dir,
+        args,
+        len(records),
+        records[-1].step,
+        judgements,
+        findings,
+        missing,
+        configuration_remarks(args),
+        _series(records),
+    )
 
 
 def table_lines(diagnosis: Diagnosis) -> list[str]:
@@ -131,6 +144,11 @@ def table_lines(diagnosis: Diagnosis) -> list[str]:
         f"{_number(j.span.last)}  {j.rule.range_text:<15} {j.verdict}"
         for j in diagnosis.judgements
     ]
+
+
+def remark_lines(diagnosis: Diagnosis) -> list[str]:
+    """Beside the table: the findings, what could not be judged, what is unusual."""
+    return [*(finding.line() for finding in diagnosis.findings), *diagnosis.missing, *diagnosis.remarks]
 
 
 def conclusion(diagnosis: Diagnosis) -> str:
@@ -153,8 +171,7 @@ def _place(item: tuple[tuple[Rule, str], Span]) -> tuple[int, int, str]:
 def _not_judged(args: TrainArgs, judge: Judge) -> list[str]:
     """Which quantities a run has never been judged by, in a line; without TTT only those of the rest."""
     judged = {rule.quantity for rule, _ in judge.judged}
-    has_ttt = args.ttt.enable and args.ttt.layers != "none"
-    rules = [rule for rule in RULES if has_ttt or rule.quantity == "update_ratio"]
+    rules = [rule for rule in RULES if has_ttt(args) or rule.quantity == "update_ratio"]
     names = dict.fromkeys(rule.quantity for rule in rules if rule.quantity not in judged)
     return [f"Not judged so far: {', '.join(names)}."] if names else []
 

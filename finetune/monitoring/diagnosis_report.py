@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from finetune.monitoring.diagnosis import Diagnosis, conclusion, table_lines
+from finetune.monitoring.diagnosis import Diagnosis, conclusion, remark_lines, table_lines
 from finetune.monitoring.rules import RULES, Rule
 from moshi_ttt.state_file import replacing
 
@@ -67,7 +67,6 @@ def _shade(axes: Axes, rule: Rule) -> None:
 
 def _page(diagnosis: Diagnosis, picture: bytes) -> str:
     title = html.escape(f"Diagnosis of {diagnosis.run_dir}")
-    findings = [finding.line() for finding in diagnosis.findings]
     parts = [
         "<!doctype html>",
         f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>',
@@ -75,7 +74,7 @@ def _page(diagnosis: Diagnosis, picture: bytes) -> str:
         f"<h1>{title}</h1>",
         f"<p>{html.escape(conclusion(diagnosis))}</p>",
         "<ul>",
-        *(f"<li>{html.escape(line)}</li>" for line in (*findings, *diagnosis.missing)),
+        *(f"<li>{html.escape(line)}</li>" for line in remark_lines(diagnosis)),
         "</ul>",
         f"<pre>{html.escape(chr(10).join(table_lines(diagnosis)))}</pre>",
         f'<img alt="quantities" style="max-width: 100%" '

@@ -11,7 +11,7 @@ from finetune.args import TrainArgs
 from finetune.distributed import is_main
 from finetune.monitoring.layer_probe import LayerProbe
 from finetune.monitoring.metrics import MetricsWriter
-from finetune.monitoring.rules import Facts, Judge, configuration_findings
+from finetune.monitoring.rules import Facts, Judge, configuration_findings, configuration_remarks
 from finetune.monitoring.run_log import read_records
 from finetune.monitoring.ttt_metrics import GateMonitor
 from finetune.monitoring.update_probe import UpdateProbe
@@ -35,6 +35,7 @@ class Diagnostics:
     def __init__(self, args: TrainArgs, model: LMModel, gates: GateMonitor) -> None:
         self._freq = args.diagnostics.freq
         self._configuration = configuration_findings(args)
+        self._remarks = configuration_remarks(args)
         self._judge = Judge(Facts.of(args))
         self._layers = LayerProbe(model)
         self._updates = UpdateProbe(model)
@@ -55,6 +56,8 @@ class Diagnostics:
             return
         for finding in self._configuration:
             logger.warning("%s", finding.line())
+        for remark in self._remarks:
+            logger.info("%s", remark)
         if step > 0:
             for record in read_records(run_dir, SPLIT):
                 self._judge.see(record.step, record.values)

@@ -197,33 +197,34 @@ RULES = (
 
 def configuration_findings(args: TrainArgs) -> list[Finding]:
     """What is wrong before the first step."""
+    if not has_ttt(args) or args.ttt.causal:
+        return []
+    return [
+        Finding(
+            "future leaks",
+            "configuration",
+            0,
+            None,
+            "ttt.causal is false, so the training loss is better than the model can be in a stream",
+            "Set ttt.causal: true, unless the published form is what is studied.",
+        )
+    ]
+
+
+def configuration_remarks(args: TrainArgs) -> list[str]:
+    """What is unusual before the first step and may yet work, a line each."""
     ttt = args.ttt
-    found: list[Finding] = []
-    if not ttt.enable or ttt.layers == "none":
-        return found
-    if ttt.weight_lr_multiplier == ttt.alpha_lr_multiplier == 1:
-        found.append(
-            Finding(
-                "one outer rate",
-                "configuration",
-                0,
-                None,
-                f"all groups train at optim.lr {args.optim.lr:g}",
-                "Raise ttt.alpha_lr_multiplier and ttt.weight_lr_multiplier (defaults 1000 and 10).",
-            )
-        )
-    if not ttt.causal:
-        found.append(
-            Finding(
-                "future leaks",
-                "configuration",
-                0,
-                None,
-                "ttt.causal is false, so the training loss is better than the model can be in a stream",
-                "Set ttt.causal: true, unless the published form is what is studied.",
-            )
-        )
-    return found
+    if not has_ttt(args) or not ttt.weight_lr_multiplier == ttt.alpha_lr_multiplier == 1:
+        return []
+    return [
+        f"Note: one outer rate, all groups train at optim.lr {args.optim.lr:g}, gates as slowly as the rest "
+        "(ttt.weight_lr_multiplier and ttt.alpha_lr_multiplier are 1, defaults are 10 and 1000)."
+    ]
+
+
+def has_ttt(args: TrainArgs) -> bool:
+    """Whether a run has TTT layers."""
+    return args.ttt.enable and args.ttt.layers != "none"
 
 
 class Judge:
