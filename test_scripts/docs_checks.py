@@ -19,6 +19,9 @@ from torch.distributed.run import get_args_parser
 
 from docs_commands import ROOT, Command
 from docs_workspace import succeed
+from experiments.compare_lr import __main__ as compare_lr
+from experiments.failures import __main__ as failures
+from experiments.failures.cases import CASES
 from experiments.recall.studies import Plan
 from experiments.recall.training import Schedule
 from finetune.annotation import command as annotation
@@ -126,6 +129,16 @@ def check_recall(command: Command, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.recall.report.write_report", lambda *_: [])
     succeed(command.words)
     assert len(set(planned)) == len(planned) >= 3
+
+
+def check_gallery(command: Command, _monkeypatch: MonkeyPatch) -> None:
+    """`experiments.failures` parses and has the cases; each is trained by a test of its own."""
+    assert set(failures.parse(command.words[3:]).cases) <= CASES.keys()
+
+
+def check_comparison(command: Command, _monkeypatch: MonkeyPatch) -> None:
+    """`experiments.compare_lr` parses; a short comparison is made by a test of its own."""
+    compare_lr.parse(command.words[3:])
 
 
 def check_make(command: Command, _monkeypatch: MonkeyPatch) -> None:

@@ -98,6 +98,8 @@ RULES = [
         checks.run_without("huggingface_hub.HfApi", FakeHub),
     ),
     Rule("checked", r"python -m experiments\.recall \S+", checks.check_recall),
+    Rule("checked", r"python -m experiments\.failures .*", checks.check_gallery),
+    Rule("checked", r"python -m experiments\.compare_lr .*", checks.check_comparison),
     Rule(
         "checked",
         r"python -m benchmarks( .*)?",

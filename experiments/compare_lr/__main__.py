@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         ConfigError: the folder is not empty.
     """
-    options = _parse(arguments)
+    options = parse(arguments)
     make_empty_folder(options.out)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; a mistake ends the process with one line and status 2."""
     parser = Parser(
         prog="python -m experiments.compare_lr",
         description=__doc__,

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         ConfigError: there is no such case, or the folder is not empty.
     """
-    options = _parse(arguments)
+    options = parse(arguments)
     unknown = next((name for name in options.cases if name not in CASES), None)
     if unknown is not None:
         raise ConfigError(f"{unknown}: no such case; there are {', '.join(CASES)}.")
@@ -71,7 +71,8 @@ def _save(options: argparse.Namespace, results: dict[str, Any], leaks: dict[str,
         write_json(partial, {"steps": options.steps, "cases": results, "leak": leaks})
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; a mistake ends the process with one line and status 2."""
     parser = Parser(
         prog="python -m experiments.failures",
         description=__doc__,
