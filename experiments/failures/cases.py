@@ -121,10 +121,10 @@ CASES: dict[str, Case] = {
         shows="gate_opening",
     ),
     "loud_post_norm": Case(
-        "post-norm starts at 300",
+        "post-norm starts at 600",
         frozenset({"output amplified"}),
         {"ttt": {"alpha_lr_multiplier": 0.1}},
-        broken=post_norm_of(300.0),
+        broken=post_norm_of(600.0),
         shows="ttt_amplification",
     ),
     "loud_open_gate": Case(
