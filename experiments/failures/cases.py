@@ -114,6 +114,12 @@ CASES: dict[str, Case] = {
         {"optim": {"lr": 0.3}, "ttt": {"alpha_lr_multiplier": 1}},
         shows="update_ratio",
     ),
+    "ttt_rate_low": Case(
+        "rate of the TTT weights 2e-11",
+        frozenset({"steps too small"}),
+        {"ttt": {"weight_lr_multiplier": 1e-8}},
+        shows="update_ratio",
+    ),
     "gate_rate_high": Case(
         "rate of the gates 2.0, warm-up half of the run",
         frozenset({"gate open too early"}),
