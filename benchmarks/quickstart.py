@@ -12,9 +12,14 @@ _CONFIG = Path(__file__).parents[1] / "example" / "quickstart.yaml"
 
 
 def quickstart_args(folder: Path, settings: Settings, *, max_steps: int) -> TrainArgs:
-    """`example/quickstart.yaml` on demo data made in `folder`, without logs, evaluation and checkpoints."""
+    """`example/quickstart.yaml` on demo data made in `folder`, without logs, evaluation and checkpoints.
+
+    A quick run has smaller batches of shorter chunks.
+    """
     demo = make_demo_assets(folder / "demo", **(QUICK_DEMO if settings.quick else DEMO))
     values = read_yaml(_CONFIG)
+    if settings.quick:
+        values |= {"duration_sec": 5.12, "batch_size": 2}
     values["data"] |= {"train_data": str(demo.train_jsonl), "eval_data": ""}
     return build_args(
         TrainArgs,
