@@ -2,6 +2,10 @@
 
 import os
 
+# Threads of OpenMP that wait for each other keep their core for long. Where cores are fewer than threads,
+# because something else runs too, most of the time is spent so. It counts until torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 import torch
 
 # Moshi compiles small functions when it is imported; on a CPU that costs 20 s at the first step.

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pydantic.fields import FieldInfo
@@ -13,8 +14,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune.args import TrainArgs
-from finetune.checkpoint_files import ARGS_FILE, run_dir_of
-from finetune.config_io import all_keys, load_train_args, type_name, unknown_key, yaml_text
+from finetune.checkpoint_files import run_dir_of
+from finetune.config_io import all_keys, load_run_args, load_train_args, type_name, unknown_key, yaml_text
 from finetune.errors import ConfigError, TrainingDivergedError, UserError
 from moshi_ttt.state_file import StateError
 
@@ -22,7 +23,15 @@ _Number = TypeVar("_Number", int, float)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises a ConfigError where argparse prints its usage and exits."""
+    """An argument parser that raises a ConfigError where argparse prints its usage and exits.
+
+    A script of the root goes by the name of the installed command where it was started as that.
+    """
+
+    def __init__(self, *, prog: str, **settings: Any) -> None:
+        command = Path(sys.argv[0]).name
+        installed = command.startswith("moshi-ttt-") and prog.endswith(".py")
+        super().__init__(prog=command if installed else prog, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse with what is wrong."""
@@ -54,12 +63,12 @@ def parse_train_command(argv: Sequence[str]) -> TrainCommand:
     if known.yaml is not None and known.config is not None:
         raise ConfigError(f"Two configurations given: {known.yaml} and --config {known.config}; give one.")
     path = known.config or known.yaml
+    resumed = None
     if path is None and known.resume not in (None, "auto", "null"):
         # A run knows its own configuration; it may have been moved since, or branches into another.
-        run_dir = run_dir_of(known.resume)
-        path = run_dir / ARGS_FILE
-        known.run_dir = known.run_dir or str(run_dir)
-    if path is None:
+        resumed = run_dir_of(known.resume)
+        known.run_dir = known.run_dir or str(resumed)
+    if path is None and resumed is None:
         raise ConfigError("No configuration given: python train.py --config example/quickstart.yaml")
     fields = dict(all_keys())
     overrides = {
@@ -67,7 +76,7 @@ def parse_train_command(argv: Sequence[str]) -> TrainCommand:
         for key, text in vars(known).items()
         if key in fields and text is not None
     }
-    args = load_train_args(path, overrides)
+    args = load_train_args(path, overrides) if resumed is None else load_run_args(resumed, overrides)
     return TrainCommand(args, known.dry_run, *_assumed_gpus(known))
 
 

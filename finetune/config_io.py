@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune.args import TrainArgs
+from finetune.checkpoint_files import ARGS_FILE
 from finetune.errors import ConfigError
 from finetune.foreign_keys import replacement_for
 
@@ -39,6 +40,26 @@ def load_train_args(path: str | Path, overrides: Mapping[str, Any] | None = None
                 raise ConfigError(f"{path}: {parent}: is not a section, {key} cannot be set in it.")
         section[leaf] = value
     return build_args(TrainArgs, values)
+
+
+def load_run_args(run_dir: Path, overrides: Mapping[str, Any] | None = None) -> TrainArgs:
+    """The configuration that a run wrote into its directory.
+
+    Args:
+        run_dir: of the run.
+        overrides: values that replace the file's, by dotted key.
+
+    Raises:
+        ConfigError: this is no run, or its configuration is wrong.
+    """
+    path = run_dir / ARGS_FILE
+    if not path.exists():
+        if run_dir.is_dir():
+            what = f"has no {ARGS_FILE}"
+        else:
+            what = "is not a folder" if run_dir.exists() else "does not exist"
+        raise ConfigError(f"{run_dir}: {what}; give the run_dir of a training.")
+    return load_train_args(path, overrides)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

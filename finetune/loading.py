@@ -28,7 +28,7 @@ from finetune.config_io import build_args
 from finetune.errors import CheckpointError, ConfigError
 from finetune.files import read_json_object
 from finetune.hub import download_checkpoint, is_hub_id
-from finetune.repository import base_fingerprint, find_model_files
+from finetune.repository import base_fingerprint, find_model_files, is_local_name
 from finetune.safe_names import check_config_values
 from finetune.ttt_integration import apply_ttt_to_model, keep_ttt_precision
 from finetune.ttt_utils import is_ttt_parameter
@@ -48,7 +48,7 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if not Path(path).exists() and is_hub_id(str(path)):
+    if not Path(path).exists() and is_hub_id(str(path)) and not is_local_name(path):
         path = download_checkpoint(str(path))
     path = Path(path)
     candidates = [path, path / "consolidated"]
@@ -59,7 +59,8 @@ def find_checkpoint(path: str | Path) -> Path:
         has_weights = any((candidate / name).is_file() for name in WEIGHT_FILES)
         if (candidate / CONFIG_FILE).is_file() and has_weights:
             return candidate
-    raise CheckpointError(f"{path}: no checkpoint here; give a run directory or one of its checkpoints.")
+    what = "no checkpoint here" if path.exists() else f"does not exist in {Path.cwd()}"
+    raise CheckpointError(f"{path}: {what}; give a run directory or one of its checkpoints.")
 
 
 def warm_start(model: LMModel, path: str | Path, args: TrainArgs) -> list[str]:
@@ -249,7 +250,8 @@ def load_model(
     tensors = read_files(checkpoint.folder, (LORA_FILE, TTT_FILE))
     source = str(checkpoint.folder)
     counts = load_exactly(model, tensors, complete=("lora", "ttt"), source=source)
-    logger.info("Loaded %s: %d adapter tensors, %d TTT tensors.", source, counts["base"], counts["ttt"])
+    weights = f"{counts['base']} adapter tensors" if checkpoint.lora is not None else "base weights"
+    logger.info("Loaded %s: %s, %d TTT tensors.", source, weights, counts["ttt"])
     if fuse_lora:
         replace_lora_with_linear(model)
     return model.eval()

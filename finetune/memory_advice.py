@@ -42,9 +42,7 @@ def memory_lines(
         )
         for checkpointing in (True, False)
     }
-    lines = [
-        f"Memory of each of {num_gpus} GPU(s), {_spread(args, num_gpus)}, estimated, in GB (10^9 bytes):"
-    ]
+    lines = [f"Memory of each GPU of {num_gpus}, {_spread(args, num_gpus)}, estimated, in GB (10^9 bytes):"]
     lines += _table(estimates, args.gradient_checkpointing)
     lines += [
         "  An estimate: counted on tensors without memory, not measured on your GPU. Not all items are",

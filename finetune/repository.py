@@ -64,6 +64,7 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
                 "must all be given."
             )
         repository = str(Path(str(overrides["config_path"])).parent)
+    _check_local_name(repository)
     if Path(repository).is_dir():
         overrides = _local_files(Path(repository), overrides)
     elif overrides["config_path"] is None:
@@ -91,6 +92,7 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
         raise CheckpointError(
             "moshi_paths.hf_repo_id: not set; give a repository, a local folder or config_path."
         )
+    _check_local_name(repository)
     if config_path is None and Path(repository).is_dir():
         config_path = str(Path(repository) / "config.json")
     if config_path is None:
@@ -104,6 +106,11 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
     check_config_values(config, source=str(config_path))
     _reject_ttt_exports(config, config_path)
     return lm_arguments(config), str(config_path)
+
+
+def is_local_name(name: str | Path) -> bool:
+    """Whether a name is meant for a folder of runs or demo data, not for a repository of the Hub."""
+    return Path(name).parts[:1] in (("runs",), ("demo_assets",))
 
 
 def lm_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,6 +165,12 @@ def _config_of(repository: str) -> str | None:
         return None  # an old repository of Moshi 7B, Moshi's loader knows its files
     except MOSHI_ERRORS as error:
         raise _unreachable(repository, error) from None
+
+
+def _check_local_name(name: str) -> None:
+    if is_local_name(name) and not Path(name).exists():
+        hint = "; python -m finetune.demo makes it" if Path(name) == Path("demo_assets/model") else ""
+        raise CheckpointError(f"moshi_paths.hf_repo_id: {Path(name).absolute()} does not exist{hint}.")
 
 
 def _unreachable(repository: str, error: Exception) -> CheckpointError:

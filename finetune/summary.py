@@ -23,7 +23,7 @@ def model_summary(model: LMModel, args: TrainArgs) -> list[str]:
         _chunk_line(args),
         f"Steps: {args.max_steps}, of which {round(args.optim.pct_start * args.max_steps)} warm up "
         f"({args.optim.pct_start:.0%}); batch {args.batch_size} x {args.num_microbatches} micro-batches "
-        "per process.",
+        f"per process; a line every {args.log_freq} steps.",
     ]
 
 

@@ -178,7 +178,7 @@ class Trainer:
         if self.step > 0:
             self._save(last=True)
             self.saver.finish(last=True)
-        go_on = f"Go on with --resume {self.run_dir}"
+        go_on = f"Go on with train.py --resume {self.run_dir}"
         if not self.saver.active or self.step == 0:
             go_on = "Nothing was saved " + ("(do_ckpt: false)." if self.step else "yet.")
         logger.info("Stopped at step %d of %d as asked. %s", self.step, self.args.max_steps, go_on)

@@ -209,6 +209,19 @@ def test_recording_that_is_not_audio(fails, data):
     )
 
 
+def test_demo_model_that_is_not_there_is_not_looked_for_on_the_hub(fails, monkeypatch, tmp_path):
+    monkeypatch.setattr("finetune.repository.hf_hub_download", pytest.fail)
+    monkeypatch.chdir(tmp_path)
+    line = fails("--moshi_paths.hf_repo_id", "demo_assets/model")
+    assert "demo_assets/model does not exist; python -m finetune.demo makes it" in line
+
+
+@pytest.mark.parametrize(("name", "what"), [("no-run", "does not exist"), (".", "has no args.yaml")])
+def test_resuming_what_is_no_run(monkeypatch, capsys, tmp_path, name, what):
+    assert command_line(monkeypatch, "--resume", tmp_path / name) == 2
+    assert f"{what}; give the run_dir of a training." in capsys.readouterr().err
+
+
 @pytest.fixture
 def model_dir(demo, tmp_path):
     shutil.copytree(demo.model_dir, tmp_path / "model")

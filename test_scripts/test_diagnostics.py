@@ -162,7 +162,7 @@ def test_a_run_that_is_going_and_an_old_one_are_judged(measured, tmp_path, capsy
         (lambda d: shutil.rmtree(d), "does not exist"),
         (lambda d: (d / "metrics.jsonl").write_text("[1]\n{}\n"), "line 1 is not a record"),
         (lambda d: (d / "metrics.jsonl").unlink(), "has nothing to judge yet"),
-        (lambda d: (d / "args.yaml").unlink(), "cannot read the configuration"),
+        (lambda d: (d / "args.yaml").unlink(), "has no args.yaml; give the run_dir of a training"),
     ],
 )
 def test_what_cannot_be_judged_is_one_line_and_status_2(measured, tmp_path, capsys, damage, message):

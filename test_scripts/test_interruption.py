@@ -49,7 +49,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(demo, tmp_path, 
         patch.setattr(Trainer, "_train_step", interrupt_in_second_step)
         path = write_yaml(tmp_path / "config.yaml", run_values(demo, run_dir, **settings))
         assert command_line(patch, path) == 0
-    assert f"Stopped at step 2 of 4 as asked. Go on with --resume {run_dir}" in capfd.readouterr().err
+    assert (
+        f"Stopped at step 2 of 4 as asked. Go on with train.py --resume {run_dir}" in capfd.readouterr().err
+    )
     assert [path.name for path in list_checkpoints(run_dir / "checkpoints")] == ["checkpoint_000002"]
     assert signal.getsignal(number) is before
     run_training(run_args(demo, "", resume=str(run_dir), **settings))

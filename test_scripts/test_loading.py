@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,6 +127,12 @@ def test_a_repository_that_cannot_be_reached_is_one_line(hub_cache, checkpoint):
     assert "\n" not in str(error.value)
     with pytest.raises(CheckpointError, match="nobody/nothing"):
         speak(checkpoint, base="nobody/nothing")
+
+
+def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch):
+    monkeypatch.setattr("finetune.loading.download_checkpoint", pytest.fail)
+    with pytest.raises(CheckpointError, match=f"runs/quikstart: does not exist in {Path.cwd()}; give a run"):
+        open_checkpoint("runs/quikstart")
 
 
 def test_ttt_tensors_that_are_missing_are_one_line(checkpoint):

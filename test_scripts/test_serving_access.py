@@ -91,6 +91,14 @@ def test_old_and_odd_addresses_are_answered(serving):
     serving(test)
 
 
+def test_the_own_page_is_found_without_its_slash_too(serving):
+    async def test(running):
+        async with running.session.get(running.base / "memory") as response:
+            assert (response.status, response.url.path) == (200, "/memory/")
+
+    serving(test)
+
+
 def test_a_browser_gets_a_cookie_for_the_token(serving):
     async def test(running):
         jar = aiohttp.CookieJar(unsafe=True)  # keeps cookies of addresses

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import sphn
 import torch
+from moshi.models.loaders import SAMPLE_RATE
 from torch import Tensor
 
 from finetune.cli import Parser
@@ -48,9 +49,9 @@ def generate(arguments: Sequence[str]) -> None:
     """
     options = _parse(arguments)
     set_up_logging()
+    user = torch.from_numpy(read_voice(Path(options.input), sample_rate=SAMPLE_RATE))
     speech = load_from_options(options)
     check_memory_options(options, speech.lm)
-    user = torch.from_numpy(read_voice(Path(options.input), sample_rate=int(speech.mimi.sample_rate)))
     say(f"model: {speech.source}")
     conversation = Conversation(
         speech.lm,

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.args import TrainArgs
-from finetune.checkpoint_files import ARGS_FILE
-from finetune.config_io import load_train_args
+from finetune.config_io import load_run_args
 from finetune.errors import ConfigError
 from finetune.monitoring.diagnostics import SPLIT
 from finetune.monitoring.metrics import METRICS_FILE
@@ -97,10 +96,7 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
         ConfigError: there is no run, or nothing of it can be judged.
         DataError: its log is damaged.
     """
-    if not run_dir.is_dir():
-        what = "is not a folder" if run_dir.exists() else "does not exist"
-        raise ConfigError(f"{run_dir}: {what}; give the run_dir of a training.")
-    args = load_train_args(run_dir / ARGS_FILE)
+    args = load_run_args(run_dir)
     records = read_records(run_dir, SPLIT)
     missing = []
     if not records:
@@ -112,8 +108,8 @@ def diagnose_run(run_dir: Path) -> Diagnosis:
     if not judge.judged:
         step = args.diagnostics.freq or 10
         raise ConfigError(
-            f"{run_dir / METRICS_FILE}: has nothing to judge yet; wait for step {step}, "
-            "or train with diagnostics.freq above 0."
+            f"{run_dir / METRICS_FILE}: has nothing to judge yet; wait for step {step}, go on with "
+            f"train.py --resume {run_dir}, or train with diagnostics.freq above 0."
         )
     judgements = [
         Judgement(rule, where, span, judge.findings_of(rule, where))

@@ -130,7 +130,8 @@ def _plot_lines(
         axes.plot(*_series(records, name), label=name)
     if log:
         axes.set_yscale("log")
-    axes.legend()
+    if names:
+        axes.legend()
     return _save(figure, path)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -116,6 +117,11 @@ def _add_page(app: web.Application, prefix: str, folder: Path) -> None:
     async def index(_: web.Request) -> web.FileResponse:
         return web.FileResponse(folder / "index.html", headers=_HEADERS | policy)
 
+    async def to_prefix(_: web.Request) -> NoReturn:
+        raise web.HTTPFound(prefix)
+
     policy = {"Content-Security-Policy": _OWN_PAGE_POLICY} if folder == PAGE_DIR else {}
     app.router.add_get(prefix, index)
+    if prefix != "/":
+        app.router.add_get(prefix.rstrip("/"), to_prefix)
     app.router.add_static(prefix, folder)
