@@ -17,6 +17,7 @@ SMALL_PATTERN = PatternTask(num_symbols=24, period=32, num_tokens=96, window=8)
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as-is": {},
     "mini_batch-1": {"mini_batch_size": 1},
+    "mini_batch-1.base_lr-0.625": {"mini_batch_size": 1, "base_lr": 0.625},  # a token's step as it is
     "mini_batch-4": {"mini_batch_size": 4},
     "mini_batch-64": {"mini_batch_size": 64},
     "base_lr-0.1": {"base_lr": 0.1},
