@@ -59,7 +59,9 @@ def find_checkpoint(path: str | Path) -> Path:
         has_weights = any((candidate / name).is_file() for name in WEIGHT_FILES)
         if (candidate / CONFIG_FILE).is_file() and has_weights:
             return candidate
-    what = "no checkpoint here" if path.exists() else f"does not exist in {Path.cwd()}"
+    what = "no checkpoint here"
+    if not path.exists():
+        what = "does not exist" if path.is_absolute() else f"does not exist in {Path.cwd()}"
     raise CheckpointError(f"{path}: {what}; give a run directory or one of its checkpoints.")
 
 

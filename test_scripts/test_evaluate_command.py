@@ -299,7 +299,7 @@ def test_mistakes_are_one_line(command, tmp_path, recordings, untrained_run):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("kept")
     assert "no checkpoint here" in fails(checkpoint=tmp_path / "empty")
-    assert "no checkpoint here" in fails(checkpoint=tmp_path / "nowhere")
+    assert "nowhere: does not exist; give a run" in fails(checkpoint=tmp_path / "nowhere")
     assert "nowhere does not exist" in fails(data=tmp_path / "nowhere")
     assert "no audio file" in fails(data=tmp_path / "empty")
     assert "shorter than --min-frames 1000" in fails("--min-frames", 1000)

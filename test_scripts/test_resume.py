@@ -241,7 +241,7 @@ def test_a_run_needs_no_configuration_to_go_on(whole, interrupted, tmp_path, mon
     assert_same_weights(whole, moved)
     assert not interrupted.exists()
     assert command_line(monkeypatch, "--resume", str(tmp_path / "nowhere")) == 2
-    assert "nowhere/args.yaml: cannot read" in capsys.readouterr().err
+    assert "nowhere: does not exist; give the run_dir" in capsys.readouterr().err
 
 
 def test_a_path_without_checkpoints_is_one_line(demo, tmp_path):

@@ -104,9 +104,8 @@ def _fit_residual(part: ResidualVectorQuantizer, vectors: Tensor, generator: tor
         codebook.cluster_usage.copy_(usage)
         codebook.embedding_sum.copy_(centroids * usage[:, None])
         codebook._initialized.fill_(1)
-        codebook.register_buffer(
-            "_embedding", None, persistent=False
-        )  # a cache of embedding_sum / cluster_usage
+        # A cache of embedding_sum / cluster_usage.
+        codebook.register_buffer("_embedding", None, persistent=False)
         residual = residual - centroids[codes]
 
 
