@@ -9,6 +9,8 @@ import sphn
 from experiments.compare_lr.__main__ import main
 from finetune.cli import run_command
 
+pytestmark = pytest.mark.slow  # two trainings, evaluations and samples
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
