@@ -39,8 +39,6 @@ def run(settings: Settings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, patch.object(Trainer, "train", measure):
         num_steps = len(FREQUENCIES) * (1 + settings.repetitions) * _STEPS
         args = quickstart_args(Path(folder), settings, max_steps=num_steps + 1)
-        if settings.quick:
-            args = replace(args, duration_sec=2.56, batch_size=2)
         run_training(args)
     return {
         "steps_per_call": _STEPS,

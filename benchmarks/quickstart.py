@@ -19,7 +19,7 @@ def quickstart_args(folder: Path, settings: Settings, *, max_steps: int) -> Trai
     demo = make_demo_assets(folder / "demo", **(QUICK_DEMO if settings.quick else DEMO))
     values = read_yaml(_CONFIG)
     if settings.quick:
-        values |= {"duration_sec": 5.12, "batch_size": 2}
+        values |= {"duration_sec": 2.56, "batch_size": 2}
     values["data"] |= {"train_data": str(demo.train_jsonl), "eval_data": ""}
     return build_args(
         TrainArgs,

@@ -64,7 +64,6 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
                 "must all be given."
             )
         repository = str(Path(str(overrides["config_path"])).parent)
-    _check_local_name(repository)
     if Path(repository).is_dir():
         overrides = _local_files(Path(repository), overrides)
     elif overrides["config_path"] is None:
@@ -92,7 +91,6 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
         raise CheckpointError(
             "moshi_paths.hf_repo_id: not set; give a repository, a local folder or config_path."
         )
-    _check_local_name(repository)
     if config_path is None and Path(repository).is_dir():
         config_path = str(Path(repository) / "config.json")
     if config_path is None:
@@ -151,6 +149,7 @@ def base_fingerprint(info: CheckpointInfo) -> str:
 
 
 def _download_config(repository: str) -> str:
+    _check_local_name(repository)
     try:
         return hf_hub_download(repository, "config.json")
     except MOSHI_ERRORS as error:
@@ -159,6 +158,7 @@ def _download_config(repository: str) -> str:
 
 def _config_of(repository: str) -> str | None:
     """Its config.json, looked at before the files that it names are downloaded; None where it has none."""
+    _check_local_name(repository)
     try:
         return hf_hub_download(repository, "config.json")
     except EntryNotFoundError:

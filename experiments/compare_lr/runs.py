@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.tiny_runs import changed, tiny_values, train_to_the_end
 from finetune.args import TrainArgs
 from finetune.config_io import build_args
 from finetune.demo.assets import DemoAssets
-from finetune.errors import TrainingDivergedError
 from finetune.monitoring.diagnosis import diagnose_run
 from finetune.monitoring.metrics import read_metrics
 from finetune.optim import outer_learning_rates
-from finetune.run import run_training
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Arm:
 
 
 ARMS = {"one": Arm("one rate", 1, 1), "three": Arm("three rates", 3, 30)}
-BASE_LR = 2e-3
 
 
 def arm_args(
@@ -39,42 +37,20 @@ def arm_args(
 ) -> TrainArgs:
     """The quickstart's settings with smaller batches, logs at every step and a sample at the end."""
     prompt = next(iter(sorted(demo.eval_jsonl.parent.glob("eval/*.wav"))))
-    return build_args(
-        TrainArgs,
-        {
-            "data": {
-                "train_data": str(demo.train_jsonl),
-                "eval_data": str(demo.eval_jsonl),
-                "shuffle": True,
-                "num_workers": 0,
-            },
-            "moshi_paths": {"hf_repo_id": str(demo.model_dir)},
-            "run_dir": str(run_dir),
-            "full_finetuning": True,
-            "ttt": {
-                "enable": True,
-                "layers": "1,3",
-                "weight_lr_multiplier": arm.weights,
-                "alpha_lr_multiplier": arm.alpha,
-            },
-            "optim": {"lr": BASE_LR, "pct_start": 0.1},
-            "duration_sec": 10.24,
-            "batch_size": batch_size,
-            "max_steps": num_steps,
-            "seed": seed,
-            "gradient_checkpointing": False,
-            "param_dtype": "float32",
-            "device": "cpu",
-            "log_freq": 1,
-            "do_eval": True,
-            "eval_freq": max(1, num_steps // 5),
-            "do_ckpt": False,
-            "diagnostics": {"freq": max(1, num_steps // 50)},
-            "sample_freq": num_steps,
-            "sample_prompts": [str(prompt)],
-            "sample_duration_sec": 8.0,
-        },
-    )
+    changes = {
+        "data": {"eval_data": str(demo.eval_jsonl)},
+        "ttt": {"weight_lr_multiplier": arm.weights, "alpha_lr_multiplier": arm.alpha},
+        "batch_size": batch_size,
+        "seed": seed,
+        "log_freq": 1,
+        "do_eval": True,
+        "eval_freq": max(1, num_steps // 5),
+        "diagnostics": {"freq": max(1, num_steps // 50)},
+        "sample_freq": num_steps,
+        "sample_prompts": [str(prompt)],
+        "sample_duration_sec": 8.0,
+    }
+    return build_args(TrainArgs, changed(tiny_values(demo, run_dir, num_steps=num_steps), changes))
 
 
 def run_arm(args: TrainArgs) -> dict[str, Any]:
@@ -86,11 +62,7 @@ def run_arm(args: TrainArgs) -> dict[str, Any]:
     Raises:
         ConfigError: the run directory is there already.
     """
-    problem = None
-    try:
-        run_training(args)
-    except TrainingDivergedError as error:
-        problem = str(error)
+    problem = train_to_the_end(args)
     run_dir = Path(args.run_dir)
     train, evaluations = (read_metrics(run_dir, split) for split in ("train", "eval"))
     diagnosis = diagnose_run(run_dir)

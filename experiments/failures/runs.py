@@ -1,44 +1,26 @@
 """Trains a case with the product's own trainer, and asks the product's own diagnosis about it."""
 
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.failures.cases import Case
+from experiments.tiny_runs import changed, tiny_values, train_to_the_end
 from finetune.args import TrainArgs
 from finetune.config_io import build_args
 from finetune.demo.assets import DemoAssets
-from finetune.errors import TrainingDivergedError
 from finetune.monitoring.diagnosis import Diagnosis, diagnose_run
 from finetune.monitoring.metrics import read_metrics
-from finetune.run import run_training
-
-logger = logging.getLogger(__name__)
 
 
 def case_args(case: Case, demo: DemoAssets, run_dir: Path, *, num_steps: int) -> TrainArgs:
     """The quickstart's settings with smaller batches, and what the case changes."""
-    values: dict[str, Any] = {
-        "data": {"train_data": str(demo.train_jsonl), "shuffle": True, "num_workers": 0},
-        "moshi_paths": {"hf_repo_id": str(demo.model_dir)},
-        "run_dir": str(run_dir),
-        "full_finetuning": True,
-        "ttt": {"enable": True, "layers": "1,3", "weight_lr_multiplier": 1, "alpha_lr_multiplier": 10},
-        "optim": {"lr": 2e-3, "pct_start": 0.1},
-        "duration_sec": 10.24,
-        "batch_size": 2,
-        "max_steps": num_steps,
-        "gradient_checkpointing": False,
-        "param_dtype": "float32",
-        "device": "cpu",
-        "do_ckpt": False,
-        "diagnostics": {"freq": 2},
-    }
-    for section, changes in case.changes.items():
-        values[section] = {**values.get(section, {}), **changes}
-    return build_args(TrainArgs, values)
+    values = changed(
+        tiny_values(demo, run_dir, num_steps=num_steps),
+        {"ttt": {"alpha_lr_multiplier": 10}, "diagnostics": {"freq": 2}},
+    )
+    return build_args(TrainArgs, changed(values, dict(case.changes)))
 
 
 def run_case(name: str, case: Case, demo: DemoAssets, folder: Path, *, num_steps: int) -> dict[str, Any]:
@@ -51,13 +33,8 @@ def run_case(name: str, case: Case, demo: DemoAssets, folder: Path, *, num_steps
         ConfigError: the folder is there already.
     """
     run_dir = folder / name
-    problem = None
     with case.broken():
-        try:
-            run_training(case_args(case, demo, run_dir, num_steps=num_steps))
-        except TrainingDivergedError as error:
-            problem = str(error)
-            logger.info("%s: %s", name, problem)
+        problem = train_to_the_end(case_args(case, demo, run_dir, num_steps=num_steps))
     return _summary(case, diagnose_run(run_dir), problem)
 
 
