@@ -52,7 +52,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 
 docs: $(INSTALLED)
-	$(BIN)/python -m documentation.config_reference
+	$(BIN)/python -m site_tools.config_reference
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(INSTALLED)

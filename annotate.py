@@ -8,7 +8,7 @@ import sys
 if __name__ == "__main__":
     try:
         from finetune.annotation.command import annotate
-        from finetune.cli import run_command
+        from finetune.commands import run_command
     except KeyboardInterrupt:
         sys.exit(130)  # while PyTorch is being imported
-    run_command(lambda: annotate(sys.argv[1:]))
+    run_command(annotate)

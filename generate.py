@@ -8,8 +8,8 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from finetune.cli import run_command
-        from finetune.inference.generate import generate
+        from finetune.commands import run_command
+        from finetune.inference.command import generate
     except KeyboardInterrupt:
         sys.exit(130)  # while PyTorch is being imported
-    run_command(lambda: generate(sys.argv[1:]))
+    run_command(generate)

@@ -4,8 +4,12 @@ python train.py --config example/quickstart.yaml
 torchrun --nproc-per-node 8 -m train example/moshi_7B_ttt.yaml --optim.lr 1e-6
 """
 
-from finetune.cli import run_command
-from finetune.console import train_command as main
+import sys
 
 if __name__ == "__main__":
-    run_command(main)
+    try:
+        from finetune.commands import run_command
+        from finetune.training.command import train
+    except KeyboardInterrupt:
+        sys.exit(130)  # while PyTorch is being imported
+    run_command(train)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.common.settings import Settings
 from benchmarks.report import PARTS, make_report
-from benchmarks.settings import Settings
-from finetune.cli import Parser, run_command
+from finetune.commands import Parser, run_command
 from finetune.distributed import choose_device
 from finetune.errors import ConfigError
 from finetune.inference.options import positive_integer

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.settings import Settings
-from benchmarks.timing import interleaved
+from benchmarks.common.settings import Settings
+from benchmarks.common.timing import interleaved
 from finetune.data.check.fast import check_fast
-from finetune.data.manifest import Recording
+from finetune.data.recordings.lines import Recording
 
 _NUM_RECORDINGS, _QUICK_RECORDINGS = 10_000, 20
 _WORDS = {"without words": 0, "100 words": 100, "500 words": 500}

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.common.settings import Settings
+from benchmarks.common.timing import Times, interleaved
 from benchmarks.quickstart import quickstart_args
-from benchmarks.settings import Settings
-from benchmarks.timing import Times, interleaved
 from finetune.args import DiagnosticsArgs
-from finetune.data.dataset import Batch
-from finetune.interruption import StopRequest
-from finetune.monitoring.diagnostics import Diagnostics
-from finetune.run import run_training
-from finetune.trainer import Trainer
+from finetune.commands import StopRequest
+from finetune.data.batches.dataset import Batch
+from finetune.diagnose.monitor import Diagnostics
+from finetune.training.run import run_training
+from finetune.training.trainer import Trainer
 
 FREQUENCIES = {"never": 0, "every 10th step": 10, "every step": 1}
 _STEPS = 10  # of a timed call: one of them is a 10th

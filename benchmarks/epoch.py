@@ -11,13 +11,14 @@ from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 
-from benchmarks.settings import Settings
-from benchmarks.timing import interleaved
+from benchmarks.common.settings import Settings
+from benchmarks.common.timing import interleaved
 from finetune.args import TrainArgs
+from finetune.base_model.codec import load_codec
 from finetune.config_io import build_args
+from finetune.data.pipeline import build_datasets, build_train_batches, load_recordings
 from finetune.demo.assets import DemoAssets, make_demo_assets
-from finetune.demo.repository import open_repository
-from finetune.pipeline import build_datasets, build_train_batches, load_codec, load_recordings
+from finetune.demo.model_folder import open_repository
 
 DEMO: dict[str, Any] = {"num_train": 16, "num_eval": 1, "minutes": 3.0, "seed": 0}
 QUICK_DEMO: dict[str, Any] = {"num_train": 2, "num_eval": 1, "minutes": 1 / 3, "seed": 0}

@@ -11,14 +11,14 @@ import torch
 from moshi.models.loaders import FRAME_RATE
 
 from benchmarks.check import SECONDS, write_recordings
-from benchmarks.settings import Settings
-from benchmarks.timing import interleaved
+from benchmarks.common.settings import Settings
+from benchmarks.common.timing import interleaved
 from finetune.args import TrainArgs
 from finetune.config_io import build_args
-from finetune.data.chunks import build_index
-from finetune.data.code_cache import CodeCache
-from finetune.data.code_file import code_file_bytes
-from finetune.pipeline import load_recordings, look_up
+from finetune.data.batches.chunks import build_index
+from finetune.data.codes.cache import CodeCache
+from finetune.data.codes.code_file import code_file_bytes
+from finetune.data.pipeline import load_recordings, look_up
 
 _NUM_RECORDINGS, _QUICK_RECORDINGS = 10_000, 20
 _NUM_WORDS, _NUM_CODEBOOKS = 100, 8

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from benchmarks.common.settings import Settings
+from benchmarks.common.timing import interleaved
 from benchmarks.memory import peak_bytes
 from benchmarks.moshi_layer import add_ttt, make_stock_layer, num_parameters
-from benchmarks.settings import Settings
-from benchmarks.timing import interleaved
 
 NUM_FRAMES = 500
 QUICK_NUM_FRAMES = 40
@@ -86,7 +86,7 @@ def training_case(mode: str, settings: Settings) -> TrainingCase:
 
 
 def _adamw(parameters: Sequence[nn.Parameter]) -> AdamW:
-    """As `finetune.optim` makes it."""
+    """As `finetune.training.optim` makes it."""
     return AdamW(parameters, lr=_LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 

@@ -19,17 +19,17 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
+from benchmarks.common.settings import Settings
+from benchmarks.common.timing import interleaved
 from benchmarks.memory import peak_bytes
 from benchmarks.moshi_layer import num_parameters
-from benchmarks.settings import Settings
-from benchmarks.timing import interleaved
 from finetune.args import TrainArgs
 from finetune.config_io import build_args, read_yaml
 from finetune.demo.tiny_moshi import tiny_moshi_config
-from finetune.flops import peak_flops, training_flops_per_frame
 from finetune.loss import loss_sums, loss_weights, total_loss
-from finetune.memory_estimate import estimate_memory
-from finetune.optim import build_optimizer
+from finetune.training.optim import build_optimizer
+from finetune.training.plan.flops import peak_flops, training_flops_per_frame
+from finetune.training.plan.gpu_memory import estimate_memory
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.wrapped_model import autocast, prepare_model
 

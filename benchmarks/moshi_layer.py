@@ -11,7 +11,7 @@ from moshi.models.lm import LMModel
 from moshi.modules.transformer import StreamingTransformerLayer
 from torch import nn
 
-from benchmarks.settings import Settings
+from benchmarks.common.settings import Settings
 from finetune.demo.tiny_moshi import tiny_moshi_config
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.hybrid_layer import HybridStreamingTransformerLayer

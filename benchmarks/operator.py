@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines.scan_autograd import scan_ttt_mlp
-from benchmarks.inputs import Inputs, Size, make_inputs
+from benchmarks.common.inputs import Inputs, Size, make_inputs
+from benchmarks.common.settings import Settings
+from benchmarks.common.timing import Times, interleaved
 from benchmarks.memory import peak_bytes
-from benchmarks.settings import Settings
-from benchmarks.timing import Times, interleaved
 from moshi_ttt.ops import ttt_mlp
 
 logger = logging.getLogger(__name__)

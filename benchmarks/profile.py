@@ -14,11 +14,11 @@ from unittest.mock import patch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common.settings import Settings
 from benchmarks.layer import MODES, training_case
 from benchmarks.quickstart import quickstart_args
-from benchmarks.settings import Settings
-from finetune.run import run_training
-from finetune.trainer import Trainer
+from finetune.training.run import run_training
+from finetune.training.trainer import Trainer
 
 _WARM_UP, _PROFILED = 2, 3  # steps
 # In this order: an operation counts where it, or else what it is called from, is named first.

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from benchmarks.common.settings import Settings
 from benchmarks.epoch import DEMO, QUICK_DEMO
-from benchmarks.settings import Settings
 from finetune.args import TrainArgs
 from finetune.config_io import build_args, read_yaml
 from finetune.demo.assets import make_demo_assets

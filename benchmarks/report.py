@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks import check, diagnostics, epoch, index, layer, model, operator, profile, scaling, streaming
-from benchmarks.settings import Settings, device_name
+from benchmarks.common.settings import Settings, device_name
+from benchmarks.common.timing import clock_name
 from benchmarks.tables import markdown
-from benchmarks.timing import clock_name
 from finetune.files import write_json
 
 logger = logging.getLogger(__name__)

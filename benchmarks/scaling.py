@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.inputs import Inputs, Size, make_inputs
+from benchmarks.common.inputs import Inputs, Size, make_inputs
+from benchmarks.common.settings import Settings
+from benchmarks.common.timing import interleaved
 from benchmarks.memory import peak_bytes
 from benchmarks.operator import forward_backward
-from benchmarks.settings import Settings
-from benchmarks.timing import interleaved
 from moshi_ttt.ops import ttt_mlp, ttt_mlp_with_states
 
 SIZE = Size(1, 4, 64, 16, 32_768)

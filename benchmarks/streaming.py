@@ -12,10 +12,10 @@ import torch
 from moshi.modules.streaming import StreamingModule
 from torch import Tensor, nn
 
-from benchmarks.inputs import Inputs, Size, make_inputs
+from benchmarks.common.inputs import Inputs, Size, make_inputs
+from benchmarks.common.settings import Settings
+from benchmarks.common.timing import interleaved
 from benchmarks.moshi_layer import add_ttt, make_stock_layer, num_parameters, ttt_config
-from benchmarks.settings import Settings
-from benchmarks.timing import interleaved
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.inner_loop import InnerLoop
 from moshi_ttt.streaming import TTTStreamingState

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from benchmarks.inputs import Size
+from benchmarks.common.inputs import Size
 from benchmarks.operator import BASELINES
 
 Cells = Sequence[str]

@@ -21,18 +21,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from moshi.modules.streaming import StreamingModule
 from torch import Tensor
 
-from finetune.cli import Parser, run_command
-from finetune.data.long_audio import read_voice
+from finetune.commands import Parser, run_command
+from finetune.data.audio.read import read_voice
 from finetune.inference.conversation import Conversation
 from finetune.inference.options import positive_integer
 from finetune.inference.speech_model import SpeechModel, load_speech_model
@@ -167,7 +163,8 @@ def _write_curve(out: Path, rows: list[dict[str, float]]) -> None:
 
 def _plot(out: Path, rows: list[dict[str, float]]) -> None:
     steps = [row["step"] for row in rows]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    figure = Figure(figsize=(13, 3.6), layout="constrained")
+    axes = figure.subplots(1, 3)
     for key in (key for key in rows[0] if key.startswith("drift")):
         axes[0].plot(steps, [row[key] for row in rows], label=key.removeprefix("drift_").replace("_", " "))
     axes[0].legend()
@@ -181,7 +178,6 @@ def _plot(out: Path, rows: list[dict[str, float]]) -> None:
             axis.plot(steps, [row[key] for row in rows])
         axis.set(title=title, xlabel="frames", ylim=(0, 1.15 * axis.get_ylim()[1]))
     figure.savefig(out / "curve.png", dpi=110)
-    plt.close(figure)
 
 
 def _parse() -> argparse.Namespace:

@@ -7,7 +7,7 @@ from typing import Any
 from finetune.args import TrainArgs
 from finetune.demo.assets import DemoAssets
 from finetune.errors import TrainingDivergedError
-from finetune.run import run_training
+from finetune.training.run import run_training
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Every key of a training configuration, with its unit, default and allowed values.
 
-The dataclasses mirror the YAML; `finetune.config_io` reads and writes it, `finetune.cli` makes an option
-of the command line from each field.
+The dataclasses mirror the YAML; `finetune.config_io` reads and writes it, `finetune.training.command` makes
+an option of the command line from each field.
 """
 
 import math

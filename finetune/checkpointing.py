@@ -21,7 +21,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.checkpoint_files import (
+from finetune.checkpoint.consolidated import WeightFiles, gather_weights, write_consolidated
+from finetune.checkpoint.integrity import content_files, describe_file
+from finetune.checkpoint.layout import (
     CONSOLIDATED_DIR,
     DONE_FILE,
     LATEST_FILE,
@@ -32,13 +34,11 @@ from finetune.checkpoint_files import (
     STATE_DIR,
     list_checkpoints,
 )
-from finetune.checkpoint_integrity import content_files, describe_file
-from finetune.consolidated import WeightFiles, gather_weights, write_consolidated
+from finetune.checkpoint.resume_tensors import STATE_ERRORS, copy_to_host, save_state
 from finetune.distributed import gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError
 from finetune.files import read_json_object, sync_to_disk, write_json
-from finetune.training_state import STATE_ERRORS, copy_to_host, save_state
-from moshi_ttt.state_file import replacing
+from moshi_ttt.files.atomic_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ResumeState:
     """What a checkpoint needs for resuming.
 
     Attributes:
-        tensors: of this process, see `finetune.training_state`.
+        tensors: of this process, see `finetune.checkpoint.resume_tensors`.
         facts: for `resume.json`, the same in every process.
     """
 

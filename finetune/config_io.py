@@ -6,6 +6,7 @@ import io
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune.args import TrainArgs
-from finetune.checkpoint_files import ARGS_FILE
 from finetune.errors import ConfigError
-from finetune.foreign_keys import replacement_for
 
 
 def load_train_args(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainArgs:
@@ -193,3 +192,36 @@ def _describe(cls: type, error: ValidationError, prefix: str) -> str:
     else:
         expected = f"expected {type_name(info.annotation)}"
     return f"{prefix}{location[0]}: {yaml_text(first['input'])} is not allowed, {expected}."
+
+
+ARGS_FILE = "args.yaml"  # of the run
+_REPLACEMENTS = {
+    "*ttt_fig5_enable": "ttt.log_inner_loop_losses",
+    "*ttt_fig5_*": "the keys ttt.log_inner_loop_losses, ttt.inner_loop_log_interval and "
+    "ttt.inner_loop_plot_dir",
+    "*librilight_evaluation_mode*": "the command `evaluate.py long-context`",
+    "*librilight_*": "the command `evaluate.py long-context`",
+    "*paper_metrics_*": "the command `evaluate.py`",
+    "training.lr": "optim.lr",
+    "training.batch_size": "batch_size",
+    "training.max_steps": "max_steps",
+    "training.*": "the same key at the top level or under optim:",
+    "lr": "optim.lr",
+    "learning_rate": "optim.lr",
+    "weight_decay": "optim.weight_decay",
+    "pct_start": "optim.pct_start",
+    "ttt.ttt_base_lr": "ttt.base_lr",
+    "ttt.gating_alpha_init": "ttt.initial_gating_alpha",
+    "ttt.mini_batch": "ttt.mini_batch_size",
+    "ttt.ttt_layers": "ttt.layers",
+    "ttt_*": "the section ttt:",
+    "world_size": "torchrun --nproc-per-node",
+}
+
+
+def replacement_for(key: str) -> str | None:
+    """What to write instead of `key` (dotted), or None when nothing is known about it."""
+    for pattern, replacement in _REPLACEMENTS.items():
+        if fnmatch(key, pattern):
+            return replacement
+    return None

@@ -1,54 +1,133 @@
-"""Commands of the installed package: the scripts of the repository's root under names of their own.
+"""The command of the installed package, `moshi-ttt`: one name for every command line of the project.
 
-`moshi-ttt-train` is `train.py`, and so on; several processes start with
-`torchrun --no-python --nproc-per-node 8 moshi-ttt-train config.yaml`.
+Several processes start with `torchrun --no-python --nproc-per-node 8 moshi-ttt train config.yaml`.
 """
 
+import difflib
+import importlib
 import sys
+from typing import NamedTuple, NoReturn
 
-from finetune.cli import parse_train_command, run_command
-
-
-def annotate() -> None:
-    """Write word timings beside recordings."""
-    from finetune.annotation.command import annotate as command
-
-    run_command(lambda: command(sys.argv[1:]))
+from finetune.commands import run_command
+from finetune.errors import ConfigError
+from moshi_ttt import __version__
 
 
-def evaluate() -> None:
-    """Measure a trained model."""
-    from finetune.evaluation.command import evaluate as command
+class Command(NamedTuple):
+    """A command line: the function that takes its arguments, and the form without `moshi-ttt`."""
 
-    run_command(lambda: command(sys.argv[1:]))
-
-
-def generate() -> None:
-    """Talk to a trained model with a recording."""
-    from finetune.inference.generate import generate as command
-
-    run_command(lambda: command(sys.argv[1:]))
+    module: str
+    function: str
+    script: str
+    help: str
 
 
-def serve() -> None:
-    """Talk to a trained model in a browser."""
-    from finetune.serving.command import serve as command
+COMMANDS = {
+    "train": Command(
+        "finetune.training.command", "train", "train.py", "fine-tune Moshi with TTT layers; --dry-run plans"
+    ),
+    "generate": Command(
+        "finetune.inference.command", "generate", "generate.py", "talk to a trained model with a recording"
+    ),
+    "serve": Command("finetune.serving.command", "serve", "serve.py", "talk to it in a browser"),
+    "evaluate": Command(
+        "finetune.evaluation.command", "evaluate", "evaluate.py", "measure it: long recordings, spoken tasks"
+    ),
+    "annotate": Command(
+        "finetune.annotation.command", "annotate", "annotate.py", "write word timings beside recordings"
+    ),
+    "data manifest": Command(
+        "finetune.data.manifest",
+        "write_manifest",
+        "python -m finetune.data.manifest",
+        "list a folder of recordings",
+    ),
+    "data check": Command(
+        "finetune.data.check.command", "check", "python -m finetune.data.check", "find faults in a data set"
+    ),
+    "data encode": Command(
+        "finetune.data.encode",
+        "encode",
+        "python -m finetune.data.encode",
+        "encode recordings before training",
+    ),
+    "export": Command(
+        "finetune.export.command",
+        "export",
+        "python -m finetune.export",
+        "a checkpoint as a folder for others",
+    ),
+    "memory": Command(
+        "finetune.memory",
+        "memory",
+        "python -m finetune.memory",
+        "list, inspect, forget memories of conversations",
+    ),
+    "diagnose": Command(
+        "finetune.diagnose.command", "diagnose", "python -m finetune.diagnose", "is a run healthy?"
+    ),
+    "demo": Command(
+        "finetune.demo.command", "demo", "python -m finetune.demo", "make a small Moshi and dialogues for it"
+    ),
+    "demo debian-prompts": Command(
+        "finetune.demo.debian_prompts.command",
+        "debian_prompts",
+        "python -m finetune.demo.debian_prompts",
+        "dialogues of human voices from Debian's packages",
+    ),
+}
 
-    run_command(lambda: command(sys.argv[1:]))
+
+def main() -> NoReturn:
+    """Entry point of `moshi-ttt`."""
+    run_command(lambda: _run(sys.argv[1:]))
 
 
-def train() -> None:
-    """Fine-tune Moshi with Test-Time-Training layers."""
-    run_command(train_command)
+def command_map() -> str:
+    """The help text: every command with what it does and its form without `moshi-ttt`."""
+    width, help_width = max(map(len, COMMANDS)), max(len(command.help) for command in COMMANDS.values())
+    lines = [
+        f"  {name:<{width}}  {command.help:<{help_width}}  {command.script}"
+        for name, command in COMMANDS.items()
+    ]
+    return "\n".join(
+        [
+            "usage: moshi-ttt COMMAND ...",
+            "",
+            "Fine-tune Moshi with Test-Time-Training layers. `moshi-ttt COMMAND --help` says more;",
+            "on the right stands the same command of the repository.",
+            "",
+            *lines,
+            "",
+            "  --version  print the version",
+        ]
+    )
 
 
-def train_command() -> int:
-    """Parse the command line of train.py and do what it says; returns the exit status."""
-    from finetune.dry_run import dry_run
-    from finetune.run import run_training
+def _run(arguments: list[str]) -> int | None:
+    if arguments[:1] in ([], ["-h"], ["--help"]):
+        print(command_map())
+        return 0 if arguments else 2
+    if arguments == ["--version"]:
+        print(f"moshi-ttt {__version__}")
+        return 0
+    name = " ".join(arguments[:2])
+    if name not in COMMANDS:
+        name = arguments[0]
+    if name not in COMMANDS:
+        raise _unknown(arguments)
+    command = COMMANDS[name]
+    # Help texts and messages go by the name that was typed.
+    sys.argv = [f"moshi-ttt {name}", *arguments[len(name.split()) :]]
+    function = getattr(importlib.import_module(command.module), command.function)
+    return function(sys.argv[1:])
 
-    command = parse_train_command(sys.argv[1:])
-    if command.dry_run:
-        return dry_run(command.args, num_gpus=command.num_gpus, gpu_memory_gb=command.gpu_memory_gb)
-    run_training(command.args)
-    return 0
+
+def _unknown(arguments: list[str]) -> ConfigError:
+    typed = arguments[0]
+    within = [name for name in COMMANDS if name.startswith(f"{typed} ")]
+    if within:
+        return ConfigError(f"moshi-ttt {typed}: which one? {', '.join(within)}.")
+    near = difflib.get_close_matches(typed, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else "see moshi-ttt --help."
+    return ConfigError(f"moshi-ttt {typed}: unknown command, {hint}")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from moshi.models.loaders import FRAME_RATE
 
-from finetune.cli import Parser, run_command
+from finetune.commands import Parser, run_command
 from moshi_ttt.memory import MemoryInfo, inspect_ttt_states, list_ttt_states
 
 
-def main(arguments: list[str] | None = None) -> int:
+def memory(arguments: list[str] | None = None) -> int:
     """Do what the command line says.
 
     Args:
@@ -69,4 +69,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(memory)

@@ -1,8 +1,9 @@
 """TTT layers and attention windows into a Moshi model, as the configuration says."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from moshi.models.lm import LMModel
+from moshi.models.loaders import FRAME_RATE
 from pydantic import ValidationError
 from torch import nn
 
@@ -82,3 +83,27 @@ def keep_ttt_precision(lm_model: LMModel) -> None:
     """Give `float32_parameters` float32 (float64 stays float64), in place, before weights are loaded."""
     for parameter in float32_parameters(lm_model):
         parameter.data = parameter.data.to(compute_dtype(parameter))
+
+
+def window_lines(model: LMModel) -> list[str]:
+    """The attention windows, and how many layers have which."""
+    windows = attention_windows(model)
+    lines = []
+    for frames in sorted({window for window in windows if window is not None}):
+        layers = [index for index, window in enumerate(windows) if window == frames]
+        lines.append(
+            f"Attention window: {frames:,} frames ({frames / FRAME_RATE:g} s) in {len(layers)} layers "
+            f"({_ranges(layers)})."
+        )
+    return lines
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """`[1, 2, 3, 7]` as `1-3, 7`."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -41,3 +41,12 @@ def get_parameter_groups(model: nn.Module, args: TrainArgs | None = None) -> dic
     expected = args is not None and args.ttt.enable and args.ttt.layers != "none"
     assert groups["ttt_weights"] or not expected, "TTT layers without a trainable parameter"
     return groups
+
+
+def outer_learning_rates(args: TrainArgs) -> dict[str, float]:
+    """Peak outer learning rate of each group."""
+    return {
+        "base": args.optim.lr,
+        "ttt_weights": args.optim.lr * args.ttt.weight_lr_multiplier,
+        "ttt_alpha": args.optim.lr * args.ttt.alpha_lr_multiplier,
+    }

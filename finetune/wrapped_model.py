@@ -14,9 +14,13 @@ from moshi.modules.lora import LoRALinear, replace_all_linear_with_lora
 from torch import nn
 
 from finetune.args import LoraArgs, TrainArgs
-from finetune.condition_config import check_condition_config, check_conditioner_sizes, with_own_config
+from finetune.base_model.announced_conditions import (
+    check_condition_config,
+    check_conditioner_sizes,
+    with_own_config,
+)
+from finetune.base_model.locate import MOSHI_ERRORS, one_line
 from finetune.errors import CheckpointError, ConfigError
-from finetune.repository import MOSHI_ERRORS, one_line
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
 from moshi_ttt.hybrid_model import transformer_layers
@@ -204,3 +208,11 @@ def autocast(args: TrainArgs, device: torch.device) -> torch.autocast:
     # Without its cache, which would keep a bfloat16 copy of every trained weight until the end of the pass.
     enabled = args.param_dtype == "bfloat16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def context_frames(model: LMModel) -> int:
+    """Frames before a chunk with which its first frame has the input that it has in the whole recording.
+
+    The input is the frame before, of which a codebook delayed by d shows the frame d earlier.
+    """
+    return 1 + max(model.delays)

@@ -20,9 +20,9 @@ from moshi.modules.transformer import RingKVCache
 from moshi.utils.compile import CUDAGraphed
 from torch import Tensor, nn
 
+from moshi_ttt.files.state_file import StateError, StateFile, write_state_file
 from moshi_ttt.hybrid_model import ttt_layers, ttt_mode
 from moshi_ttt.inner_loop import InnerLoop, TTTState
-from moshi_ttt.state_file import StateError, StateFile, write_state_file
 
 KIND = "moshi-ttt session 1"
 

@@ -13,11 +13,11 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
-from finetune import run as run_module
-from finetune.cli import run_command
+from finetune.commands import run_command
 from finetune.demo.assets import DemoAssets, make_demo_assets
-from finetune.demo.repository import write_random_repository
+from finetune.demo.model_folder import write_random_repository
 from finetune.demo.tiny_moshi import tiny_moshi_config
+from finetune.training import run as run_module
 from run_helpers import write_untrained_run
 
 torch.set_num_threads(1)

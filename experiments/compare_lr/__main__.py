@@ -17,11 +17,11 @@ import torch
 from experiments.compare_lr.report import table, write_figure
 from experiments.compare_lr.runs import ARMS, arm_args, run_arm
 from experiments.folders import make_empty_folder
-from finetune.cli import Parser, run_command
+from finetune.commands import Parser, run_command
 from finetune.demo.assets import make_demo_assets
 from finetune.files import write_json
 from finetune.inference.options import positive_integer, seed
-from moshi_ttt.state_file import replacing
+from moshi_ttt.files.atomic_file import replacing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.compare_lr.runs import ARMS
-from moshi_ttt.state_file import replacing
+from moshi_ttt.files.atomic_file import replacing
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]  # of an arm, a run for each seed
 

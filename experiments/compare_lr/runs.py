@@ -9,9 +9,9 @@ from experiments.tiny_runs import changed, tiny_values, train_to_the_end
 from finetune.args import TrainArgs
 from finetune.config_io import build_args
 from finetune.demo.assets import DemoAssets
-from finetune.monitoring.diagnosis import diagnose_run
-from finetune.monitoring.metrics import read_metrics
-from finetune.optim import outer_learning_rates
+from finetune.diagnose.verdict import diagnose_run
+from finetune.monitoring.metrics import LogRecord, read_records
+from finetune.ttt_utils import outer_learning_rates
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def run_arm(args: TrainArgs) -> dict[str, Any]:
     """
     problem = train_to_the_end(args)
     run_dir = Path(args.run_dir)
-    train, evaluations = (read_metrics(run_dir, split) for split in ("train", "eval"))
+    train, evaluations = (read_records(run_dir, split) for split in ("train", "eval"))
     diagnosis = diagnose_run(run_dir)
     samples = sorted((run_dir / "samples").glob("*.wav"))
     return {
         "seed": args.seed,
         "rates": outer_learning_rates(args),
-        "train": _columns(train, ("step", "loss", "text_loss", "audio_loss", "ttt_alpha", "ttt_delta")),
-        "eval": _columns(evaluations, ("step", "text_loss", "audio_loss")),
+        "train": _columns(train, ("loss", "text_loss", "audio_loss", "ttt_alpha", "ttt_delta")),
+        "eval": _columns(evaluations, ("text_loss", "audio_loss")),
         "gate_opening": {
             where: {"first": values[0], "last": values[-1]}
             for where, (_, values) in diagnosis.series.get("gate_opening", {}).items()
@@ -82,5 +82,6 @@ def run_arm(args: TrainArgs) -> dict[str, Any]:
     }
 
 
-def _columns(records: Sequence[dict], names: Sequence[str]) -> dict[str, list[float]]:
-    return {name: [record[name] for record in records] for name in names}
+def _columns(records: Sequence[LogRecord], names: Sequence[str]) -> dict[str, list[float | None]]:
+    columns = {name: [record.values[name] for record in records] for name in names}
+    return {"step": [record.step for record in records]} | columns

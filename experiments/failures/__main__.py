@@ -21,12 +21,12 @@ from experiments.failures.leak import measure_leak
 from experiments.failures.report import cases_table, leak_table, write_figures
 from experiments.failures.runs import run_case
 from experiments.folders import make_empty_folder
-from finetune.cli import Parser, run_command
+from finetune.commands import Parser, run_command
 from finetune.demo.assets import make_demo_assets
 from finetune.errors import ConfigError
 from finetune.files import write_json
 from finetune.inference.options import positive_integer
-from moshi_ttt.state_file import replacing
+from moshi_ttt.files.atomic_file import replacing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
 
-from finetune import parallel
+from finetune.training import parallel
 from moshi_ttt.hybrid_layer import HybridStreamingTransformerLayer
 from moshi_ttt.hybrid_model import hybrid_layers
 from moshi_ttt.ttt_layer import TTTLayer

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from experiments.recall.arms import Settings, build_arm
 from experiments.recall.tasks import PatternTask
 from finetune.args import OptimArgs, TrainArgs, TTTArgs
-from finetune.optim import build_optimizer, build_scheduler
+from finetune.training.optim import build_optimizer, build_scheduler
 from moshi_ttt.hybrid_model import ttt_layers
 
 # One period, so nothing repeats: the best possible loss is ln 8.

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.failures.cases import CASES, Case
-from finetune.monitoring.diagnosis import Diagnosis, diagnose_run
-from finetune.monitoring.diagnosis_report import write_report
-from finetune.monitoring.rules import RULES
-from moshi_ttt.state_file import replacing
+from finetune.diagnose.page import write_report
+from finetune.diagnose.rules import RULES
+from finetune.diagnose.verdict import Diagnosis, diagnose_run
+from moshi_ttt.files.atomic_file import replacing
 
 _COLUMNS = 3
 

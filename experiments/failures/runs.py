@@ -10,8 +10,8 @@ from experiments.tiny_runs import changed, tiny_values, train_to_the_end
 from finetune.args import TrainArgs
 from finetune.config_io import build_args
 from finetune.demo.assets import DemoAssets
-from finetune.monitoring.diagnosis import Diagnosis, diagnose_run
-from finetune.monitoring.metrics import read_metrics
+from finetune.diagnose.verdict import Diagnosis, diagnose_run
+from finetune.monitoring.metrics import read_records
 
 
 def case_args(case: Case, demo: DemoAssets, run_dir: Path, *, num_steps: int) -> TrainArgs:
@@ -39,7 +39,7 @@ def run_case(name: str, case: Case, demo: DemoAssets, folder: Path, *, num_steps
 
 
 def _summary(case: Case, diagnosis: Diagnosis, problem: str | None) -> dict[str, Any]:
-    losses = [record["loss"] for record in read_metrics(diagnosis.run_dir, "train")]
+    losses = [record.values["loss"] for record in read_records(diagnosis.run_dir, "train")]
     found = {finding.name for finding in diagnosis.findings}
     return {
         "title": case.title,

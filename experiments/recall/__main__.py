@@ -21,7 +21,7 @@ from experiments.recall.report import write_report
 from experiments.recall.runs import run_arm
 from experiments.recall.studies import EXPERIMENTS, plans_of
 from experiments.recall.training import Schedule
-from finetune.cli import Parser, run_command
+from finetune.commands import Parser, run_command
 from finetune.errors import ConfigError
 from finetune.inference.options import positive_integer
 

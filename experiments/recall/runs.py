@@ -14,8 +14,9 @@ from experiments.recall.arms import build_arm, num_parameters
 from experiments.recall.studies import Plan
 from experiments.recall.training import Schedule, train
 from finetune.errors import DataError, UserError
+from moshi_ttt.files.atomic_file import replacing
+from moshi_ttt.files.state_file import check_writable
 from moshi_ttt.hybrid_model import hybrid_layers
-from moshi_ttt.state_file import check_writable, replacing
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from moshi.models.loaders import FRAME_RATE
 from torch import Tensor
 
 from experiments.recall.tasks import transformer_settings
-from finetune.data.alignments import load_alignments
-from finetune.data.code_cache import CodeCache
-from finetune.data.manifest import load_manifest
+from finetune.data.codes.cache import CodeCache
+from finetune.data.recordings.lines import load_manifest
+from finetune.data.words import load_alignments
 from finetune.demo.assets import DemoAssets, find_demo_assets
-from finetune.demo.dialogues import MAIN, USER
-from finetune.demo.repository import open_repository
+from finetune.demo.model_folder import open_repository
+from finetune.demo.speech.dialogues import MAIN, USER
 from finetune.demo.tiny_mimi import NUM_BINS
 from finetune.errors import UserError
 from finetune.loss import audio_targets

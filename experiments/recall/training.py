@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from experiments.recall.tasks import Task
 from finetune.args import OptimArgs, TrainArgs, TTTArgs
-from finetune.optim import build_optimizer, build_scheduler
+from finetune.training.optim import build_optimizer, build_scheduler
 
 _EVAL_BATCH = 32
 

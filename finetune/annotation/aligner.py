@@ -14,7 +14,7 @@ from finetune.annotation.letter_to_sound import guess_phones
 from finetune.annotation.sentence_graph import SentenceGraph
 from finetune.annotation.silence import Condensed, loudest, without_long_silences
 from finetune.annotation.spoken_form import spoken_parts
-from finetune.annotation.words import TimedWord
+from finetune.data.words import TimedWord
 from finetune.errors import DataError, UserError
 
 SAMPLE_RATE = 16_000

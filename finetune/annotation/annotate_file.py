@@ -10,9 +10,8 @@ import numpy as np
 
 from finetune.annotation.engines import Engine
 from finetune.annotation.recordings import CHANNELS, Recording, read_transcript
-from finetune.annotation.words import TimedWord
-from finetune.data.alignments import load_alignments, load_transcript
-from finetune.data.long_audio import read_audio
+from finetune.data.audio.read import read_audio
+from finetune.data.words import TimedWord, load_alignments, load_transcript
 from finetune.errors import DataError
 
 SPEAKERS = {"left": "SPEAKER_MAIN", "right": "SPEAKER_USER"}

@@ -12,9 +12,9 @@ from finetune.annotation.aligner import LOCAL_WORDS, MIN_LOCAL_SCORE, MIN_SCORE
 from finetune.annotation.annotate_file import annotate_file, is_annotated
 from finetune.annotation.engines import ENGINES, EngineSettings
 from finetune.annotation.recordings import CHANNELS, Recording, find_recordings, take_shard
-from finetune.cli import Parser
+from finetune.commands import Parser
+from finetune.data.workers import run_tasks
 from finetune.errors import ConfigError, DataError
-from finetune.workers import run_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Report:
         return "\n".join(lines + [f"rejected {path}: {reason}" for path, reason in self.rejected])
 
 
-def annotate(arguments: Sequence[str]) -> int:
+def annotate(arguments: Sequence[str] | None = None) -> int:
     """Does what the command line says, see `python annotate.py --help`.
 
     Returns:

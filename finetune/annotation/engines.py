@@ -10,7 +10,7 @@ from finetune.annotation.aligner import MIN_LOCAL_SCORE, MIN_SCORE, Aligner
 from finetune.annotation.aligner import SAMPLE_RATE as ALIGNER_RATE
 from finetune.annotation.whisper import SAMPLE_RATE as WHISPER_RATE
 from finetune.annotation.whisper import Whisper
-from finetune.annotation.words import TimedWord
+from finetune.data.words import TimedWord
 
 ENGINES = ("whisper", "pocketsphinx")
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data.audio_files import find_audio_files, no_audio_files
-from finetune.data.manifest import read_manifest
+from finetune.data.audio.find import find_audio_files, no_audio_files
+from finetune.data.recordings.lines import read_manifest
 from finetune.errors import ConfigError, DataError
 
 CHANNELS = ("left", "right")

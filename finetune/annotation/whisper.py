@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.annotation.words import TimedWord
+from finetune.data.words import TimedWord
 from finetune.errors import ConfigError, DataError, UserError
 
 SAMPLE_RATE = 16_000

@@ -18,19 +18,19 @@ from moshi.models import MimiModel
 from tqdm import tqdm
 
 from finetune.args import ModelPaths, TrainArgs
-from finetune.cli import Parser, run_command
+from finetune.base_model.codec import load_codec
+from finetune.base_model.locate import find_model_files
+from finetune.checkpoint.reading import open_checkpoint
+from finetune.commands import Parser, run_command
 from finetune.config_io import load_train_args
-from finetune.data.audio_files import printable
-from finetune.data.code_cache import CodeCache
-from finetune.data.code_file import CacheError, CorruptCodesError
-from finetune.data.leftovers import remove_leftovers
-from finetune.data.manifest import Fault, Recording, read_manifest, to_recording
+from finetune.data.audio.find import printable
+from finetune.data.codes.cache import CodeCache
+from finetune.data.codes.code_file import CacheError, CorruptCodesError
+from finetune.data.codes.leftovers import remove_leftovers
+from finetune.data.recordings.lines import Fault, Recording, read_manifest, to_recording
+from finetune.data.workers import run_tasks
 from finetune.distributed import choose_device
 from finetune.errors import ConfigError, DataError, UserError
-from finetune.loading import open_checkpoint
-from finetune.pipeline import load_codec
-from finetune.repository import find_model_files
-from finetune.workers import run_tasks
 
 logger = logging.getLogger(__name__)
 

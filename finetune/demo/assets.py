@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.demo.codebooks import demand_even_use
-from finetune.demo.codec import fit_codec, measure_codec
-from finetune.demo.dialogues import make_dialogue
-from finetune.demo.espeak import find_espeak
-from finetune.demo.recording import Job, draw_user_voice, render_all
-from finetune.demo.repository import TOKENIZER_NAME, open_repository, write_repository
+from finetune.demo.fit_codec import fit_codec, measure_codec
+from finetune.demo.model_folder import TOKENIZER_NAME, open_repository, write_repository
+from finetune.demo.speech.dialogues import make_dialogue
+from finetune.demo.speech.espeak import find_espeak
+from finetune.demo.speech.render import Job, draw_user_voice, render_all
 from finetune.demo.tiny_mimi import NUM_BINS, tiny_mimi_config
 from finetune.demo.tiny_moshi import make_tiny_moshi, tiny_moshi_config
 from finetune.demo.tokenizer import VOCAB_SIZE, write_tokenizer

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from finetune.demo.dialogues import make_sentences
+from finetune.demo.speech.dialogues import make_sentences
 
 VOCAB_SIZE = 800
 UNK_ID, BOS_ID, EOS_ID, PAD_ID = 0, 1, 2, 3

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from finetune.cli import Parser
+from finetune.commands import Parser
 from finetune.distributed import set_up_logging
-from finetune.evaluation import trajectories
+from finetune.evaluation import inner_losses as trajectories
 from finetune.evaluation.long_context import command as long_context
 from finetune.evaluation.spoken import command as spoken
 from finetune.evaluation.spoken.tasks import TASKS
@@ -39,7 +39,7 @@ SUBCOMMANDS = (
 )
 
 
-def evaluate(arguments: Sequence[str]) -> None:
+def evaluate(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line says, see `python evaluate.py --help`.
 
     Raises:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from finetune.data.audio_files import AUDIO_SUFFIXES, find_audio_files, no_audio_files, printable
-from finetune.data.manifest import ManifestEntry, read_manifest
+from finetune.data.audio.find import AUDIO_SUFFIXES, find_audio_files, no_audio_files, printable
+from finetune.data.recordings.lines import ManifestEntry, read_manifest
 from finetune.errors import ConfigError, DataError
 
 GROUPS = ("single", "speaker")

@@ -13,7 +13,7 @@ from moshi.models import MimiModel
 from moshi.models.lm import LMGen, LMModel
 from torch import Tensor
 
-from finetune.conditions import TextConditions, condition_tensors
+from finetune.base_model.conditions import TextConditions, condition_tensors
 from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.errors import ConfigError
+from moshi_ttt.files.atomic_file import replacing
+from moshi_ttt.files.state_file import check_writable
 from moshi_ttt.memory import KIND as MEMORY_KIND
 from moshi_ttt.session import KIND as SESSION_KIND
-from moshi_ttt.state_file import check_writable, replacing
 
 
 def output_paths(path: Path, batch_size: int) -> list[Path]:

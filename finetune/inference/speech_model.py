@@ -8,11 +8,11 @@ from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 
-from finetune.conditions import TextConditions, check_conditions, condition_names
+from finetune.base_model.codec import check_codec, load_codec, load_tokenizer
+from finetune.base_model.conditions import TextConditions, check_conditions, condition_names
+from finetune.base_model.locate import find_model_files
+from finetune.checkpoint.reading import Checkpoint, load_model, open_checkpoint
 from finetune.errors import CheckpointError, ConfigError
-from finetune.loading import Checkpoint, load_model, open_checkpoint
-from finetune.pipeline import check_codec, load_codec, load_tokenizer
-from finetune.repository import find_model_files
 from finetune.ttt_integration import attention_windows
 from moshi_ttt.hybrid_model import TTTMode, set_ttt_mode, ttt_layers
 

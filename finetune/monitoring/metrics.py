@@ -1,10 +1,10 @@
-"""The one place that writes metrics: metrics.jsonl, TensorBoard and Weights & Biases."""
+"""The one place that writes metrics (metrics.jsonl, TensorBoard, Weights & Biases) and reads them again."""
 
 import json
 import logging
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -12,14 +12,10 @@ from torch.utils.tensorboard import SummaryWriter
 from finetune.args import TrainArgs
 from finetune.config_io import public_values
 from finetune.distributed import is_main
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, DataError
 from finetune.files import finite_or_null
 
-if TYPE_CHECKING:
-    from wandb import Run
-
 logger = logging.getLogger(__name__)
-
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -94,12 +90,6 @@ class MetricsWriter:
             self._wandb.log({name: sound}, step=step)
 
 
-def read_metrics(run_dir: Path, split: str) -> list[dict[str, float | None]]:
-    """The records of one split of a run, in order."""
-    lines = (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record["split"] == split]
-
-
 def check_wandb(args: TrainArgs) -> None:
     """Find out before a run starts whether W&B is there when it is configured.
 
@@ -132,3 +122,53 @@ def _start_wandb(run_dir: Path, args: TrainArgs, run_id: str | None) -> "Run":
         mode="offline" if args.wandb.offline else "online",
         config=public_values(args),
     )
+
+
+class LogRecord(NamedTuple):
+    """One record of one split."""
+
+    step: int
+    values: dict[str, float | None]  # None: not finite
+
+
+def read_records(run_dir: Path, split: str) -> list[LogRecord]:
+    """The records of one split in order; empty without a log, and a last line that was cut off is left out.
+
+    Raises:
+        DataError: the log cannot be read, or another line is damaged.
+    """
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return []
+    records = []
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith("\n"):
+                    break
+                record = _parse(line, f"{path}: line {number}")
+                if record.pop("split") == split:
+                    records.append(LogRecord(record.pop("step"), record))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    return records
+
+
+def _parse(line: str, where: str) -> dict:
+    try:
+        record = json.loads(line)
+        split, step = record["split"], record["step"]
+        numbers = all(
+            value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            for name, value in record.items()
+            if name != "split"
+        )
+        if not numbers or not isinstance(split, str) or not isinstance(step, int):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{where} is not a record of metrics; remove it to judge the rest.") from None
+    return record
+
+
+if TYPE_CHECKING:
+    from wandb import Run

@@ -3,15 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from finetune.monitoring.metrics import read_metrics
-
-matplotlib.use("Agg")
+from finetune.monitoring.metrics import LogRecord, read_records
 
 _SMOOTHED_FROM = 512  # frames
 
@@ -22,7 +19,7 @@ def plot_run(run_dir: Path) -> list[Path]:
     Returns:
         The files written; a plot without data is left out.
     """
-    train, evaluation = read_metrics(run_dir, "train"), read_metrics(run_dir, "eval")
+    train, evaluation = read_records(run_dir, "train"), read_records(run_dir, "eval")
     folder = run_dir / "plots"
     folder.mkdir(exist_ok=True)
     written = [_plot_losses(train, evaluation, folder / "losses.png")]
@@ -53,13 +50,15 @@ def plot_trajectories(losses: Mapping[int, Tensor], folder: Path, *, title: str)
     ]
 
 
-def _plot_losses(train: Sequence[dict], evaluation: Sequence[dict], path: Path) -> Path:
+def _plot_losses(train: Sequence[LogRecord], evaluation: Sequence[LogRecord], path: Path) -> Path:
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("text_loss", "audio_loss"), strict=True):
         axes.plot(*_series(train, name), alpha=0.6, label="training")
         if evaluation:
             axes.plot(*_series(evaluation, name), marker="o", label="held out")
-        baseline = next((r[f"unigram_{name}"] for r in evaluation if f"unigram_{name}" in r), None)
+        baseline = next(
+            (r.values[f"unigram_{name}"] for r in evaluation if f"unigram_{name}" in r.values), None
+        )
         if baseline is not None:
             axes.axhline(baseline, color="grey", linestyle="--", label="unigram")
         axes.set_xlabel("step")
@@ -68,11 +67,11 @@ def _plot_losses(train: Sequence[dict], evaluation: Sequence[dict], path: Path) 
     return _save(figure, path)
 
 
-def _plot_gates(train: Sequence[dict], path: Path) -> Path:
+def _plot_gates(train: Sequence[LogRecord], path: Path) -> Path:
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = (("ttt_alpha/", "mean tanh(alpha)"), ("ttt_delta/", "mean |alpha - start|"))
     for axes, (prefix, label) in zip(figure.subplots(1, 2), panels, strict=True):
-        for name in sorted({name for record in train for name in record if name.startswith(prefix)}):
+        for name in sorted({name for record in train for name in record.values if name.startswith(prefix)}):
             axes.plot(*_series(train, name), label=name.removeprefix(prefix).replace("_", " "))
         axes.set_xlabel("step")
         axes.set_ylabel(label)
@@ -123,7 +122,7 @@ def _running_mean(series: np.ndarray, window: int) -> np.ndarray:
 
 
 def _plot_lines(
-    records: Sequence[dict], names: Sequence[str], path: Path, *, ylabel: str, log: bool = False
+    records: Sequence[LogRecord], names: Sequence[str], path: Path, *, ylabel: str, log: bool = False
 ) -> Path:
     figure, axes = _figure("step", ylabel)
     for name in names:
@@ -148,10 +147,10 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def _series(records: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
-    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+def _series(records: Sequence[LogRecord], name: str) -> tuple[list[int], list[float]]:
+    points = [(step, value) for step, values in records if (value := values.get(name)) is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _has(records: Sequence[dict], name: str) -> bool:
-    return any(name in record for record in records)
+def _has(records: Sequence[LogRecord], name: str) -> bool:
+    return any(name in record.values for record in records)

@@ -20,8 +20,8 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.files import finite_or_null
+from moshi_ttt.files.state_file import StateError, StateFile, write_state_file
 from moshi_ttt.hybrid_model import ttt_layers
-from moshi_ttt.state_file import StateError, StateFile, write_state_file
 from moshi_ttt.ttt_layer import TTTBlock
 
 KIND = "moshi-ttt trajectories 1"

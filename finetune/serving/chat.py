@@ -17,7 +17,7 @@ from finetune.serving.limits import Limits, Throttle
 from finetune.serving.protocol import IGNORED_KINDS, CloseCode, Kind, message, metadata
 from finetune.serving.turns import Turns
 from finetune.serving.voice import Spoken, Voice
-from moshi_ttt.state_file import StateError
+from moshi_ttt.files.state_file import StateError
 
 logger = logging.getLogger(__name__)
 

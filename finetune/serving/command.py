@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from finetune.cli import Parser
+from finetune.commands import Parser
 from finetune.distributed import set_up_logging
 from finetune.errors import ConfigError
 from finetune.inference.options import (
@@ -28,15 +28,15 @@ from finetune.serving.app import OWN_PAGE, Server
 from finetune.serving.limits import Limits
 from finetune.serving.static import find_page
 from finetune.serving.voice import MemoryFiles, Voice
+from moshi_ttt.files.state_file import check_writable
 from moshi_ttt.memory import KIND as MEMORY_KIND
-from moshi_ttt.state_file import check_writable
 
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "MOSHI_TTT_TOKEN"
 
 
-def serve(arguments: Sequence[str]) -> None:
+def serve(arguments: Sequence[str] | None = None) -> None:
     """Serve a model until SIGINT or SIGTERM, see `python serve.py --help`.
 
     Raises:
@@ -105,7 +105,7 @@ def _ssl_context(folder: Path | None) -> ssl.SSLContext | None:
     return context
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="serve.py",
         description="Talk to a trained model in a browser or with moshi.client.",

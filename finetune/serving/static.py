@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
+from finetune.base_model.locate import MOSHI_ERRORS, one_line
 from finetune.errors import ConfigError
-from finetune.repository import MOSHI_ERRORS, one_line
 from finetune.serving.app import PAGE_DIR
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from moshi.models.loaders import FRAME_RATE
 
 from finetune.inference.conversation import Conversation, Sampling
 from finetune.inference.speech_model import SpeechModel
+from moshi_ttt.files.state_file import StateError
 from moshi_ttt.hybrid_model import streaming_states, ttt_layers
 from moshi_ttt.memory import load_ttt_states, save_ttt_states
-from moshi_ttt.state_file import StateError
 
 logger = logging.getLogger(__name__)
 

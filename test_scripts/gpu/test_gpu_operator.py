@@ -4,8 +4,8 @@ import pytest
 import torch
 from moshi.utils.compile import CUDAGraphed
 
-from benchmarks.inputs import Size
-from benchmarks.inputs import make_inputs as make_layer_inputs
+from benchmarks.common.inputs import Size
+from benchmarks.common.inputs import make_inputs as make_layer_inputs
 from golden_values import GOLDEN, check_golden_values
 from moshi_ttt.ops import ttt_mlp, ttt_mlp_with_states
 from ttt_inputs import MINI_BATCH_SIZE as C

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from finetune.run import run_training
+from finetune.training.run import run_training
 from run_helpers import MODES, read_metrics, run_args, saved_weights
 
 pytestmark = pytest.mark.gpu

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from finetune.cli import Parser
+from finetune.commands import Parser
 from finetune.data.check.data_set import Item, check_data_set, sorted_findings
 from finetune.data.check.fast import MONO
 from finetune.data.check.fix import FIXABLE, fix_durations, is_fixable
@@ -16,7 +16,7 @@ from finetune.data.check.full import Settings, Spelling
 from finetune.data.check.overview import SUFFIXES, write_overview
 from finetune.data.check.report import short_name, text_report, write_json_report
 from finetune.errors import ConfigError
-from moshi_ttt.state_file import check_writable
+from moshi_ttt.files.state_file import check_writable
 
 
 def check(arguments: Sequence[str] | None = None) -> int:
@@ -82,8 +82,8 @@ def _find_tokenizer(options: argparse.Namespace) -> Path | None:
 def _tokenizer_of_model(checkpoint: str | None, base: str | None) -> Path:
     # Only here: both bring torch and Moshi.
     from finetune.args import ModelPaths
-    from finetune.loading import open_checkpoint
-    from finetune.repository import find_model_files
+    from finetune.base_model.locate import find_model_files
+    from finetune.checkpoint.reading import open_checkpoint
 
     paths = ModelPaths(hf_repo_id=base) if checkpoint is None else open_checkpoint(checkpoint, base=base).base
     return Path(find_model_files(paths).tokenizer)

@@ -6,15 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from finetune.data.audio.read import limit_sec, silence_stderr
 from finetune.data.check.findings import SEVERITIES, Finding
 from finetune.data.check.full import Checked, Checker, Settings
-from finetune.data.manifest import ManifestEntry, ManifestLine, Recording, read_lines
+from finetune.data.recordings.lines import ManifestEntry, ManifestLine, Recording, read_lines
+from finetune.data.workers import Outcome, run_tasks
 from finetune.errors import DataError
-from finetune.workers import Outcome, run_tasks
-
-# What a process may take for a recording before it is ended: some hundred times what decoding takes.
-LIMIT_SEC, LIMIT_BYTES_PER_SEC = 120, 100_000
-
 
 Follow = Callable[[Iterator[Outcome]], Iterable[Outcome]]
 
@@ -103,21 +100,6 @@ def prepare_worker(settings: Settings, _number: int) -> Callable[[tuple[int, Rec
             return Checked([Finding("check-failed", recording.path, reason)])
 
     return work
-
-
-def silence_stderr() -> None:
-    """Decoders written in Rust say there that they panic, which becomes a finding anyway."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-
-
-def limit_sec(path: Path) -> float:
-    """How long a file may keep a process busy, in seconds."""
-    try:
-        return LIMIT_SEC + os.stat(path).st_size / LIMIT_BYTES_PER_SEC
-    except (OSError, ValueError):
-        return LIMIT_SEC
 
 
 def _limit_sec(task: tuple[int, Recording]) -> float:

@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
-from finetune.data.alignments import load_alignments
-from finetune.data.audio import AudioHeader, check_duration
+from finetune.data.audio.checks import AudioHeader, check_duration
+from finetune.data.audio.read import audio_kind, read_header
 from finetune.data.check.findings import Finding, one_line
-from finetune.data.long_audio import audio_kind, read_header
-from finetune.data.manifest import Recording
-from finetune.data.mono import MonoPolicy, mono_error
+from finetune.data.codes.two_voices import MonoPolicy, mono_error
+from finetune.data.recordings.lines import Recording
+from finetune.data.words import load_alignments
 from finetune.errors import DataError
 
 MONO: tuple[MonoPolicy, ...] = get_args(MonoPolicy)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune.data.check.data_set import Item
 from finetune.errors import DataError
-from moshi_ttt.state_file import replacing
+from moshi_ttt.files.atomic_file import replacing
 
 FIXABLE = frozenset({"duration", "manifest-duration"})
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import sentencepiece
 
-from finetune.data.alignments import Word, load_alignments
+from finetune.data.audio.read import read_header, read_pieces
 from finetune.data.check.fast import check_channels, check_fast, compare_duration
 from finetune.data.check.findings import Finding, one_line
 from finetune.data.check.levels import LevelMeter, Levels
 from finetune.data.check.sound import check_levels, check_swapped
-from finetune.data.check.words import SPEAKERS, check_text, check_words
-from finetune.data.long_audio import read_header, read_pieces
-from finetune.data.manifest import Recording
-from finetune.data.mono import MonoPolicy
+from finetune.data.check.timings import SPEAKERS, check_text, check_words
+from finetune.data.codes.two_voices import MonoPolicy
+from finetune.data.recordings.lines import Recording
+from finetune.data.words import Word, load_alignments
 from finetune.errors import DataError
 
 MOSHI_SAMPLE_RATE = 24_000

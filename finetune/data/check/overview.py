@@ -6,17 +6,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from finetune.data.audio_files import printable
+from finetune.data.audio.find import printable
 from finetune.data.check.data_set import Item
 from finetune.data.check.findings import Finding
 from finetune.data.check.report import short_name, summary
-from moshi_ttt.state_file import replacing
-
-matplotlib.use("Agg")
+from moshi_ttt.files.atomic_file import replacing
 
 SUFFIXES = (".html", ".png")
 _VOICES = ("left (Moshi)", "right (user)")

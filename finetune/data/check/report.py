@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.data.audio_files import printable
+from finetune.data.audio.find import printable
 from finetune.data.check.data_set import Item
 from finetune.data.check.findings import SEVERITIES, Finding
-from finetune.data.manifest import Recording
-from moshi_ttt.state_file import replacing
+from finetune.data.recordings.lines import Recording
+from moshi_ttt.files.atomic_file import replacing
 
 
 def text_report(items: Sequence[Item], findings: Sequence[Finding], *, left_out: Sequence[str]) -> str:

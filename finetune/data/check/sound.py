@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.alignments import Word
 from finetune.data.check.findings import Finding
 from finetune.data.check.levels import CLIPPED_SHARE, SILENCE_DBFS, SILENT_SHARE, WINDOW_SEC, Levels
+from finetune.data.words import Word
 
 MIN_SWAPPED_WORDS = 5
 _NAMES = {1: ("the only",), 2: ("the left", "the right")}

@@ -7,19 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.conditions import condition_names
+from finetune.base_model.conditions import condition_names
 from finetune.errors import CheckpointError, ConfigError, DataError
+from finetune.evaluation.identity import digest, home_of, model_identity, weights_key
 from finetune.evaluation.long_context.arms import choose_arms, override_windows
-from finetune.evaluation.long_context.identity import digest, home_of, model_identity, weights_key
 from finetune.evaluation.long_context.measure import LossFiles, Measured, measure
 from finetune.evaluation.long_context.options import add_options, check, score_settings, stream_options
 from finetune.evaluation.long_context.plot import plot_losses
-from finetune.evaluation.long_context.results import (
-    ScoreSettings,
-    losses_by_arm,
-    score,
-    write_positions,
-)
+from finetune.evaluation.long_context.results import ScoreSettings, losses_by_arm, score, write_positions
 from finetune.evaluation.long_context.streams import OpenedStreams, open_streams
 from finetune.evaluation.long_context.table import score_tables
 from finetune.evaluation.out_folder import check_default, check_out
@@ -29,9 +24,9 @@ from finetune.inference.speech_model import SpeechModel
 from finetune.inference.terminal import say
 from finetune.monitoring.plots import plot_trajectories
 from finetune.monitoring.trajectories import load_trajectories, mean_trajectories, summarise, summary_lines
-from finetune.summary import window_lines
+from finetune.ttt_integration import window_lines
+from moshi_ttt.files.atomic_file import replacing
 from moshi_ttt.hybrid_model import ttt_layers
-from moshi_ttt.state_file import replacing
 
 __all__ = ["HELP", "add_options", "run"]
 

@@ -9,11 +9,11 @@ from moshi.models import MimiModel
 from moshi.models.loaders import CheckpointInfo
 from torch import Tensor
 
-from finetune.data.audio import AudioHeader, check_duration
-from finetune.data.code_cache import CodeCache
-from finetune.data.codec import encode_silence
-from finetune.data.long_audio import read_header
-from finetune.data.manifest import Recording
+from finetune.data.audio.checks import AudioHeader, check_duration
+from finetune.data.audio.read import read_header
+from finetune.data.codes.cache import CodeCache
+from finetune.data.codes.encode_audio import encode_silence
+from finetune.data.recordings.lines import Recording
 from finetune.errors import DataError
 from finetune.evaluation.sources import Source
 
@@ -94,7 +94,7 @@ class CodeStore:
         return self._last[1]
 
     def encode_silence(self, num_frames: int) -> None:
-        """Encodes digital silence of at least one frame, see ``finetune.data.codec.encode_silence``."""
+        """Encodes digital silence of at least one frame, see `encode_silence` of `finetune.data.codes`."""
         self._silence = encode_silence(self.mimi, num_frames)
 
     def silence(self, start: int, stop: int) -> Tensor:

@@ -17,18 +17,13 @@ import torch
 from moshi.models.lm import LMModel
 from tqdm import tqdm
 
-from finetune.conditions import TextConditions
+from finetune.base_model.conditions import TextConditions
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.long_context.arms import Arm, enter_arm
-from finetune.evaluation.long_context.identity import codes_digest
-from finetune.evaluation.long_context.stream_losses import (
-    CodeStream,
-    StreamLosses,
-    stream_losses,
-)
+from finetune.evaluation.long_context.stream_losses import CodeStream, StreamLosses, stream_losses
 from finetune.inference.terminal import say
 from finetune.monitoring.trajectories import StreamTrajectories, load_trajectories, save_trajectories
-from moshi_ttt.state_file import StateError, StateFile, write_state_file
+from moshi_ttt.files.state_file import StateError, StateFile, write_state_file
 
 KIND = "moshi-ttt losses 1"
 _DIGEST = "losses_sha256"  # safetensors would not notice a changed number
@@ -263,3 +258,19 @@ def _failure_of(recording: Recording) -> str | None:
         if frame is not None:
             return f"the losses of arm {arm} are not finite from the chunk with frame {frame} on"
     return None
+
+
+_BLOCK_FRAMES = 4096
+
+
+def codes_digest(stream: CodeStream) -> str:
+    """SHA-256 of all codes of a recording.
+
+    Raises:
+        DataError: the stream cannot be read.
+    """
+    hasher = hashlib.sha256(str(stream.num_frames).encode())
+    for start in range(0, stream.num_frames, _BLOCK_FRAMES):
+        codes = stream.frames(start, min(start + _BLOCK_FRAMES, stream.num_frames))
+        hasher.update(codes.cpu().T.contiguous().numpy().astype("<i4").tobytes())
+    return hasher.hexdigest()

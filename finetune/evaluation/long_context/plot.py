@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,9 +10,7 @@ from moshi.models.loaders import FRAME_RATE
 
 from finetune.evaluation.long_context.results import Losses
 from finetune.evaluation.long_context.statistics import Bootstrap, bin_ratios, differences
-from moshi_ttt.state_file import replacing
-
-matplotlib.use("Agg")
+from moshi_ttt.files.atomic_file import replacing
 
 _NUM_POINTS = 100  # a line of more is noise
 

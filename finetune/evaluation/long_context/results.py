@@ -21,7 +21,7 @@ from finetune.evaluation.long_context.statistics import (
     thirds,
     window_ratio,
 )
-from moshi_ttt.state_file import replacing
+from moshi_ttt.files.atomic_file import replacing
 
 METRICS = ("audio", "semantic", "acoustic", "text")
 DEFINITIONS = {

@@ -19,7 +19,7 @@ from moshi.modules.transformer import StreamingMultiheadAttention
 from moshi.utils.compile import CUDAGraphed
 from torch import Tensor
 
-from finetune.conditions import FusedConditions, TextConditions, fused_conditions
+from finetune.base_model.conditions import FusedConditions, TextConditions, fused_conditions
 from moshi_ttt.attention import ChunkedAttention
 from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
 

@@ -16,11 +16,11 @@ from moshi.models.loaders import CheckpointInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.data.alignments import load_alignments
-from finetune.data.audio import AudioHeader
-from finetune.data.audio_files import printable
-from finetune.data.code_cache import UnwritableCacheError
-from finetune.data.interleaver import interleave_text
+from finetune.data.audio.checks import AudioHeader
+from finetune.data.audio.find import printable
+from finetune.data.batches.interleaver import interleave_text
+from finetune.data.codes.cache import UnwritableCacheError
+from finetune.data.words import load_alignments
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.long_context.encoding import CodeStore
 from finetune.evaluation.sources import Source, find_sources, group_sources

@@ -10,14 +10,22 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from finetune.checkpoint.reading import Checkpoint, open_checkpoint
 from finetune.errors import ConfigError, DataError
-from finetune.evaluation.long_context.identity import digest, home_of, model_identity
+from finetune.evaluation.identity import digest, home_of, model_identity
 from finetune.evaluation.out_folder import check_default, check_out
 from finetune.evaluation.spoken.accuracy import HEADLINE
 from finetune.evaluation.spoken.encoding import encode_items
 from finetune.evaluation.spoken.items import Benchmark, Item
 from finetune.evaluation.spoken.measure import Encoded, Measured, codes_digest, encode, measure, take_ids
-from finetune.evaluation.spoken.options import add_options, bootstrap_of, check, settings_of
+from finetune.evaluation.spoken.options import (
+    SemanticWeight,
+    add_options,
+    bootstrap_of,
+    check,
+    semantic_weight,
+    settings_of,
+)
 from finetune.evaluation.spoken.results import (
     comparison_json,
     comparison_lines,
@@ -37,12 +45,10 @@ from finetune.evaluation.spoken.saving import (
     save_complete,
     write_submission,
 )
-from finetune.evaluation.spoken.semantic_weight import SemanticWeight, semantic_weight
 from finetune.evaluation.spoken.tasks import TASKS, Found, find_task, find_tasks
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
 from finetune.inference.terminal import say
-from finetune.loading import Checkpoint, open_checkpoint
 
 __all__ = ["ALL", "add_options", "help_of", "run"]
 

@@ -15,12 +15,12 @@ from moshi.models.loaders import CheckpointInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.data.audio import AudioHeader
-from finetune.data.audio_files import printable
-from finetune.data.code_cache import CodeCache, UnwritableCacheError
-from finetune.data.codec import encode_silence
-from finetune.data.long_audio import read_header
-from finetune.data.manifest import Recording
+from finetune.data.audio.checks import AudioHeader
+from finetune.data.audio.find import printable
+from finetune.data.audio.read import read_header
+from finetune.data.codes.cache import CodeCache, UnwritableCacheError
+from finetune.data.codes.encode_audio import encode_silence
+from finetune.data.recordings.lines import Recording
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.spoken.items import Item
 

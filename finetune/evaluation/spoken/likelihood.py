@@ -19,7 +19,7 @@ from moshi.models.lm import LMModel
 from moshi.models.lm_utils import _delay_sequence, _undelay_sequence
 from torch import Tensor
 
-from finetune.conditions import TextConditions, fused_conditions, prepare_conditions
+from finetune.base_model.conditions import TextConditions, fused_conditions, prepare_conditions
 from finetune.evaluation.spoken.items import Item
 from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
 

@@ -13,7 +13,7 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.conditions import TextConditions
+from finetune.base_model.conditions import TextConditions
 from finetune.errors import ConfigError
 from finetune.evaluation.spoken.accuracy import Scores, is_usable, item_scores, scored_pairs
 from finetune.evaluation.spoken.encoding import SpokenModel, TextMode, UserMode, encode_items

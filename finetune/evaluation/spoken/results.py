@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.evaluation.bootstrap import RatioBootstrap
-from finetune.evaluation.long_context.identity import digest
+from finetune.evaluation.identity import digest
 from finetune.evaluation.spoken.accuracy import (
     COMBINED,
     COMBINED_SUM,

@@ -11,7 +11,7 @@ from finetune.evaluation.spoken.measure import Measured
 from finetune.evaluation.spoken.results import results_json, submission_file, submission_lines
 from finetune.files import read_json_object, rename_to_backup, write_json
 from finetune.inference.terminal import say
-from moshi_ttt.state_file import replacing
+from moshi_ttt.files.atomic_file import replacing
 
 RESULTS_FILE = "results.json"
 PARTIAL_FILE = "results.partial.json"

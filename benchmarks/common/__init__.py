@@ -1,0 +1,1 @@
+"""What the measurements share: inputs, settings and timing."""

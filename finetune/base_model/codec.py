@@ -1,0 +1,73 @@
+"""The two helpers beside the language model: the codec Mimi and the tokenizer."""
+
+from pathlib import Path
+
+import sentencepiece
+import torch
+from moshi.models import MimiModel
+from moshi.models.lm import LMModel
+from moshi.models.loaders import FRAME_RATE, CheckpointInfo, get_mimi
+
+from finetune.base_model.locate import MOSHI_ERRORS, one_line
+from finetune.base_model.untrusted import check_counts
+from finetune.base_model.weight_files import count_parameters
+from finetune.errors import CheckpointError
+
+
+def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
+    """The Mimi codec, frozen.
+
+    Raises:
+        CheckpointError: its weights are unreadable or do not fit its configuration.
+    """
+    _check_codec_size(info)
+    try:
+        return info.get_mimi(device=device).requires_grad_(False)
+    except MOSHI_ERRORS as error:
+        raise CheckpointError(f"{info.mimi_weights}: cannot be loaded as Mimi: {one_line(error)}") from None
+
+
+def _check_codec_size(info: CheckpointInfo) -> None:
+    """Moshi builds the codec in memory before it reads the weights: see that they are of one size.
+
+    Names are not compared, since Moshi renames tensors of its published files while it loads them.
+    """
+    source = str(info.mimi_weights)
+    held = count_parameters(Path(info.mimi_weights))
+    check_counts(info.mimi_config or {}, source=f"configuration of {source}")
+    try:
+        with torch.device("meta"):
+            state = get_mimi(None, info.mimi_config, device="meta").state_dict()
+    except MOSHI_ERRORS as error:
+        raise CheckpointError(f"{source}: cannot be loaded as Mimi: {one_line(error)}") from None
+    announced = sum(tensor.numel() for tensor in state.values())
+    if announced > 2 * held:
+        raise CheckpointError(
+            f"{source}: holds {held:,} parameters, its configuration announces {announced:,}."
+        )
+
+
+def check_codec(mimi: MimiModel, model: LMModel, info: CheckpointInfo) -> None:
+    """Compare frame rate and codebooks of codec and model.
+
+    Raises:
+        CheckpointError: they do not fit each other.
+    """
+    if mimi.frame_rate != FRAME_RATE or 2 * mimi.num_codebooks != model.n_q:
+        raise CheckpointError(
+            f"{info.mimi_weights}: this codec has {mimi.frame_rate:g} frames a second and "
+            f"{mimi.num_codebooks} codebooks; this model needs {FRAME_RATE:g} and {model.n_q // 2}, "
+            "the same for both voices."
+        )
+
+
+def load_tokenizer(info: CheckpointInfo) -> sentencepiece.SentencePieceProcessor:
+    """The text tokenizer.
+
+    Raises:
+        CheckpointError: the file is not a sentencepiece model.
+    """
+    try:
+        return info.get_text_tokenizer()
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"{info.tokenizer}: not a sentencepiece model: {error}") from None

@@ -1,0 +1,259 @@
+"""Where a model's files are: a repository of the Hugging Face Hub or a local folder of the same layout."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from moshi.models import loaders
+from moshi.models.loaders import CheckpointInfo
+from safetensors import SafetensorError, safe_open
+
+from finetune.args import ModelPaths
+from finetune.base_model.untrusted import check_config_values, check_weight_file
+from finetune.errors import CheckpointError
+from finetune.files import read_json_object
+
+# Repositories that hold Moshi 7B itself, whose architecture is built into the moshi package.
+_MOSHI_7B_REPOSITORIES = ("kyutai/moshiko-pytorch-bf16", "kyutai/moshika-pytorch-bf16")
+# What Moshi's code raises when a file or configuration is not what it expects: it checks by asserting.
+MOSHI_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+_FINGERPRINTED = ("transformer.", "condition_provider.")
+_FILE_KEYS = {
+    "moshi_name": loaders.MOSHI_NAME,
+    "mimi_name": loaders.MIMI_NAME,
+    "tokenizer_name": loaders.TEXT_TOKENIZER_NAME,
+}
+_OTHER_KEYS = (
+    "mimi_config_name",
+    "lora_name",
+    "model_type",
+    "lm_gen_config",
+    "tts_config",
+    "stt_config",
+    "model_id",
+    "ttt",
+)
+
+
+def find_model_files(paths: ModelPaths) -> CheckpointInfo:
+    """Locate (and download, where needed) the files of the base model through Moshi's own loader.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, or the repository cannot be reached.
+    """
+    overrides = _existing_overrides(paths)
+    repository = paths.hf_repo_id or None
+    if repository is None:
+        if None in overrides.values():
+            raise CheckpointError(
+                "moshi_paths: without hf_repo_id, moshi_path, mimi_path, tokenizer_path and config_path "
+                "must all be given."
+            )
+        repository = str(Path(str(overrides["config_path"])).parent)
+    if Path(repository).is_dir():
+        overrides = _local_files(Path(repository), overrides)
+    elif overrides["config_path"] is None:
+        overrides["config_path"] = _config_of(repository)
+    if overrides["config_path"] is not None:
+        config_path = Path(str(overrides["config_path"]))
+        check_config_values(read_json_object(config_path), source=str(config_path))
+    try:
+        info = CheckpointInfo.from_hf_repo(repository, revision=None, **overrides)
+    except MOSHI_ERRORS as error:
+        raise _unreachable(repository, error) from None
+    _reject_ttt_exports(info.raw_config, repository)
+    return info
+
+
+def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
+    """The LM architecture of the base model without its weights, for dry runs.
+
+    Returns:
+        Keyword arguments of `LMModel`, and where they come from.
+    """
+    config_path = paths.config_path
+    repository = paths.hf_repo_id or ""
+    if not repository and config_path is None:
+        raise CheckpointError(
+            "moshi_paths.hf_repo_id: not set; give a repository, a local folder or config_path."
+        )
+    if config_path is None and Path(repository).is_dir():
+        config_path = str(Path(repository) / "config.json")
+    if config_path is None:
+        try:
+            config_path = hf_hub_download(repository, "config.json", local_files_only=True)
+        except (LocalEntryNotFoundError, HFValidationError, OSError):
+            if repository in _MOSHI_7B_REPOSITORIES:
+                return dict(loaders._lm_kwargs), "Moshi 7B as built into the moshi package"
+            config_path = _download_config(repository)
+    config = read_json_object(Path(config_path))
+    check_config_values(config, source=str(config_path))
+    _reject_ttt_exports(config, config_path)
+    return lm_arguments(config), str(config_path)
+
+
+def is_local_name(name: str | Path) -> bool:
+    """Whether a name is meant for a folder of runs or demo data, not for a repository of the Hub."""
+    return Path(name).parts[:1] in (("runs",), ("demo_assets",))
+
+
+def lm_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `LMModel` in a config.json: without files, generation defaults and our section."""
+    return {key: value for key, value in config.items() if key not in (*_FILE_KEYS, *_OTHER_KEYS)}
+
+
+def one_line(error: Exception) -> str:
+    """What an exception of Moshi's code says, on one line, its kind where it says nothing clear."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, (RuntimeError, SafetensorError)) else f"{type(error).__name__}: {text}"
+
+
+def lm_config(info: CheckpointInfo) -> dict[str, Any]:
+    """The configuration that belongs beside exported weights: the repository's, or Moshi 7B's."""
+    return dict(loaders._lm_kwargs if info.raw_config is None else info.raw_config)
+
+
+def base_fingerprint(info: CheckpointInfo) -> str:
+    """A hash of names, shapes and first values of transformer and conditioners, in whatever dtype they load.
+
+    Raises:
+        CheckpointError: the file is corrupt.
+    """
+    digest = hashlib.sha256()
+    for path in (info.moshi_weights, info.lora_weights):
+        if path is None:
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                for name in sorted(name for name in file.keys() if name.startswith(_FINGERPRINTED)):  # noqa: SIM118
+                    tensor = file.get_slice(name)
+                    first = tensor[:1].flatten()[:16].double().numpy()
+                    digest.update(f"{name} {tensor.get_shape()}".encode() + first.tobytes())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from None
+    return digest.hexdigest()[:16]
+
+
+def _download_config(repository: str) -> str:
+    _check_local_name(repository)
+    try:
+        return hf_hub_download(repository, "config.json")
+    except MOSHI_ERRORS as error:
+        raise _unreachable(repository, error) from None
+
+
+def _config_of(repository: str) -> str | None:
+    """Its config.json, looked at before the files that it names are downloaded; None where it has none."""
+    _check_local_name(repository)
+    try:
+        return hf_hub_download(repository, "config.json")
+    except EntryNotFoundError:
+        return None  # an old repository of Moshi 7B, Moshi's loader knows its files
+    except MOSHI_ERRORS as error:
+        raise _unreachable(repository, error) from None
+
+
+def _check_local_name(name: str) -> None:
+    if is_local_name(name) and not Path(name).exists():
+        hint = "; python -m finetune.demo makes it" if Path(name) == Path("demo_assets/model") else ""
+        raise CheckpointError(f"moshi_paths.hf_repo_id: {Path(name).absolute()} does not exist{hint}.")
+
+
+def _unreachable(repository: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"moshi_paths.hf_repo_id: {repository!r} is neither a local folder with the files of a Moshi "
+        f"repository nor a repository that can be reached: {one_line(error)}"
+    )
+
+
+def _existing_overrides(paths: ModelPaths) -> dict[str, Path | str | None]:
+    overrides: dict[str, Path | str | None] = {}
+    for key, value, argument in (
+        ("moshi_path", paths.moshi_path, "moshi_weights"),
+        ("mimi_path", paths.mimi_path, "mimi_weights"),
+        ("tokenizer_path", paths.tokenizer_path, "tokenizer"),
+        ("config_path", paths.config_path, "config_path"),
+    ):
+        if value is not None and not value.startswith("hf://") and not Path(value).is_file():
+            raise CheckpointError(f"moshi_paths.{key}: {value} does not exist.")
+        if value is not None and key in ("moshi_path", "mimi_path"):
+            check_weight_file(value, key=f"moshi_paths.{key}")
+        overrides[argument] = value if value is None or value.startswith("hf://") else Path(value)
+    return overrides
+
+
+def _local_files(folder: Path, overrides: dict[str, Path | str | None]) -> dict[str, Path | str | None]:
+    config_path = Path(overrides["config_path"] or folder / "config.json")
+    if not config_path.is_file():
+        hint = " It holds a run of training: start from it with init_from." if _is_run(folder) else ""
+        raise CheckpointError(f"moshi_paths.hf_repo_id: {config_path} does not exist.{hint}")
+    config = read_json_object(config_path)
+    check_config_values(config, source=str(config_path))
+    _reject_ttt_exports(config, str(config_path))
+    found = dict(overrides, config_path=config_path)
+    for argument, key in (
+        ("moshi_weights", "moshi_name"),
+        ("mimi_weights", "mimi_name"),
+        ("tokenizer", "tokenizer_name"),
+    ):
+        if found[argument] is None:
+            path = folder / str(config.get(key, _FILE_KEYS[key]))
+            if not path.is_file():
+                raise CheckpointError(f"moshi_paths.hf_repo_id: {path} does not exist.")
+            found[argument] = path
+    if "mimi_config_name" in config:
+        found["mimi_config_path"] = folder / str(config["mimi_config_name"])
+    if "lora_name" in config:
+        found["lora_weights"] = folder / str(config["lora_name"])
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "checkpoints").is_dir() or (folder / "consolidated").is_dir()
+
+
+def _reject_ttt_exports(config: dict[str, Any] | None, source: str) -> None:
+    if config is not None and "ttt" in config:
+        raise CheckpointError(
+            f"moshi_paths: {source} is a checkpoint with TTT layers, not a base model; "
+            "start from it with init_from."
+        )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether this is a repository's name on the Hub, `user/name`, by its form alone."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+def download_checkpoint(repository: str) -> Path:
+    """The folder with a checkpoint's files, from the cache where they are there already.
+
+    Weights are taken as safetensors only, so nothing of it is ever unpickled.
+
+    Raises:
+        CheckpointError: the repository cannot be reached.
+    """
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.safetensors", "*.json"]))
+    except MOSHI_ERRORS as error:
+        raise CheckpointError(
+            f"{repository}: is neither a local folder nor a repository that can be reached: {one_line(error)}"
+        ) from None

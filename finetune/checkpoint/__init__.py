@@ -1,0 +1,1 @@
+"""What a checkpoint is: written, read, and resumed from."""

@@ -1,0 +1,57 @@
+"""Whether a checkpoint is the one that was written: size and hash of every file, in DONE.json."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from finetune.checkpoint.layout import DONE_FILE
+from finetune.errors import CheckpointError
+from finetune.files import read_json_object
+
+_BLOCK = 1 << 22
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def content_files(folder: Path) -> list[str]:
+    """The files of a checkpoint but DONE.json, relative to it."""
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in paths if path != DONE_FILE)
+
+
+def listed_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """What DONE.json lists.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    files = read_json_object(folder / DONE_FILE).get("files")
+    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+        raise CheckpointError(f"{folder / DONE_FILE}: damaged.")
+    return files
+
+
+def find_damage(folder: Path, names: Iterable[str], listed: dict[str, dict[str, Any]]) -> str | None:
+    """Compare files with what DONE.json lists.
+
+    Returns:
+        What is wrong with the first that differs, None when all are intact.
+    """
+    for name in names:
+        path = folder / name
+        try:
+            if path.stat().st_size != listed[name].get("size"):
+                return f"{name} has {path.stat().st_size:,} bytes instead of {listed[name].get('size'):,}"
+            if describe_file(path) != listed[name]:
+                return f"{name} has other content than was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None

@@ -1,0 +1,95 @@
+"""What all command lines share: the parser, one-line errors with their exit status, and Ctrl-C."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from finetune.errors import ConfigError, TrainingDivergedError, UserError
+from moshi_ttt.files.state_file import StateError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises a ConfigError where argparse prints its usage and exits.
+
+    What is started through the installed command goes by that name, `moshi-ttt train` for `train.py`.
+    """
+
+    def __init__(self, *, prog: str, **settings: Any) -> None:
+        started = sys.argv[0]
+        super().__init__(prog=started if started.startswith("moshi-ttt ") else prog, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse with what is wrong."""
+        raise ConfigError(f"{message} (see --help).")
+
+
+def run_command(command: Callable[[], int | None]) -> NoReturn:
+    """Run a command line's main function and exit: errors of the user with one line and status 2."""
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        status = command() or 0
+    except UserError as error:
+        if str(error) and (is_first or not error.of_all):
+            _print_error(error)
+        status = 2
+    except StateError as error:
+        _print_error(error)
+        status = 2
+    except BrokenPipeError:
+        status = _leave_closed_output()
+    except OSError as error:
+        # What no closer place foresaw: a path too long, a full disk, a file that may not be read.
+        _print_error(f"{error.filename}: {error.strerror}." if error.filename is not None else error)
+        status = 2
+    except TrainingDivergedError as error:
+        if is_first:
+            _print_error(error)
+        status = 1
+    except KeyboardInterrupt:
+        print("interrupted: what had been saved before is kept.", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def _print_error(error: object) -> None:
+    """One line, whatever stands in the message: paths and files may hold anything."""
+    text = " ".join(str(error).split())
+    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+    print(f"error: {shown}", file=sys.stderr)
+
+
+def _leave_closed_output() -> int:
+    """Nobody reads the output any more: end quietly, as other commands in a pipe do."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at the very end
+    return 141
+
+
+class StopRequest:
+    """Turns signals into a wish to stop; a second one of them stops at once.
+
+    Attributes:
+        requested: whether a signal has come.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def on(self, *numbers: signal.Signals) -> Iterator[None]:
+        """Context in which these signals ask to stop instead of what they do otherwise."""
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,0 +1,1 @@
+"""Audio files: finding, reading and checking them."""

@@ -1,0 +1,1 @@
+"""From encoded recordings to batches: chunks, their order, their tokens."""

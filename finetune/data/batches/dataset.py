@@ -1,0 +1,237 @@
+"""Chunks of text and audio tokens, and the loaders that batch them.
+
+Shapes: B batch rows, K codebooks of one channel, T frames of a chunk, L frames of context.
+"""
+
+import signal
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.data.batches.chunks import Chunk
+from finetune.data.batches.interleaver import Tokenizer, interleave_text
+from finetune.data.batches.mixing import Share
+from finetune.data.codes.two_voices import TwoVoices
+from finetune.data.recordings.lines import Recording
+from finetune.data.words import load_alignments
+from finetune.errors import DataError
+
+ZERO_TOKEN_ID = -1
+MAX_CACHED_TEXTS = 256
+
+_T = TypeVar("_T")
+
+
+class Batch(NamedTuple):
+    """Chunks of a batch and where they come from, all tensors int64."""
+
+    codes: Tensor  # [B, 1 + 2K, L + T]: text, left channel, right channel; ZERO_TOKEN_ID after the end
+    recording: Tensor  # [B], index of the recording
+    start_frame: Tensor  # [B], first frame of the chunk within the recording
+    context: Tensor  # [B], frames in front of the chunk: L, or as many as the recording has there
+    conditions: Sequence[Mapping[str, str]] = ()  # B, of the recordings; empty: they have none
+
+
+class ChunkDataset(Dataset[Tensor]):
+    """The token streams of chunks: item i is ``[1 + 2K, L + T]``, int64, the text row first.
+
+    A chunk is a cut through its recording, text included. It is preceded by up to L frames of context, and
+    followed by ``ZERO_TOKEN_ID``.
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        chunks: Sequence[Chunk],
+        voices: TwoVoices,
+        *,
+        chunk_frames: int,
+        context_frames: int = 0,
+        frame_rate: float,
+        tokenizer: Tokenizer,
+        text_padding_id: int,
+        end_of_text_padding_id: int,
+        main_speaker: str = "SPEAKER_MAIN",
+        conditions: Sequence[Mapping[str, str]] | None = None,
+        source_weights: Sequence[float] = (1.0,),
+    ) -> None:
+        """Keeps the pieces; files are read when items are asked for.
+
+        Args:
+            recordings: What the chunks' ``recording`` counts.
+            chunks: The items.
+            voices: Codes of all recordings, both channels.
+            chunk_frames: T.
+            context_frames: L.
+            frame_rate: Frames per second.
+            tokenizer: See ``interleave_text``, as are the other arguments.
+            text_padding_id: Token of frames without text.
+            end_of_text_padding_id: Token of the last padding frame before a word.
+            main_speaker: Label of the words on the left channel.
+            conditions: Text conditions of each recording; None: batches come without.
+            source_weights: Shares of the recordings' sources.
+        """
+        self.recordings = recordings
+        self.chunks = chunks
+        self.voices = voices
+        self.chunk_frames = chunk_frames
+        self.context_frames = context_frames
+        self.frame_rate = frame_rate
+        self.conditions = conditions
+        self.source_weights = source_weights
+        self._interleave_text = partial(
+            interleave_text,
+            frame_rate=frame_rate,
+            tokenizer=tokenizer,
+            text_padding_id=text_padding_id,
+            end_of_text_padding_id=end_of_text_padding_id,
+            main_speaker=main_speaker,
+        )
+        self._num_frames = {chunk.recording: chunk.start_frame + chunk.num_frames for chunk in chunks}
+        self._texts: OrderedDict[int, Tensor] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Returns the number of chunks."""
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Returns the codes of one chunk, ``[1 + 2K, L + T]``.
+
+        Raises:
+            DataError: The codes or the word timings of the recording cannot be used.
+        """
+        chunk = self.chunks[index]
+        start, end = chunk.start_frame - self.context_of(chunk), chunk.start_frame + chunk.num_frames
+        audio = self.voices.load(self.recordings[chunk.recording], start, end - start)
+        codes = torch.full((1 + len(audio), self.context_frames + self.chunk_frames), ZERO_TOKEN_ID)
+        codes[0, : end - start] = self._text(chunk.recording)[start:end]
+        codes[1:, : end - start] = audio
+        return codes
+
+    def context_of(self, chunk: Chunk) -> int:
+        """Returns the frames of context that a chunk has."""
+        return min(self.context_frames, chunk.start_frame)
+
+    def shares(self, *, of_recordings: bool) -> list[Share]:
+        """Returns how many chunks, or recordings, each source has, and its weight."""
+        if of_recordings:
+            counts = Counter(recording.source for recording in self.recordings)
+        else:
+            counts = Counter(self.recordings[chunk.recording].source for chunk in self.chunks)
+        return [Share(counts[source], weight) for source, weight in enumerate(self.source_weights)]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Returns several chunks as a batch; raises as ``__getitem__`` does."""
+        chunks = [self.chunks[index] for index in indices]
+        return Batch(
+            codes=torch.stack([self[index] for index in indices]),
+            recording=torch.tensor([chunk.recording for chunk in chunks]),
+            start_frame=torch.tensor([chunk.start_frame for chunk in chunks]),
+            context=torch.tensor([self.context_of(chunk) for chunk in chunks]),
+            conditions=() if self.conditions is None else [self.conditions[c.recording] for c in chunks],
+        )
+
+    def _text(self, recording: int) -> Tensor:
+        """Returns the text tokens of a whole recording, one per frame."""
+        if recording not in self._texts:
+            if len(self._texts) >= MAX_CACHED_TEXTS:
+                self._texts.popitem(last=False)
+            words = load_alignments(self.recordings[recording].alignment_path)
+            num_frames = self._num_frames[recording]
+            self._texts[recording] = self._interleave_text(words, num_frames=num_frames)
+        self._texts.move_to_end(recording)
+        return self._texts[recording]
+
+
+def build_train_loader(
+    dataset: ChunkDataset, sampler: Iterable[list[int]], *, num_workers: int, pin_memory: bool = False
+) -> Iterable[Batch]:
+    """Returns endless batches of this rank; the same ones for any ``num_workers``.
+
+    Args:
+        dataset: The chunks, at least one.
+        sampler: Chunk indices of each batch, ``GlobalBatchSampler`` or ``ContiguousBatchSampler``.
+        num_workers: Loader processes; 0 loads in this process.
+        pin_memory: Put batches into pinned memory, for copies to a GPU.
+
+    Raises:
+        DataError: While iterating, when a chunk cannot be loaded.
+    """
+    return _Batches(dataset, sampler, num_workers=num_workers, pin_memory=pin_memory)
+
+
+def build_eval_loader(
+    dataset: ChunkDataset, batches: Iterable[list[int]], *, num_workers: int = 0
+) -> Iterable[Batch]:
+    """Returns the batches of one pass.
+
+    Args:
+        dataset: The chunks.
+        batches: Chunk indices of each batch, of ``eval_rows`` or ``follow_recordings``; none is empty.
+        num_workers: Loader processes; 0 loads in this process.
+
+    Raises:
+        DataError: While iterating, when a chunk cannot be loaded.
+    """
+    return _Batches(dataset, batches, num_workers=num_workers, pin_memory=False)
+
+
+class _Batches:
+    """A DataLoader whose workers' DataErrors arrive as they were raised.
+
+    Torch would wrap a worker's exception, and its one line for the user would become a traceback.
+    """
+
+    def __init__(
+        self, dataset: ChunkDataset, batches: Iterable[list[int]], *, num_workers: int, pin_memory: bool
+    ) -> None:
+        self._loader = DataLoader(
+            _BatchFetcher(dataset),
+            batch_sampler=batches,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=_as_is,
+            pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_main_process,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class _BatchFetcher(Dataset[Batch]):
+    """Hands a DataLoader whole batches, or the error in place of one."""
+
+    def __init__(self, dataset: ChunkDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: list[int]) -> Batch | DataError:
+        # Torch's fetcher prefers this method, which sees all indices of a batch at once.
+        try:
+            return self.dataset.batch(indices)
+        except DataError as error:
+            return error
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal and Slurm's SIGTERM every process of the job; the main one
+    # finishes its step and ends the workers, by a SIGTERM of its own if need be. So does SIGUSR1, Slurm's
+    # warning before the time is up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _as_is(batch: _T) -> _T:
+    return batch

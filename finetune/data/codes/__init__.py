@@ -1,0 +1,1 @@
+"""Recordings as Mimi's codes, kept on disk."""

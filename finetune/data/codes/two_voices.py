@@ -1,0 +1,71 @@
+"""What mono recordings become in training, which needs two voices.
+
+Shapes: K codebooks of one channel, T frames.
+"""
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from finetune.data.recordings.lines import Recording
+from finetune.errors import DataError
+
+MonoPolicy = Literal["error", "duplicate", "user_silent"]
+
+
+class Codes(Protocol):
+    """Where codes of recordings are loaded from, see ``CodeCache``."""
+
+    @property
+    def num_codebooks(self) -> int:
+        """K."""
+        ...
+
+    def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> Tensor:
+        """Returns int64 codes, ``[channels * K, num_frames]``."""
+        ...
+
+
+class TwoVoices:
+    """Codes of two channels, whatever the recordings have."""
+
+    def __init__(self, codes: Codes, policy: MonoPolicy, *, silence: Tensor | None = None) -> None:
+        """Keeps the pieces.
+
+        Args:
+            codes: Of mono and stereo recordings.
+            policy: Of mono ones: ``error`` refuses them; ``duplicate`` gives both channels the same codes;
+                ``user_silent`` makes them Moshi's voice, on the left, beside a silent user.
+            silence: Codes of digital silence, ``[K, T]``, as long as the longest mono recording; needed with
+                ``user_silent``.
+        """
+        self._codes = codes
+        self._policy = policy
+        self._silence = silence
+
+    def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> Tensor:
+        """Returns int64 codes, ``[2 * K, num_frames]``, the left channel first.
+
+        Raises:
+            DataError: The recording is mono and may not be, or see ``CodeCache.load``.
+        """
+        codes = self._codes.load(recording, start_frame, num_frames)
+        if len(codes) == 2 * self._codes.num_codebooks:
+            return codes
+        if self._policy == "duplicate":
+            return torch.cat([codes, codes])
+        if self._policy == "user_silent":
+            assert self._silence is not None and self._silence.shape[1] >= start_frame + codes.shape[1]
+            return torch.cat([codes, self._silence[:, start_frame : start_frame + codes.shape[1]]])
+        raise mono_error(recording.path)
+
+
+def mono_error(path: Path) -> DataError:
+    """Returns the error of a mono recording under the policy ``error``."""
+    return DataError(
+        f"{path}: mono, which trains 9 streams instead of 17; make it a stereo file with Moshi on the left "
+        "and the user on the right, or set data.mono to duplicate (one voice on both channels) or "
+        "user_silent (Moshi's voice, and a user who says nothing)."
+    )

@@ -1,0 +1,1 @@
+"""From manifests to the list of recordings."""

@@ -1,0 +1,137 @@
+"""Word timings of a recording, as moshi-finetune's ``annotate.py`` writes them, and its text conditions."""
+
+import json
+import reprlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finetune.errors import DataError
+
+_EXPECTED = '["word", [start_sec, end_sec], "SPEAKER_MAIN"]'
+
+
+@dataclass(frozen=True)
+class Word:
+    """One spoken word.
+
+    Attributes:
+        text: The word as transcribed.
+        start_sec: Start in seconds.
+        end_sec: End in seconds; may be before the start in faulty transcripts.
+        speaker: ``SPEAKER_MAIN`` for the left channel.
+    """
+
+    text: str
+    start_sec: float
+    end_sec: float
+    speaker: str
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What the file beside a recording says.
+
+    Attributes:
+        words: Sorted by their start; words with the same start keep their order. May be empty.
+        text_conditions: Texts by the name of the condition; empty where the file has none.
+    """
+
+    words: list[Word]
+    text_conditions: dict[str, str]
+
+
+def load_alignments(path: Path) -> list[Word]:
+    """Returns the words of ``load_transcript``, which it raises as."""
+    return load_transcript(path).words
+
+
+def load_transcript(path: Path) -> Transcript:
+    """Reads ``{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}``.
+
+    Args:
+        path: The ``.json`` file, maybe with ``"text_conditions": {"name": "text"}``; further top-level keys
+            are ignored.
+
+    Raises:
+        DataError: The file cannot be read or an entry has another form; names the file and the entry.
+    """
+    content = _read_json(path)
+    entries = content.get("alignments") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise DataError(f'{path}: expected {{"alignments": [{_EXPECTED}, ...]}}, a list under "alignments".')
+    words = [_parse_word(entry, where=f"{path}: alignments[{i}]") for i, entry in enumerate(entries)]
+    conditions = _parse_conditions(content.get("text_conditions"), where=f"{path}: text_conditions")
+    return Transcript(sorted(words, key=lambda word: word.start_sec), conditions)
+
+
+def load_text_conditions(path: Path) -> dict[str, str]:
+    """Reads the text conditions alone, without a look at the words; raises as ``load_transcript`` does."""
+    content = _read_json(path)
+    value = content.get("text_conditions") if isinstance(content, dict) else None
+    return _parse_conditions(value, where=f"{path}: text_conditions")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the word timings ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: the word timings are not valid JSON ({error}).") from error
+
+
+def _parse_conditions(value: Any, *, where: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise DataError(f'{where}: expected {{"name": "text", ...}}, not {reprlib.repr(value)}.')
+    for name, text in value.items():
+        if not isinstance(text, str):
+            raise DataError(
+                f"{where}: {name!r} must be a string, not {reprlib.repr(text)}; leave out what is not known."
+            )
+        _check_characters(name, where=f"{where}: the name")
+        _check_characters(text, where=f"{where}: the text")
+    return value
+
+
+def _parse_word(entry: Any, *, where: str) -> Word:
+    if not isinstance(entry, list) or len(entry) != 3:
+        raise DataError(f"{where}: expected {_EXPECTED}, not {reprlib.repr(entry)}.")
+    text, span, speaker = entry
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where}: the word must be a string, not {reprlib.repr(text)}; expected {_EXPECTED}."
+        )
+    _check_characters(text, where=f"{where}: the word")
+    if not isinstance(span, list) or len(span) != 2:
+        raise DataError(f"{where}: the times must be [start_sec, end_sec], not {reprlib.repr(span)}.")
+    if not isinstance(speaker, str):
+        raise DataError(
+            f"{where}: the speaker must be a string, not {reprlib.repr(speaker)}; expected {_EXPECTED}."
+        )
+    start_sec, end_sec = (_time(value, where=where) for value in span)
+    return Word(text=text, start_sec=start_sec, end_sec=end_sec, speaker=speaker)
+
+
+def _check_characters(text: str, *, where: str) -> None:
+    if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
+        raise DataError(f"{where} {reprlib.repr(text)} holds characters that no text has.")
+
+
+def _time(value: Any, *, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{where}: a time must be a number of seconds, not {reprlib.repr(value)}.")
+    if not 0 <= value <= sys.float_info.max:
+        raise DataError(f"{where}: a time must be finite and not negative, not {reprlib.repr(value)}.")
+    return float(value)
+
+
+class TimedWord(NamedTuple):
+    """One word as written, and when it is heard, in seconds from the start of the recording."""
+
+    text: str
+    start_sec: float
+    end_sec: float

@@ -1,0 +1,1 @@
+"""Dialogues of human voices from Debian's telephone prompts."""

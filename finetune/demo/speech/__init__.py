@@ -1,0 +1,1 @@
+"""Spoken dialogues by espeak, with the times of their words."""

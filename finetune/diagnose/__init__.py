@@ -1,0 +1,1 @@
+"""Is a run healthy? Ranges, measurements while it trains, and the verdict."""

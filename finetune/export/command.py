@@ -1,0 +1,82 @@
+"""The command line of `python -m finetune.export`."""
+
+import argparse
+from pathlib import Path
+
+from finetune.commands import Parser
+from finetune.errors import ConfigError
+from finetune.export.card import DEFAULT_LICENSE
+from finetune.export.folder import export_checkpoint, local_files, push_to_hub
+
+
+def export(arguments: list[str] | None = None) -> int:
+    """Exports a checkpoint, pushes it where asked, and prints where it is.
+
+    Args:
+        arguments: of the command line, without the program's name; None takes the process's own.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UserError: the user has to mend something.
+    """
+    options = _parse(arguments)
+    base = export_checkpoint(
+        options.checkpoint,
+        options.out,
+        base_model=options.base_model,
+        title=options.title,
+        license_id=options.license,
+        repo_id=options.push_to_hub,
+        merged_dtype=(options.dtype or "auto") if options.merged else None,
+    )
+    if local_files(base):
+        print(
+            f"The base model is local ({local_files(base)[0]}): other machines need --base-model USER/REPO."
+        )
+    if options.push_to_hub is None:
+        print(f"Exported to {options.out}")
+    else:
+        url = push_to_hub(options.out, options.push_to_hub, private=options.private)
+        print(f"Exported to {options.out} and pushed to {url}")
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m finetune.export",
+        description="Copies a checkpoint into a new folder with a model card, and pushes it to the Hub.",
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, help="run directory (its newest checkpoint) or a checkpoint"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--base-model",
+        metavar="HF_ID_OR_DIR",
+        help="where the base model is found, instead of where training found it",
+    )
+    parser.add_argument(
+        "--merged",
+        action="store_true",
+        help="write the whole model, the adapters merged into the base weights, instead of adapters",
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="of the merged weights (default: that of training)"
+    )
+    parser.add_argument("--title", metavar="TEXT", help="heading of the model card")
+    parser.add_argument(
+        "--license",
+        default=DEFAULT_LICENSE,
+        metavar="ID",
+        help="license identifier of the Hub (%(default)s, that of Moshi's weights)",
+    )
+    parser.add_argument("--push-to-hub", metavar="USER/REPO", help="upload the folder to this repository")
+    parser.add_argument("--private", action="store_true", help="make that repository a private one")
+    options = parser.parse_args(arguments)
+    if options.private and options.push_to_hub is None:
+        raise ConfigError("--private: goes with --push-to-hub.")
+    if options.dtype is not None and not options.merged:
+        raise ConfigError("--dtype: goes with --merged; adapters and TTT weights stay in float32.")
+    return options

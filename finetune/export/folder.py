@@ -1,0 +1,277 @@
+"""Command line: `python -m finetune.export --checkpoint RUN --out DIR`, a checkpoint to hand to others.
+
+DIR gets the weight files, config.json and training.json of the checkpoint and README.md, a model card; with
+`--merged` the whole model instead of adapters.
+Nothing in it names a path of this machine, but for the base model where that is local.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from safetensors import SafetensorError
+
+from finetune.args import ModelPaths, TTTArgs
+from finetune.base_model.locate import is_hub_id, one_line
+from finetune.base_model.weight_files import count_parameters
+from finetune.checkpoint.layout import CONFIG_FILE, FULL_FILE, TRAINING_FILE, TTT_FILE, WEIGHT_FILES
+from finetune.checkpoint.reading import Checkpoint, find_checkpoint, open_checkpoint
+from finetune.config_io import build_args
+from finetune.errors import CheckpointError, ConfigError
+from finetune.export.card import DEFAULT_LICENSE, CardFacts, model_card
+from finetune.export.merge import MergePlan, merged_config, plan_merge, write_merged
+from finetune.files import read_json_object
+
+CARD_FILE = "README.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceCheckpoint:
+    """A checkpoint whose files have been checked.
+
+    Attributes:
+        folder: where its files are.
+        config: config.json.
+        training: training.json.
+        ttt: the `ttt` section of training.json.
+        base: the `moshi_paths` section of training.json.
+        parameters: number of parameters by weight file.
+        checkpoint: the same as the loader sees it.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    training: dict[str, Any]
+    ttt: TTTArgs
+    base: ModelPaths
+    parameters: dict[str, int]
+    checkpoint: Checkpoint
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    out: Path,
+    *,
+    base_model: str | None = None,
+    title: str | None = None,
+    license_id: str = DEFAULT_LICENSE,
+    repo_id: str | None = None,
+    merged_dtype: str | None = None,
+) -> ModelPaths:
+    """Write the folder, complete or not at all.
+
+    Args:
+        checkpoint: a run directory (its newest checkpoint) or a checkpoint.
+        out: the folder to make.
+        base_model: Hub id or local folder that replaces where training found the base model.
+        title: heading of the model card.
+        license_id: license identifier of the Hub.
+        repo_id: where the folder will be pushed, which a local base model makes pointless.
+        merged_dtype: write the whole model, adapters merged, in this dtype (`bfloat16`, `float32`; `auto`:
+            that of training); None: adapters stay adapters.
+
+    Returns:
+        Where the exported model finds its base model.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        CheckpointError: the checkpoint is damaged, or the folder exists or cannot be written.
+    """
+    if os.path.lexists(out):
+        raise CheckpointError(f"{out} exists already; choose another --out, nothing is overwritten.")
+    title, license_id = _checked_title(title), _checked_license(license_id)
+    replacement = None if base_model is None else _checked_base(base_model)
+    if repo_id is not None and not is_hub_id(repo_id):
+        raise ConfigError(f"--push-to-hub: {repo_id!r} is not a repository of the Hub such as USER/REPO.")
+    source = read_checkpoint(find_checkpoint(checkpoint))
+    base = source.base if replacement is None else ModelPaths(hf_repo_id=replacement)
+    local = local_files(base)
+    if repo_id is not None and local:
+        raise ConfigError(
+            f"--push-to-hub: the base model is local ({local[0]}), where nobody else finds it; "
+            "give its repository on the Hub with --base-model."
+        )
+    source = dataclasses.replace(
+        source, base=base, training=source.training | {"moshi_paths": dataclasses.asdict(base)}
+    )
+    merge = None
+    if merged_dtype is not None and (merged_dtype != "auto" or FULL_FILE not in source.parameters):
+        merge = plan_merge(source.checkpoint, base, source.training, dtype=merged_dtype)
+        source = dataclasses.replace(
+            source,
+            config=merged_config(source.config),
+            training=merge.training,
+            parameters=merge.parameters | _without_base_weights(source.parameters),
+        )
+    _write_folder(out, source, merge, _texts(source, title=title, license_id=license_id, repo_id=repo_id))
+    return base
+
+
+def _texts(
+    source: SourceCheckpoint, *, title: str | None, license_id: str, repo_id: str | None
+) -> dict[str, str]:
+    facts = CardFacts(
+        step=source.training["step"],
+        config=source.config,
+        ttt=source.ttt,
+        parameters=source.parameters,
+        base_model=None if local_files(source.base) else source.base.hf_repo_id,
+        repo_id=repo_id,
+        merged_lora=source.training.get("merged_lora"),
+    )
+    try:
+        card = model_card(facts, title=title, license_id=license_id)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source.folder}: {error}") from None
+    return {
+        CONFIG_FILE: _json_text(_without_plot_dir(source.config)),
+        TRAINING_FILE: _json_text(_without_plot_dir(source.training)),
+        CARD_FILE: card,
+    }
+
+
+def read_checkpoint(folder: Path) -> SourceCheckpoint:
+    """Read a checkpoint's settings and the headers of its weight files.
+
+    Args:
+        folder: what `find_checkpoint` returns.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or not listed in training.json.
+    """
+    config = read_json_object(folder / CONFIG_FILE)
+    if not (folder / TRAINING_FILE).is_file():
+        raise CheckpointError(f"{folder}: {TRAINING_FILE} is missing; only checkpoints of moshi-ttt have it.")
+    training = read_json_object(folder / TRAINING_FILE)
+    try:
+        files = list(training["files"])
+        ttt = build_args(TTTArgs, training["ttt"], "ttt.")
+        base = build_args(ModelPaths, training["moshi_paths"], "moshi_paths.")
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{folder / TRAINING_FILE}: damaged: {error}") from None
+    _check_files(folder, files)
+    parameters = {name: count_parameters(folder / name) for name in WEIGHT_FILES if name in files}
+    return SourceCheckpoint(folder, config, training, ttt, base, parameters, open_checkpoint(folder))
+
+
+def local_files(base: ModelPaths) -> list[str]:
+    """The values of `moshi_paths` that name files of this machine."""
+    folder = [base.hf_repo_id] if base.hf_repo_id and not is_hub_id(base.hf_repo_id) else []
+    files = (base.moshi_path, base.mimi_path, base.tokenizer_path, base.config_path)
+    return folder + [name for name in files if name is not None and not name.startswith("hf://")]
+
+
+def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
+    """Upload a folder as a model repository of the Hub, made where it does not exist.
+
+    Args:
+        folder: what `export_checkpoint` wrote.
+        repo_id: USER/REPO.
+        private: make it private; otherwise the owner's default decides.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        CheckpointError: the Hub cannot be reached or refuses; the folder is untouched.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload a moshi-ttt checkpoint")
+    except (OSError, ValueError, RuntimeError) as error:
+        # OSError: network, token, the Hub's answers. ValueError: names it refuses. RuntimeError: transfers.
+        option = "--private " if private else ""
+        again = f"huggingface-cli upload {option}{repo_id} {shlex.quote(str(folder))} ."
+        raise CheckpointError(
+            f"{folder} is complete, but pushing it to {repo_id} failed ({one_line(error)}); log in with "
+            f"`huggingface-cli login` where that is the reason, then try again: {again}"
+        ) from None
+    return str(url)
+
+
+def _check_files(folder: Path, files: list[str]) -> None:
+    for name in files:
+        if name not in WEIGHT_FILES:
+            raise CheckpointError(f"{folder / TRAINING_FILE}: damaged: {name!r} is no file of a checkpoint.")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: {name} is missing, the checkpoint is not complete.")
+    for name in WEIGHT_FILES:
+        # Whoever loads the checkpoint reads every weight file that is there.
+        if name not in files and (folder / name).is_file():
+            raise CheckpointError(f"{folder}: {TRAINING_FILE} does not list {name}, which is there.")
+
+
+def _checked_base(value: str) -> str:
+    """A Hub id as it is, a local folder as an absolute path."""
+    folder = Path(value)
+    if folder.is_dir():
+        if not (folder / CONFIG_FILE).is_file():
+            raise ConfigError(f"--base-model: {folder / CONFIG_FILE} does not exist.")
+        return str(folder.resolve())
+    if not is_hub_id(value):
+        raise ConfigError(
+            f"--base-model: {value!r} is neither a folder nor a repository of the Hub such as USER/REPO."
+        )
+    return value
+
+
+def _checked_title(title: str | None) -> str | None:
+    if title is None:
+        return None
+    line = " ".join(title.split())
+    if not line or not line.isprintable():
+        raise ConfigError(f"--title: {title!r} is empty or holds characters that cannot be shown.")
+    return line
+
+
+def _checked_license(license_id: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):
+        raise ConfigError(
+            f"--license: {license_id!r} is not a license identifier of the Hub such as {DEFAULT_LICENSE}."
+        )
+    return license_id
+
+
+def _without_plot_dir(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the default for the plots' folder, the only path in a `ttt` section."""
+    if not isinstance(values.get("ttt"), dict):
+        return values
+    return values | {"ttt": values["ttt"] | {"inner_loop_plot_dir": TTTArgs().inner_loop_plot_dir}}
+
+
+def _json_text(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _without_base_weights(parameters: Mapping[str, int]) -> dict[str, int]:
+    return {name: count for name, count in parameters.items() if name == TTT_FILE}
+
+
+def _write_folder(
+    out: Path, source: SourceCheckpoint, merge: MergePlan | None, texts: Mapping[str, str]
+) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # Beside `out`, so that the renaming stays inside one file system.
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+            partial = Path(temporary) / "export"
+            partial.mkdir()
+            for name in source.parameters:
+                if merge is not None and name == FULL_FILE:
+                    write_merged(merge, partial / name)
+                else:
+                    shutil.copyfile(source.folder / name, partial / name)
+            for name, text in texts.items():
+                (partial / name).write_text(text, encoding="utf-8")
+            partial.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{out}: the export cannot be written ({error}).") from None

@@ -1,0 +1,88 @@
+"""One AdamW with three outer learning rates, each on its own OneCycle schedule."""
+
+from functools import partial
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+
+from finetune.args import TrainArgs
+from finetune.ttt_utils import GROUP_NAMES, classify_ttt_parameter, outer_learning_rates
+
+_NORM_MODULES = ("norm", "norm1", "norm2", "norm_cross", "out_norm", "pre_norm", "post_norm")
+_NORM_LEAVES = ("ttt_norm_weight", "ttt_norm_bias", "scale")  # scale: of Moshi's LayerScale
+
+
+def decays(name: str, *, decay_norms_and_biases: bool) -> bool:
+    """Whether weight decay applies to a parameter, by the role its dotted name tells.
+
+    The number of dimensions does not tell the role: norm weights are `[1, 1, dim]`, inner biases
+    `[H, 1, out]`.
+    """
+    *path, leaf = name.split(".")
+    if leaf == "gating_alpha":
+        return False
+    if decay_norms_and_biases:
+        return True
+    is_bias = leaf.endswith("bias") or "biases" in path
+    is_norm = leaf in _NORM_LEAVES or any(part in _NORM_MODULES or part.endswith("_norms") for part in path)
+    return not (is_bias or is_norm)
+
+
+def build_optimizer(model: nn.Module, args: TrainArgs) -> AdamW:
+    """AdamW over the trainable parameters; groups carry `name` (base, ttt_weights or ttt_alpha).
+
+    A named group is split in two, with and without weight decay, when it has parameters of both kinds.
+    """
+    rates = outer_learning_rates(args)
+    split: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (group, decayed): [] for group in GROUP_NAMES for decayed in (True, False)
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = decays(name, decay_norms_and_biases=args.optim.decay_norms_and_biases)
+            split[classify_ttt_parameter(name), decayed].append(parameter)
+    groups = [
+        {
+            "params": parameters,
+            "name": group,
+            "lr": rates[group],
+            "weight_decay": args.optim.weight_decay if decayed else 0.0,
+        }
+        for (group, decayed), parameters in split.items()
+        if parameters
+    ]
+    # Fused: one pass over the memory, no workspace. With 100M parameters on a CPU core 4 times as fast as
+    # one by one and 6 times as fast as foreach.
+    return AdamW(groups, lr=args.optim.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
+
+
+def build_scheduler(optimizer: Optimizer, args: TrainArgs, *, step: int = 0) -> OneCycleLR:
+    """OneCycle over `max_steps`, each group with its own peak; AdamW's momenta stay as they are.
+
+    Args:
+        optimizer: of `build_optimizer`.
+        args: the configuration.
+        step: optimiser steps done, for a run that resumes.
+    """
+    pct_start = args.optim.pct_start
+    if abs(pct_start * args.max_steps - 1) < 1e-6:
+        # A warm-up of exactly one step divides by zero inside OneCycleLR.
+        pct_start *= 1 - 1e-4
+    schedule = partial(
+        OneCycleLR,
+        optimizer,
+        # An earlier schedule has put the peak there and changed the rate.
+        max_lr=[group.get("max_lr", group["lr"]) for group in optimizer.param_groups],
+        total_steps=args.max_steps,
+        pct_start=pct_start,
+        cycle_momentum=False,
+    )
+    scheduler = schedule()
+    # The rates depend on nothing but the step; the first schedule has put the peaks into the groups.
+    return scheduler if step == 0 else schedule(last_epoch=step - 1)
+
+
+def current_rates(optimizer: Optimizer) -> dict[str, float]:
+    """The learning rate of each named group now, as `lr_base`, `lr_ttt_weights`, `lr_ttt_alpha`."""
+    return {f"lr_{group['name']}": float(group["lr"]) for group in optimizer.param_groups}

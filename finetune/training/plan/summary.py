@@ -1,0 +1,88 @@
+"""What a run is about to do, in the lines printed at its start and by --dry-run."""
+
+from moshi.models.lm import LMModel
+
+from finetune.args import TrainArgs
+from finetune.base_model.conditions import describe_conditions
+from finetune.ttt_integration import _ranges, window_lines
+from finetune.ttt_utils import get_parameter_groups, is_ttt_parameter, outer_learning_rates
+from finetune.wrapped_model import context_frames
+from moshi_ttt.hybrid_model import ttt_layers
+
+
+def model_summary(model: LMModel, args: TrainArgs) -> list[str]:
+    """Parameters, groups with their outer rates, patched layers, attention windows, chunk, warm-up."""
+    return [
+        *_parameter_lines(model, args),
+        *_layer_lines(model, args),
+        *_condition_lines(model),
+        _chunk_line(args),
+        f"Steps: {args.max_steps}, of which {round(args.optim.pct_start * args.max_steps)} warm up "
+        f"({args.optim.pct_start:.0%}); batch {args.batch_size} x {args.num_microbatches} micro-batches "
+        f"per process; a line every {args.log_freq} steps.",
+    ]
+
+
+def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
+    added = {"lora_A", "lora_B"}
+    base = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not is_ttt_parameter(name) and added.isdisjoint(name.split("."))
+    )
+    total = sum(parameter.numel() for parameter in model.parameters())
+    groups = get_parameter_groups(model, args)
+    trainable = sum(parameter.numel() for group in groups.values() for parameter in group)
+    lines = [
+        f"Parameters: {total:,} in all, {base:,} of the base model, {trainable:,} trainable "
+        f"({trainable / total:.2%}).",
+        "Trainable parameters by group, with their peak outer learning rates:",
+    ]
+    rates = outer_learning_rates(args)
+    for name, parameters in groups.items():
+        count = sum(parameter.numel() for parameter in parameters)
+        rate = rates[name]
+        lines.append(f"  {name}: {count:,} params, lr={rate:.2e} ({rate / args.optim.lr:g}x base)")
+    return lines
+
+
+def _layer_lines(model: LMModel, args: TrainArgs) -> list[str]:
+    return [*_ttt_lines(model, args), *window_lines(model)]
+
+
+def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
+    layers = ttt_layers(model)
+    if not args.ttt.enable:
+        return ["TTT: off (ttt.enable: false), stock Moshi layers and attention windows."]
+    if not layers:
+        return ["TTT: ttt.layers is none, this run is the baseline without TTT layers."]
+    config = next(iter(layers.values())).config
+    dims = " -> ".join(map(str, config.inner_dims(config.head_dim)))
+    memory = (
+        f"is carried from chunk to chunk of a recording, {context_frames(model)} frames of context before "
+        "each (ttt.persistent_states)"
+    )
+    if not args.ttt.persistent_states:
+        memory = "starts at W0 in every chunk (ttt.persistent_states: false)"
+    return [
+        f"TTT: layers {_ranges(sorted(layers))} of {len(model.transformer.layers)}; "
+        f"inner MLP {dims} per head, "
+        f"base_lr {args.ttt.base_lr:g}, mini-batches of {args.ttt.mini_batch_size}, "
+        f"{'causal' if args.ttt.causal else 'NOT causal (leaks the future)'}.",
+        f"TTT memory: {memory}.",
+    ]
+
+
+def _condition_lines(model: LMModel) -> list[str]:
+    conditions = describe_conditions(model)
+    return [f"Text conditions: {conditions}."] if conditions else []
+
+
+def _chunk_line(args: TrainArgs) -> str:
+    frames = args.chunk_frames
+    line = f"Chunks: {args.duration_sec:g} s = {frames:,} frames"
+    if not args.ttt.enable:
+        return f"{line}."
+    full, rest = divmod(frames, args.ttt.mini_batch_size)
+    remainder = f" and one of {rest}" if rest else ""
+    return f"{line} = {full:,} mini-batches of {args.ttt.mini_batch_size}{remainder}."

@@ -1,0 +1,222 @@
+"""A training run from its configuration to its plots."""
+
+import hashlib
+import json
+import logging
+import random
+import signal
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from moshi.models.lm import LMModel
+from moshi.models.loaders import CheckpointInfo
+
+from finetune.args import TrainArgs
+from finetune.base_model.codec import load_codec
+from finetune.base_model.conditions import check_conditions
+from finetune.base_model.locate import base_fingerprint, find_model_files, lm_config
+from finetune.checkpoint.layout import FULL_FILE, run_dir_of
+from finetune.checkpoint.reading import find_checkpoint, warm_start
+from finetune.checkpoint.resume_point import (
+    ResumePoint,
+    check_configuration,
+    find_resume_point,
+    set_aside_newer,
+)
+from finetune.checkpointing import Checkpointer
+from finetune.commands import StopRequest
+from finetune.data.batches.dataset import ChunkDataset
+from finetune.data.pipeline import Recordings, build_datasets, load_recordings
+from finetune.distributed import (
+    alike,
+    choose_device,
+    get_world_size,
+    is_main,
+    num_started,
+    process_group,
+    set_up_logging,
+)
+from finetune.errors import ConfigError, UserError
+from finetune.eval import unigram_losses
+from finetune.evaluation.spoken.items import Benchmark
+from finetune.monitoring.inner_loop_log import INNER_LOSSES_FILE, read_inner_losses
+from finetune.monitoring.metrics import MetricsWriter, check_wandb
+from finetune.monitoring.plots import plot_run, plot_trajectories
+from finetune.monitoring.trajectories import summarise
+from finetune.training.parallel import build_parallel_model, choose_strategy
+from finetune.training.plan.flops import utilisation
+from finetune.training.plan.summary import model_summary
+from finetune.training.run_directory import check_run_dir, make_run_dir
+from finetune.training.samples import Sampler
+from finetune.training.spoken_scores import SpokenEvaluator, load_spoken
+from finetune.training.train_state import Saver
+from finetune.training.trainer import Trainer
+from moshi_ttt.backends import choose_backend
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(args: TrainArgs) -> None:
+    """Train as configured. What can be wrong is checked before anything slow or written.
+
+    Raises:
+        UserError: the configuration, the data or a checkpoint cannot be used.
+        TrainingDivergedError: a loss, gradient or fast weight is no longer finite.
+    """
+    set_up_logging()
+    if args.resume not in (None, "auto") and not args.run_dir:
+        args = replace(args, run_dir=str(run_dir_of(args.resume)))
+    check_run_dir(args)
+    check_wandb(args)
+    strategy = choose_strategy(args, num_started())
+    device = choose_device(args.device)
+    _check_backend(args, device)
+    stop = StopRequest()
+    # Slurm's warning may come while the model is still loading; it must not end the process then.
+    with stop.on(signal.SIGUSR1), process_group(device, alone=strategy == "fsdp"):
+        logger.info("Device: %s, processes: %d, strategy: %s", device, get_world_size(), strategy)
+        point = find_resume_point(args)
+        if point is not None and point.step >= args.max_steps:
+            logger.info("%s is complete: step %d of %d.", point.run_dir, point.step, args.max_steps)
+            return
+        recordings, benchmarks = load_recordings(args), load_spoken(args)
+        if args.init_from is not None:
+            args = _with_base_of(args, find_checkpoint(args.init_from))
+        info = find_model_files(args.moshi_paths)
+        _train(args, recordings, benchmarks, info, device, point=point, stop=stop)
+
+
+def _check_backend(args: TrainArgs, device: torch.device) -> None:
+    try:
+        choose_backend(args.ttt.backend, torch.empty(0, device=device))
+    except ValueError as error:
+        raise ConfigError(f"ttt.{error}") from None
+
+
+def _with_base_of(args: TrainArgs, folder: Path) -> TrainArgs:
+    """Adapters on the full weights of another run need these as their base, here and wherever they go."""
+    weights = folder / FULL_FILE
+    if args.full_finetuning or not weights.is_file():
+        return args
+    return replace(args, moshi_paths=replace(args.moshi_paths, moshi_path=str(weights.resolve())))
+
+
+def _train(
+    args: TrainArgs,
+    recordings: Recordings,
+    benchmarks: list[Benchmark],
+    info: CheckpointInfo,
+    device: torch.device,
+    *,
+    point: ResumePoint | None,
+    stop: StopRequest,
+) -> None:
+    _seed_everything(args.seed)
+    mimi = load_codec(info, device)
+    sampler = Sampler(args, mimi) if args.sample_freq else None
+    model = build_parallel_model(args, info, device=device, start_from=partial(_start_from, args, point))
+    if args.sample_freq:
+        check_conditions(model, args.sample_conditions, source="sample_conditions")
+    if benchmarks:
+        check_conditions(model, args.eval.spoken.conditions, source="eval.spoken.conditions")
+    train_data, eval_data = build_datasets(args, recordings, info, model, mimi)
+    spoken = SpokenEvaluator.build(args, benchmarks, info, model, mimi)
+    del mimi  # only samples still need it
+    for line in model_summary(model, args):
+        logger.info("%s", line)
+    fingerprint = base_fingerprint(info)
+    data_facts = _data_facts(train_data)
+    if point is not None:
+        for line in check_configuration(point, args, data=data_facts, base_fingerprint=fingerprint):
+            logger.info("%s", line)
+        if point.run_dir == Path(args.run_dir).resolve():
+            set_aside_newer(point)
+    unigram = {} if eval_data is None else unigram_losses(train_data, eval_data, model, args)
+    with alike():
+        run_dir = make_run_dir(args, point)
+        if is_main() and args.data.on_error == "skip":
+            recordings.skipped.write(run_dir)
+    checkpointer = Checkpointer(run_dir, args, lm_config(info), fingerprint) if args.do_ckpt else None
+    first_step = 1 if point is None else point.step + 1
+    run_id = None if point is None else point.facts["wandb_run_id"]
+    with MetricsWriter(run_dir, args, first_step=first_step, wandb_run_id=run_id) as writer:
+        trainer = Trainer(
+            args,
+            model,
+            train_data=train_data,
+            eval_data=eval_data,
+            unigram=unigram,
+            run_dir=run_dir,
+            writer=writer,
+            saver=Saver(args, checkpointer, {"data": data_facts, "base_fingerprint": fingerprint}),
+            sampler=sampler,
+            spoken=spoken,
+            utilisation=utilisation(args, device),
+        )
+        if point is not None:
+            trainer.resume(point)
+            logger.info("Resumed from %s.", point.folder)
+        trainer.train(stop)
+    if is_main():
+        _report(args, run_dir)
+
+
+def _start_from(args: TrainArgs, point: ResumePoint | None, model: LMModel) -> None:
+    """A run that resumes has its weights in the checkpoint."""
+    if args.init_from is not None and point is None:
+        for line in warm_start(model, args.init_from, args):
+            logger.info("%s", line)
+
+
+def _data_facts(data: ChunkDataset) -> dict[str, Any]:
+    """What the position in the data means: which recordings there are, how long each is, and their shares."""
+    chunks = [(chunk.recording, chunk.num_frames) for chunk in data.chunks]
+    return {
+        "num_recordings": len(data.recordings),
+        "chunks": len(chunks),
+        "lengths": _digest(chunks),
+        "names": _digest([recording.path.name for recording in data.recordings]),
+        "shares": [[share.size, share.weight] for share in data.shares(of_recordings=True)],
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _report(args: TrainArgs, run_dir: Path) -> None:
+    try:
+        written = plot_run(run_dir)
+        record = run_dir / INNER_LOSSES_FILE
+        if record.exists() and record.stat().st_size:
+            written += _report_inner_losses(args, record)
+        logger.info("Plots: %s", ", ".join(str(path) for path in written))
+    except (OSError, UserError) as error:
+        logger.error("The plots cannot be written (%s); everything else is saved.", error)
+    logger.info("Everything of this run is in %s; curves: tensorboard --logdir %s", run_dir, run_dir / "tb")
+
+
+def _report_inner_losses(args: TrainArgs, record: Path) -> list[Path]:
+    step, losses = read_inner_losses(record)
+    for index, part in losses.items():
+        summary = summarise(part)
+        logger.info(
+            "Inner loop at step %d, layer %d: W0 > before > after at %.2f %% of frames, gain per step %.3g.",
+            step,
+            index,
+            100 * summary.share_ordered,
+            summary.gain_per_step,
+        )
+    if not args.ttt.save_inner_loop_plots:
+        return []
+    return plot_trajectories(losses, record.parent / args.ttt.inner_loop_plot_dir, title=f"step {step}")
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

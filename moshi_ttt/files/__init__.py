@@ -1,0 +1,1 @@
+"""Files of states: whole or not there, and checked before they are used."""
