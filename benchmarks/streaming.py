@@ -17,7 +17,7 @@ from benchmarks.common.settings import Settings
 from benchmarks.common.timing import interleaved
 from benchmarks.moshi_layer import add_ttt, make_stock_layer, num_parameters, ttt_config
 from moshi_ttt.config import TTTConfig
-from moshi_ttt.inner_loop import InnerLoop
+from moshi_ttt.inner_loop import InnerLoop, InnerNetwork
 from moshi_ttt.streaming import TTTStreamingState
 from moshi_ttt.ttt_layer import TTTLayer
 
@@ -75,18 +75,9 @@ def _inner_step(settings: Settings) -> dict[str, Any]:
 
 
 def _streaming_state(config: TTTConfig, inputs: Inputs) -> TTTStreamingState:
-    inner = InnerLoop(
-        inputs.weights,
-        inputs.biases,
-        inputs.ln_weight,
-        inputs.ln_bias,
-        dtype=torch.float32,
-        causal=True,
-        eps=config.eps,
-        inner_grad_clip=None,
-        state_decay=None,
-    )
-    return TTTStreamingState(1, inputs.xq.device, inner, config.mini_batch_size)
+    network = InnerNetwork(tuple(inputs.weights), tuple(inputs.biases), inputs.ln_weight, inputs.ln_bias)
+    inner = InnerLoop(network, config.inner, dtype=torch.float32)
+    return TTTStreamingState(1, inputs.xq.device, inner)
 
 
 def _steps(states: Sequence[TTTStreamingState], frames: Sequence[tuple[Tensor, ...]]) -> None:

@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from finetune.errors import ConfigError, TrainingDivergedError, UserError
-from moshi_ttt.files.state_file import StateError
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,9 +35,6 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except UserError as error:
         if str(error) and (is_first or not error.of_all):
             _print_error(error)
-        status = 2
-    except StateError as error:
-        _print_error(error)
         status = 2
     except BrokenPipeError:
         status = _leave_closed_output()

@@ -1,14 +1,8 @@
 """Errors whose text is meant for the user: one line that says what, where and how to fix it."""
 
+from moshi_ttt.errors import StateError, UserError
 
-class UserError(Exception):
-    """Something that the user can mend. Command lines print it without a traceback, exit status 2.
-
-    Attributes:
-        of_all: every process of a run meets it, so one of them prints it; False where it is this one's own.
-    """
-
-    of_all = True
+__all__ = ["CheckpointError", "ConfigError", "DataError", "StateError", "TrainingDivergedError", "UserError"]
 
 
 class ConfigError(UserError):

@@ -121,8 +121,6 @@ def run_carried(
     inner: InnerLoop,
     tokens: tuple[Tensor, Tensor, Tensor, Tensor],
     carry: TTTCarry,
-    *,
-    mini_batch_size: int,
 ) -> CarriedRun:
     """One pass over a chunk from carried fast weights; the same outputs as one pass over the recording.
 
@@ -133,9 +131,8 @@ def run_carried(
         inner: the network and its settings.
         tokens: q, k, v `[B, H, T, D]` and eta `[B, H, T]`.
         carry: of the chunk before; it is not modified.
-        mini_batch_size: C.
     """
-    size = mini_batch_size
+    size = inner.settings.mini_batch_size
     q, k, v, eta = (x.to(inner.dtype) for x in tokens)
     num_frames = q.shape[2]
     ends = [pending + num_frames for pending in carry.num_pending]
@@ -159,11 +156,7 @@ def run_carried(
         if start == stop:
             continue
         part = slice(start * size, stop * size)
-        out, state = inner.run(
-            (q[:, :, part], k[:, :, part], v[:, :, part], eta[:, :, part]),
-            state,
-            mini_batch_size=size,
-        )
+        out, state = inner.run((q[:, :, part], k[:, :, part], v[:, :, part], eta[:, :, part]), state)
         outs.append(out)
         kept = _where([end // size >= stop for end in ends], state, kept)
         seen = _where([-(-end // size) >= stop for end in ends], state, seen)

@@ -1,5 +1,6 @@
 """Architectural choices of a TTT layer, validated where they are made."""
 
+import dataclasses
 from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -9,6 +10,18 @@ from moshi_ttt.backends import Backend
 
 # Strict: "yes" is not a bool and 2.5 is not an int. Unknown keys are errors.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InnerSettings:
+    """What the inner loop needs to know beside its tensors, see `moshi_ttt.ops.ttt_mlp_with_states`."""
+
+    mini_batch_size: int
+    causal: bool = True
+    eps: float = 1e-8
+    inner_grad_clip: float | None = None
+    state_decay: float | None = None
+    backend: Backend = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -75,6 +88,12 @@ class TTTOptions:
                 f"layers has {self.ttt_mlp_layers - 1} hidden widths, each at least 1"
             )
         return self
+
+    @property
+    def inner(self) -> InnerSettings:
+        """The choices that the inner loop needs."""
+        names = (field.name for field in dataclasses.fields(InnerSettings))
+        return InnerSettings(**{name: getattr(self, name) for name in names})
 
     def inner_dims(self, head_dim: int) -> list[int]:
         """Widths of the inner MLP from input to output, `ttt_mlp_layers + 1` numbers."""

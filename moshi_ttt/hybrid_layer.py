@@ -71,11 +71,8 @@ class HybridStreamingTransformerLayer(StreamingTransformerLayer):
         # `forward`, because FSDP's hooks hand that another tensor each time.
         if self.token_mask is not None:
             self._masks_of_inputs[x] = self.token_mask
-        self.ttt.token_mask = self._masks_of_inputs.get(x)
-        try:
+        with self.ttt.passing(token_mask=self._masks_of_inputs.get(x)):
             return super().__call__(x, cross_attention_src)
-        finally:
-            self.ttt.token_mask = None
 
     def _ff_block(self, x: Tensor) -> Tensor:
         # The last block of Moshi's forward, so this runs after attention and cross-attention.

@@ -12,14 +12,16 @@ mini-batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moshi_ttt.backends import Backend, choose_backend
-from moshi_ttt.manual import Settings, run_manual
+from moshi_ttt.backends import choose_backend
+from moshi_ttt.config import InnerSettings
+from moshi_ttt.manual import run_manual
 
 Tokens = tuple[Tensor, Tensor, Tensor, Tensor]  # q, k, v [B, H, T, D] and eta [B, H, T]
 
@@ -27,6 +29,20 @@ Tokens = tuple[Tensor, Tensor, Tensor, Tensor]  # q, k, v [B, H, T, D] and eta [
 def compute_dtype(x: Tensor) -> torch.dtype:
     """float32, or the dtype of x where that is wider."""
     return torch.promote_types(x.dtype, torch.float32)
+
+
+class InnerNetwork(NamedTuple):
+    """The inner MLP before the first token, `W0`, and its LayerNorm: what the outer loop trains."""
+
+    weights: tuple[Tensor, ...]  # layer l: [H, in_l, out_l]
+    biases: tuple[Tensor, ...]  # layer l: [H, 1, out_l]
+    ln_weight: Tensor  # [H, D]
+    ln_bias: Tensor  # [H, D]
+
+    def detached(self) -> "InnerNetwork":
+        """The same without gradients."""
+        weights, biases = (tuple(x.detach() for x in part) for part in (self.weights, self.biases))
+        return InnerNetwork(weights, biases, self.ln_weight.detach(), self.ln_bias.detach())
 
 
 class TTTState(NamedTuple):
@@ -87,38 +103,20 @@ class InnerLoop:
     """One TTT-MLP with its `W0` and settings; every method is a pure function of its arguments.
 
     Args:
-        weights, biases: `W0`, layer l: `[H, in, out]` and `[H, 1, out]`; computed with in at least float32.
-        ln_weight, ln_bias: inner LayerNorm, `[H, D]`.
-        dtype: of the computation.
-        causal, eps, inner_grad_clip, state_decay, backend: see `moshi_ttt.ops.ttt_mlp_with_states`.
+        network: `W0` and the inner LayerNorm.
+        settings: of the inner loop.
+        dtype: of the computation, at least float32.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor],
-        ln_weight: Tensor,
-        ln_bias: Tensor,
-        *,
-        dtype: torch.dtype,
-        causal: bool,
-        eps: float,
-        inner_grad_clip: float | None,
-        state_decay: float | None,
-        backend: Backend = "auto",
-    ) -> None:
+    def __init__(self, network: InnerNetwork, settings: InnerSettings, *, dtype: torch.dtype) -> None:
+        self.settings = settings
         self.dtype = dtype
-        self.weights = [w.to(dtype) for w in weights]
-        self.biases = [b.to(dtype) for b in biases]
-        self.ln_weight = ln_weight.to(dtype)[:, None]  # [H, 1, D]
-        self.ln_bias = ln_bias.to(dtype)[:, None]  # [H, 1, D]
-        self.causal = causal
-        self.eps = eps
-        self.inner_grad_clip = inner_grad_clip
-        self.state_decay = state_decay
-        self.backend: Backend = backend
+        self.weights = [w.to(dtype) for w in network.weights]
+        self.biases = [b.to(dtype) for b in network.biases]
+        self.ln_weight = network.ln_weight.to(dtype)[:, None]  # [H, 1, D]
+        self.ln_bias = network.ln_bias.to(dtype)[:, None]  # [H, 1, D]
 
-    def run(self, tokens: Tokens, state: TTTState | None, *, mini_batch_size: int) -> tuple[Tensor, TTTState]:
+    def run(self, tokens: Tokens, state: TTTState | None) -> tuple[Tensor, TTTState]:
         """Learn from and answer a sequence of any length, see `moshi_ttt.ops.ttt_mlp_with_states`.
 
         Args:
@@ -131,11 +129,14 @@ class InnerLoop:
         batch_size, _, num_tokens, _ = tokens[0].shape
         if state is None:
             state = initial_state(self.weights, self.biases, batch_size)
-        if state.num_pending and not self.causal:
+        if state.num_pending and not self.settings.causal:
             raise ValueError(
                 f"A non-causal sequence cannot continue inside a mini-batch ({state.num_pending} tokens are "
                 "pending): end chunks at multiples of mini_batch_size, or use causal=True."
             )
+        backend = choose_backend(self.settings.backend, tokens[0], state_decay=self.settings.state_decay)
+        settings = replace(self.settings, backend=backend)
+        mini_batch_size = settings.mini_batch_size
         outputs = []
         start = 0
         with torch.autocast(tokens[0].device.type, enabled=False):
@@ -144,11 +145,9 @@ class InnerLoop:
             while start < num_tokens:
                 stop = min(start + mini_batch_size - state.num_pending, num_tokens)
                 num_full = (num_tokens - start) // mini_batch_size
-                by_hand = self._backend(tokens[0]) != "autograd"
-                if by_hand and not state.num_pending and num_full:
+                if settings.backend != "autograd" and not state.num_pending and num_full:
                     stop = start + num_full * mini_batch_size
-                    part = _between(tokens, start, stop)
-                    out, state = self._advance_by_hand(part, state, mini_batch_size)
+                    out, state = self._advance_by_hand(_between(tokens, start, stop), state, settings)
                 else:
                     out, state = self.advance(*_between(tokens, start, stop), state)
                     if state.num_pending == mini_batch_size:
@@ -157,20 +156,10 @@ class InnerLoop:
                 start = stop
         return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0], state
 
-    def _backend(self, tokens: Tensor) -> str:
-        return choose_backend(self.backend, tokens, state_decay=self.state_decay)
-
     def _advance_by_hand(
-        self, tokens: Tokens, state: TTTState, mini_batch_size: int
+        self, tokens: Tokens, state: TTTState, settings: InnerSettings
     ) -> tuple[Tensor, TTTState]:
-        """Full mini-batches from the start of one."""
-        settings = Settings(
-            mini_batch_size,
-            self.causal,
-            self.eps,
-            self.inner_grad_clip,
-            compiled=self._backend(tokens[0]) == "compiled",
-        )
+        """Full mini-batches from the start of one; the settings say by which backend."""
         out, weights, biases = run_manual(
             tokens,
             state.start_weights,
@@ -187,7 +176,9 @@ class InnerLoop:
         """Learn from and answer the next tokens of one mini-batch. q, k, v `[B, H, t, D]`."""
         num_pending = state.num_pending
         state = self.learn(k, v, eta, state)
-        visible = lower_triangle(state.pending_inputs[0], q, diagonal=num_pending) if self.causal else None
+        visible = (
+            lower_triangle(state.pending_inputs[0], q, diagonal=num_pending) if self.settings.causal else None
+        )
         z = self.read(q, state, visible=visible)
         return q + self.layer_norm(z), state
 
@@ -203,7 +194,7 @@ class InnerLoop:
 
     @torch.no_grad()
     def losses(
-        self, k: Tensor, v: Tensor, eta: Tensor, state: TTTState | None, *, mini_batch_size: int
+        self, k: Tensor, v: Tensor, eta: Tensor, state: TTTState | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Inner loss of every token at `W0`, just before its own step and just after it. `[B, H, T]` each.
 
@@ -226,7 +217,7 @@ class InnerLoop:
             start, num_tokens = 0, k.shape[2]
             while start < num_tokens:
                 num_pending = state.num_pending
-                stop = min(start + mini_batch_size - num_pending, num_tokens)
+                stop = min(start + self.settings.mini_batch_size - num_pending, num_tokens)
                 keys, values, rates = (x[:, :, start:stop] for x in (k, v, eta))
                 state = self.learn(keys, values, rates, state)
                 steps = state.pending_inputs[0]
@@ -264,19 +255,19 @@ class InnerLoop:
     def output_gradient(self, z: Tensor, target: Tensor) -> Tensor:
         """`d/dz 0.5 * ||LN(z) - target||^2`, clipped per token when asked. `[B, H, t, D]`."""
         centred = z - z.mean(-1, keepdim=True)
-        rstd = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self.eps)
+        rstd = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self.settings.eps)
         normed = centred * rstd
         dy = self.ln_weight * (self.ln_weight * normed + self.ln_bias - target)
         gradient = rstd * (dy - dy.mean(-1, keepdim=True) - normed * (dy * normed).mean(-1, keepdim=True))
-        if self.inner_grad_clip is not None:
+        if self.settings.inner_grad_clip is not None:
             # The floor keeps the derivative of the norm finite for a gradient that is exactly zero.
             norm = (gradient * gradient).sum(-1, keepdim=True).clamp(min=1e-30).sqrt()
-            gradient = gradient * (self.inner_grad_clip / norm).clamp(max=1.0)
+            gradient = gradient * (self.settings.inner_grad_clip / norm).clamp(max=1.0)
         return gradient
 
     def layer_norm(self, z: Tensor) -> Tensor:
         """The inner LayerNorm, per head, biased variance."""
-        return self.ln_weight * F.layer_norm(z, z.shape[-1:], eps=self.eps) + self.ln_bias
+        return self.ln_weight * F.layer_norm(z, z.shape[-1:], eps=self.settings.eps) + self.ln_bias
 
     def read(self, x: Tensor, state: TTTState, *, visible: Tensor | None) -> Tensor:
         """Output of the inner MLP for queries `[B, H, t, D]`.
@@ -298,8 +289,8 @@ class InnerLoop:
     def commit(self, state: TTTState) -> TTTState:
         """Apply the steps of a full mini-batch and start the next one."""
         weights, biases = state.weights, state.biases
-        if self.state_decay is not None:
-            keep = 1 - self.state_decay
+        if self.settings.state_decay is not None:
+            keep = 1 - self.settings.state_decay
             weights = tuple(w0 + keep * (w - w0) for w0, w in zip(self.weights, weights, strict=True))
             biases = tuple(b0 + keep * (b - b0) for b0, b in zip(self.biases, biases, strict=True))
         return TTTState(

@@ -16,7 +16,8 @@ import torch
 from moshi.models.lm import LMGen, LMModel
 from torch import Tensor
 
-from moshi_ttt.files.state_file import StateError, StateFile, write_state_file
+from moshi_ttt.errors import StateError
+from moshi_ttt.files.state_file import StateFile, write_state_file
 from moshi_ttt.hybrid_model import streaming_states, ttt_layers
 from moshi_ttt.streaming import TTTStreamingState
 from moshi_ttt.ttt_layer import TTTLayer

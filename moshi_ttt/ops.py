@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from moshi_ttt.backends import Backend
-from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype
+from moshi_ttt.config import InnerSettings
+from moshi_ttt.inner_loop import InnerLoop, InnerNetwork, TTTState, compute_dtype
 
 __all__ = ["TTTState", "inner_losses", "ttt_mlp", "ttt_mlp_with_states"]
 
@@ -81,19 +82,17 @@ def ttt_mlp_with_states(
     Raises:
         ValueError: the state stands inside a mini-batch and `causal` is False.
     """
-    inner = InnerLoop(
-        weights,
-        biases,
-        ln_weight,
-        ln_bias,
-        dtype=compute_dtype(xq),
+    settings = InnerSettings(
+        mini_batch_size=mini_batch_size,
         causal=causal,
         eps=eps,
         inner_grad_clip=inner_grad_clip,
         state_decay=state_decay,
         backend=backend,
     )
-    out, state = inner.run((xq, xk, xv, eta), state, mini_batch_size=mini_batch_size)
+    network = InnerNetwork(tuple(weights), tuple(biases), ln_weight, ln_bias)
+    inner = InnerLoop(network, settings, dtype=compute_dtype(xq))
+    out, state = inner.run((xq, xk, xv, eta), state)
     return out.to(xq.dtype), state
 
 
@@ -106,15 +105,12 @@ def inner_losses(
     ln_weight: Tensor,
     ln_bias: Tensor,
     *,
-    mini_batch_size: int,
-    eps: float = 1e-8,
-    inner_grad_clip: float | None = None,
-    state_decay: float | None = None,
     start: TTTState | None = None,
+    **settings: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Inner loss of every token at `W0`, just before its own step and just after it.
 
-    A diagnostic: no gradients, causal, arguments as `ttt_mlp`.
+    A diagnostic: no gradients, causal, arguments and settings as `ttt_mlp`.
 
     Args:
         start: where an earlier part of the sequence ended, anywhere in a mini-batch; None: at `W0`.
@@ -122,15 +118,6 @@ def inner_losses(
     Returns:
         Three tensors `[B, H, T]`: at `W0`, before, after.
     """
-    inner = InnerLoop(
-        weights,
-        biases,
-        ln_weight,
-        ln_bias,
-        dtype=compute_dtype(xk),
-        causal=True,
-        eps=eps,
-        inner_grad_clip=inner_grad_clip,
-        state_decay=state_decay,
-    )
-    return inner.losses(xk, xv, eta, start, mini_batch_size=mini_batch_size)
+    network = InnerNetwork(tuple(weights), tuple(biases), ln_weight, ln_bias)
+    inner = InnerLoop(network, InnerSettings(**settings), dtype=compute_dtype(xk))
+    return inner.losses(xk, xv, eta, start)

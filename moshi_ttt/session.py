@@ -20,13 +20,14 @@ from moshi.modules.transformer import RingKVCache
 from moshi.utils.compile import CUDAGraphed
 from torch import Tensor, nn
 
-from moshi_ttt.files.state_file import StateError, StateFile, write_state_file
+from moshi_ttt.errors import StateError
+from moshi_ttt.files.state_file import StateFile, write_state_file
 from moshi_ttt.hybrid_model import ttt_layers, ttt_mode
 from moshi_ttt.inner_loop import InnerLoop, TTTState
 
 KIND = "moshi-ttt session 1"
 
-_CONSTANTS = ("batch_size", "mini_batch_size")
+_CONSTANTS = ("batch_size",)
 _NOT_STATE = (CUDAGraphed, ExitStack, InnerLoop, torch.device, type(None))
 
 

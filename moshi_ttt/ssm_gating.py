@@ -39,16 +39,12 @@ class SSMGating(nn.Module):
         """`tanh(alpha) * update`, `[..., dim]`, in the dtype of update."""
         return (torch.tanh(self.gating_alpha) * update).to(update.dtype)
 
-    def combine(self, x: Tensor, update: Tensor) -> Tensor:
-        """The gated sum of the residual stream x and the update, both `[..., dim]`, in the dtype of x.
+    def add_gated(self, x: Tensor, gated: Tensor) -> Tensor:
+        """The sum of the residual stream x and a gated update, both `[..., dim]`, in the dtype of x.
 
         residual: `x + tanh(alpha) * update`, so a gate of 0 leaves x exactly as it is;
         blend: `(1 - tanh(alpha)) * x + tanh(alpha) * update`.
         """
-        return self.add_gated(x, self(update))
-
-    def add_gated(self, x: Tensor, gated: Tensor) -> Tensor:
-        """The same as `combine` for an update that went through the gate already, `[..., dim]`."""
         if self.blend:
             x = x - self(x)
         return x + gated.to(x.dtype)

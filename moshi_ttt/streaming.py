@@ -30,7 +30,6 @@ class TTTStreamingState(State):
 
     Args:
         inner: `W0` and the settings of the inner loop.
-        mini_batch_size: C.
 
     Attributes:
         buffers: fast weights at the start of the mini-batch in progress, and its C slots.
@@ -46,7 +45,6 @@ class TTTStreamingState(State):
     branch_free: ClassVar[bool] = False
 
     inner: InnerLoop
-    mini_batch_size: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,6 +60,11 @@ class TTTStreamingState(State):
         self.num_tokens = torch.zeros_like(self.offsets)
         self.num_broken = torch.zeros_like(self.offsets)
         self.activity = torch.zeros(self.batch_size, dtype=self.inner.dtype, device=self.device)
+
+    @property
+    def mini_batch_size(self) -> int:
+        """C."""
+        return self.inner.settings.mini_batch_size
 
     @property
     def _initial(self) -> tuple[Tensor, ...]:
@@ -217,8 +220,9 @@ class TTTStreamingState(State):
                 gradient = torch.where(wide, gradient, 0)
             weight.mT.flatten(0, 1).baddbmm_(gradient.flatten(0, 1).mT, x.flatten(0, 1), alpha=-1)
             bias.sub_(gradient.sum(2, keepdim=True))
-        if self.inner.state_decay is not None:
-            share = wide.to(self.inner.dtype) * self.inner.state_decay
+        state_decay = self.inner.settings.state_decay
+        if state_decay is not None:
+            share = wide.to(self.inner.dtype) * state_decay
             for current, initial in zip((*weights, *biases), self._initial, strict=True):
                 current.lerp_(initial, share)
         self._empty_slots(full)

@@ -3,10 +3,12 @@
 Shapes: B batch rows, T frames, H heads, D head_dim, dim = H * D, C mini_batch_size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from moshi_ttt.carry import NewFrames, TTTCarry, frames_after, run_carried
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.format_utils import merge_heads, split_heads
-from moshi_ttt.inner_loop import InnerLoop, TTTState, compute_dtype
+from moshi_ttt.inner_loop import InnerLoop, InnerNetwork, TTTState, compute_dtype
 from moshi_ttt.rope import apply_rope
 from moshi_ttt.streaming import TTTStreamingState, stream_blocks
 
@@ -62,6 +64,31 @@ class TTTBlock(NamedTuple):
     token_mask: Tensor | None  # [B, t]
 
 
+@dataclass(frozen=True)
+class TTTPass:
+    """What forward passes are given beside their input, see `TTTLayer.passing`.
+
+    Attributes:
+        token_mask: `[B, T]`, False where a frame is padding and teaches nothing; None means all True.
+        carry: memory that a pass outside streaming goes on from; None: it starts at `W0`. It stays as it is,
+            so that gradient checkpointing can run the pass again.
+        new_frames: which frames of that pass are learned from and part of the next carry; the others only
+            read what the carry holds. None: all.
+        keep_carry: called with the memory after that pass, for the next chunk of the same recordings; twice
+            with equal values where gradient checkpointing runs the pass again.
+        recorder: called with a `TTTRecord` at the end of a pass outside streaming.
+        stream_recorder: called with a `TTTBlock` before each block of streamed frames. Not from a CUDA graph:
+            a graph replays what it captured, and that does not include the call.
+    """
+
+    token_mask: Tensor | None = None
+    carry: TTTCarry | None = None
+    new_frames: NewFrames | None = None
+    keep_carry: Callable[[TTTCarry], None] | None = None
+    recorder: Callable[[TTTRecord], None] | None = None
+    stream_recorder: Callable[[TTTBlock], None] | None = None
+
+
 class TTTLayer(StreamingModule[TTTStreamingState]):
     """An MLP per head that learns while it listens (TTT-MLP, Sun et al. 2024; Dalal et al. 2025).
 
@@ -70,17 +97,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         device, dtype: of the parameters. The inner loop computes in at least float32 regardless.
 
     Attributes:
-        token_mask: `[B, T]`, False where a frame of the coming forward pass is padding and teaches nothing;
-            None means all True.
-        carry: memory that the coming forward pass outside streaming goes on from; None: it starts at `W0`.
-        new_frames: which frames of that pass are learned from and part of `next_carry`; the others only
-            read what the carry holds. None: all.
-        next_carry: memory after the last such pass, for the next chunk of the same recordings. The carry
-            itself stays as it was, so that gradient checkpointing can run the pass again.
         frozen: the inner rate is 0, so that the fast weights stay at `W0`.
-        recorder: called with a `TTTRecord` at the end of each forward pass outside streaming, when set.
-        stream_recorder: called with a `TTTBlock` before each block of streamed frames, when set. Not from a
-            CUDA graph: a graph replays what it captured, and that does not include the call.
+        current: what the forward passes of now are given beside their input.
     """
 
     def __init__(
@@ -105,13 +123,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         )
         self.biases = nn.ParameterList(torch.empty(num_heads, 1, fan_out, **factory) for fan_out in dims[1:])
         self.post_norm = nn.LayerNorm(dim, eps=_POST_NORM_EPS, **factory)
-        self.token_mask: Tensor | None = None
-        self.carry: TTTCarry | None = None
-        self.new_frames: NewFrames | None = None
-        self.next_carry: TTTCarry | None = None
         self.frozen = False
-        self.recorder: Callable[[TTTRecord], None] | None = None
-        self.stream_recorder: Callable[[TTTBlock], None] | None = None
+        self.current = TTTPass()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -143,49 +156,56 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         # Keys have unit norm, so N(0, 1) gives the first layer's pre-activations unit variance.
         return 1.0 if index == 0 else self.weights[index].shape[1] ** -0.5
 
+    @contextmanager
+    def passing(self, **given: Any) -> Iterator[None]:
+        """Give the forward passes inside something beside their input.
+
+        Contexts nest: each changes what it names and leaves the rest as it was around it.
+
+        Args:
+            given: attributes of `TTTPass`.
+        """
+        outer = self.current
+        self.current = replace(outer, **given)
+        try:
+            yield
+        finally:
+            self.current = outer
+
     def forward(self, x: Tensor) -> Tensor:
         """The update of the residual stream, before the gate. `[B, T, dim]` in the dtype of x.
 
         While streaming, the fast weights of the streaming state go on learning; otherwise every call
-        starts at `W0`, or at `carry`. Where a streaming row is no longer finite, it starts
-        again at `W0` and the update of the frame is 0.
+        starts at `W0`, or at the carry that it is given (`passing`). Where a streaming row is no longer
+        finite, it starts again at `W0` and the update of the frame is 0.
         """
         state = self._streaming_state
         if state is not None:
             return self._stream(x, state)
-        if self.carry is not None:
-            return self._go_on(x, self.carry, self.new_frames)
+        if self.current.carry is not None:
+            return self._go_on(x, self.current.carry)
         positions = torch.arange(x.shape[1], device=x.device)[None] % self.config.mini_batch_size
-        inputs = self.inner_inputs(x, positions, self.token_mask)
-        out, last_state = self._inner_loop().run(inputs, None, mini_batch_size=self.config.mini_batch_size)
+        inputs = self.inner_inputs(x, positions, self.current.token_mask)
+        out, last_state = self.inner_loop().run(inputs, None)
         update = self._project_out(out, x.dtype)
-        if self.recorder is not None:
-            self._record(inputs[1:], last_state, update, self.token_mask)
+        if self.current.recorder is not None:
+            self._record(inputs[1:], last_state, update, self.current.token_mask)
         return update
 
-    def _inner_loop(self, *, detached: bool = False) -> InnerLoop:
-        config = self.config
-        network: tuple[list[Tensor], ...]
-        network = (list(self.weights), list(self.biases), [self.ttt_norm_weight], [self.ttt_norm_bias])
-        if detached:
-            network = tuple([part.detach() for part in parts] for parts in network)
-        weights, biases, (ln_weight,), (ln_bias,) = network
-        return InnerLoop(
-            weights,
-            biases,
-            ln_weight,
-            ln_bias,
-            dtype=compute_dtype(ln_weight),
-            causal=config.causal,
-            eps=config.eps,
-            inner_grad_clip=config.inner_grad_clip,
-            state_decay=config.state_decay,
-            backend=config.backend,
-        )
+    def inner_loop(self, *, detached: bool = False) -> InnerLoop:
+        """The inner loop with the weights of now.
 
-    def _go_on(self, x: Tensor, carry: TTTCarry, new: NewFrames | None) -> Tensor:
-        """The same from carried memory, whose successor goes into `next_carry`."""
-        mask = self.token_mask
+        Args:
+            detached: without gradients for them.
+        """
+        norm = self.ttt_norm_weight, self.ttt_norm_bias
+        network = InnerNetwork(tuple(self.weights), tuple(self.biases), *norm)
+        network = network.detached() if detached else network
+        return InnerLoop(network, self.config.inner, dtype=compute_dtype(network.ln_weight))
+
+    def _go_on(self, x: Tensor, carry: TTTCarry) -> Tensor:
+        """The same from carried memory, whose successor is handed on."""
+        mask, new = self.current.token_mask, self.current.new_frames
         if new is None:
             return self._learn_on(x, carry, mask)
         others = self._read(new.others(x), carry, before=new.first)
@@ -202,7 +222,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         q, k, v, eta = self.inner_inputs(x, positions, None)
         tokens = (q, k, v, torch.zeros_like(eta))
         with torch.autocast(x.device.type, enabled=False):
-            run = run_carried(self._inner_loop(), tokens, carry, mini_batch_size=self.config.mini_batch_size)
+            run = run_carried(self.inner_loop(), tokens, carry)
         return self._project_out(run.out, x.dtype)
 
     def _learn_on(self, x: Tensor, carry: TTTCarry, token_mask: Tensor | None) -> Tensor:
@@ -210,10 +230,11 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         positions = frames_after(carry.num_pending, x.shape[1], x.device) % config.mini_batch_size
         inputs = self.inner_inputs(x, positions, token_mask)
         with torch.autocast(x.device.type, enabled=False):
-            run = run_carried(self._inner_loop(), inputs, carry, mini_batch_size=config.mini_batch_size)
-        self.next_carry = run.carry
+            run = run_carried(self.inner_loop(), inputs, carry)
+        if self.current.keep_carry is not None:
+            self.current.keep_carry(run.carry)
         update = self._project_out(run.out, x.dtype)
-        if self.recorder is not None:
+        if self.current.recorder is not None:
             self._record(run.grid, run.state, update, token_mask, start=run.start, frames=run.frames)
         return update
 
@@ -280,9 +301,9 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         start: TTTState | None = None,
         frames: Tensor | None = None,
     ) -> None:
-        assert self.recorder is not None
+        assert self.current.recorder is not None
         k, v, eta = (part.detach() for part in tokens)
-        self.recorder(
+        self.current.recorder(
             TTTRecord(
                 k,
                 v,
@@ -298,27 +319,27 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
     def _stream(self, x: Tensor, state: TTTStreamingState) -> Tensor:
         frames = torch.arange(x.shape[1], device=x.device)
         positions = (state.offsets[:, None] + frames) % self.config.mini_batch_size
-        inputs = self.inner_inputs(x, positions, self.token_mask)
+        inputs = self.inner_inputs(x, positions, self.current.token_mask)
         before_block = None
-        if self.stream_recorder is not None:
+        if self.current.stream_recorder is not None:
             before_block = partial(self._record_block, inputs, state)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             out, finite = stream_blocks(state, inputs, before_block=before_block)
         return torch.where(finite[:, :, None], self._project_out(out, x.dtype), 0)
 
     def _record_block(self, inputs: InnerInputs, state: TTTStreamingState, frames: slice) -> None:
-        assert self.stream_recorder is not None
+        assert self.current.stream_recorder is not None
         k, v, eta = (part[:, :, frames] for part in inputs[1:])
-        mask = None if self.token_mask is None else self.token_mask[:, frames]
-        self.stream_recorder(TTTBlock(k, v, eta, state, mask))
+        mask = self.current.token_mask
+        mask = None if mask is None else mask[:, frames]
+        self.current.stream_recorder(TTTBlock(k, v, eta, state, mask))
 
     def _init_streaming_state(self, batch_size: int) -> TTTStreamingState:
         if not self.config.causal:
             raise ValueError(
                 "A TTT layer with causal=False reads the future of its mini-batch and cannot stream."
             )
-        inner = self._inner_loop(detached=True)
-        return TTTStreamingState(batch_size, self.wq.weight.device, inner, self.config.mini_batch_size)
+        return TTTStreamingState(batch_size, self.wq.weight.device, self.inner_loop(detached=True))
 
 
 def _detached(state: TTTState) -> TTTState:

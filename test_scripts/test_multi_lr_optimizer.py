@@ -6,8 +6,8 @@ os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import LoraArgs, OptimArgs, TrainArgs, TTTArgs
 from finetune.training.optim import build_optimizer, build_scheduler, current_rates, decays
 from finetune.ttt_utils import classify_ttt_parameter, get_parameter_groups, is_ttt_parameter

@@ -4,7 +4,7 @@ Shapes: B batch rows, H heads, D head_dim, S frames of a pass, T frames that are
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -36,19 +36,16 @@ class LayerProbe:
             yield
             return
         self._values.clear()
-        recorders = {index: layer.ttt.recorder for index, layer in self._layers.items()}
-        handles = []
-        for index, layer in self._layers.items():
-            layer.ttt.recorder = partial(self._see_tokens, index, layer.ttt, recorders[index])
-            handles.append(layer.layer_scale_1.register_forward_hook(partial(self._see_attention, index)))
-            handles.append(layer.ttt.register_forward_hook(partial(self._see_update, index)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as stack:
             for index, layer in self._layers.items():
-                layer.ttt.recorder = recorders[index]
+                recorder = partial(self._see_tokens, index, layer.ttt, layer.ttt.current.recorder)
+                stack.enter_context(layer.ttt.passing(recorder=recorder))
+                for handle in (
+                    layer.layer_scale_1.register_forward_hook(partial(self._see_attention, index)),
+                    layer.ttt.register_forward_hook(partial(self._see_update, index)),
+                ):
+                    stack.callback(handle.remove)
+            yield
 
     def values(self) -> dict[str, float]:
         """What was measured, each as `<name>/layer_<i>`; empty before the first measurement.
@@ -67,12 +64,14 @@ class LayerProbe:
 
     @torch.no_grad()
     def _see_attention(self, index: int, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        self._values[f"attention_rms/layer_{index}"] = _rms(output, self._layers[index].ttt.token_mask)
+        self._values[f"attention_rms/layer_{index}"] = _rms(
+            output, self._layers[index].ttt.current.token_mask
+        )
 
     @torch.no_grad()
     def _see_update(self, index: int, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         layer = self._layers[index]
-        mask = layer.ttt.token_mask
+        mask = layer.ttt.current.token_mask
         # `forward` itself: what watches the gate shall see the pass, not this.
         gated = _rms(layer.forward_ssm_gating.forward(output), mask)
         attention = self._values[f"attention_rms/layer_{index}"]

@@ -8,7 +8,7 @@ Shapes: B batch rows, H heads, T frames of a recording, t frames of a block.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from moshi.models.lm import LMModel
 from torch import Tensor
 
+from finetune.errors import StateError
 from finetune.files import finite_or_null
-from moshi_ttt.files.state_file import StateError, StateFile, write_state_file
+from moshi_ttt.files.state_file import StateFile, write_state_file
 from moshi_ttt.hybrid_model import ttt_layers
 from moshi_ttt.ttt_layer import TTTBlock
 
@@ -49,13 +50,10 @@ class StreamTrajectories:
 
         The TTT layers take up to twice their time inside; outside they take what they always did.
         """
-        for index, layer in self._layers.items():
-            layer.stream_recorder = partial(self._record, index)
-        try:
+        with ExitStack() as stack:
+            for index, layer in self._layers.items():
+                stack.enter_context(layer.passing(stream_recorder=partial(self._record, index)))
             yield
-        finally:
-            for layer in self._layers.values():
-                layer.stream_recorder = None
 
     def losses(self, row: int = 0) -> dict[int, Tensor]:
         """Everything that a row has streamed while it was recorded, means over the heads.
@@ -79,7 +77,7 @@ class StreamTrajectories:
             if not executes:
                 continue
             k, v, eta = (part[row : row + 1] for part in (block.k, block.v, block.eta))
-            losses = state.inner.losses(k, v, eta, state.row(row), mini_batch_size=state.mini_batch_size)
+            losses = state.inner.losses(k, v, eta, state.row(row))
             means = torch.stack([loss[0].mean(0) for loss in losses])  # [3, t]
             if block.token_mask is not None:
                 means = torch.where(block.token_mask[row], means, torch.nan)

@@ -4,7 +4,7 @@ Shapes: B batch rows, H heads, T frames.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from finetune.sharding import full_tensor
 from moshi_ttt.hybrid_model import hybrid_layers, ttt_layers
-from moshi_ttt.ops import inner_losses
 from moshi_ttt.ttt_layer import TTTLayer, TTTRecord
 
 
@@ -67,14 +66,11 @@ class InnerLoopRecorder:
     @contextmanager
     def recording(self, enabled: bool = True) -> Iterator[None]:
         """Record the forward passes inside, the last one counts."""
-        if enabled:
-            for index, layer in self._layers.items():
-                layer.recorder = partial(self._record, index, layer)
-        try:
+        with ExitStack() as stack:
+            if enabled:
+                for index, layer in self._layers.items():
+                    stack.enter_context(layer.passing(recorder=partial(self._record, index, layer)))
             yield
-        finally:
-            for layer in self._layers.values():
-                layer.recorder = None
 
     def clear(self) -> None:
         """Forget what was recorded."""
@@ -107,21 +103,8 @@ class InnerLoopRecorder:
 
     @torch.no_grad()
     def _record(self, index: int, layer: TTTLayer, record: TTTRecord) -> None:
-        config, state = layer.config, record.state
-        losses: tuple[Tensor, ...] = inner_losses(
-            record.k,
-            record.v,
-            record.eta,
-            list(layer.weights),
-            list(layer.biases),
-            layer.ttt_norm_weight,
-            layer.ttt_norm_bias,
-            mini_batch_size=config.mini_batch_size,
-            eps=config.eps,
-            inner_grad_clip=config.inner_grad_clip,
-            state_decay=config.state_decay,
-            start=record.start,
-        )
+        state = record.state
+        losses: tuple[Tensor, ...] = layer.inner_loop().losses(record.k, record.v, record.eta, record.start)
         if record.frames is not None:
             losses = tuple(torch.take_along_dim(loss, record.frames[:, None], 2) for loss in losses)
         self._losses[index] = torch.stack([_mean_over_rows(loss, record.token_mask) for loss in losses]).cpu()

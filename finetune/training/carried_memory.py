@@ -5,8 +5,9 @@ follows one recording after the other and has a memory of its own.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from moshi.models.lm import LMModel
@@ -64,20 +65,16 @@ class CarriedMemory:
         new_frames = None
         if batch.codes.shape[2] > self._chunk_frames:
             new_frames = NewFrames(tuple(batch.context.tolist()), self._chunk_frames)
-        for index, layer in self._layers.items():
-            layer.carry = stack_carries([self._carry(index, *row) for row in rows])
-            layer.new_frames = new_frames
-        try:
+        after: dict[int, TTTCarry] = {}
+        with ExitStack() as stack:
+            for index, layer in self._layers.items():
+                carry = stack_carries([self._carry(index, *row) for row in rows])
+                keep = partial(after.__setitem__, index)
+                stack.enter_context(layer.passing(carry=carry, new_frames=new_frames, keep_carry=keep))
             yield
-            for row, (lane, recording, start_frame) in enumerate(rows):
-                carries = {}
-                for index, layer in self._layers.items():
-                    assert layer.next_carry is not None
-                    carries[index] = row_of_carry(layer.next_carry, row)
-                self._staged[lane] = LaneMemory(recording, start_frame + self._chunk_frames, carries)
-        finally:
-            for layer in self._layers.values():
-                layer.carry = layer.next_carry = layer.new_frames = None
+        for row, (lane, recording, start_frame) in enumerate(rows):
+            carries = {index: row_of_carry(after[index], row) for index in self._layers}
+            self._staged[lane] = LaneMemory(recording, start_frame + self._chunk_frames, carries)
 
     def commit(self) -> None:
         """Make what was learned since the last commit the memory that the next chunks start from."""

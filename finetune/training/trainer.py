@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from moshi.models.lm import LMModel
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -236,9 +237,8 @@ class Trainer:
 
     def _update(self, grad_norm: float) -> None:
         """Clip and apply the gradients, and make the step count."""
-        factor = self.args.max_norm / (grad_norm + 1e-6)
-        if factor < 1:
-            torch._foreach_mul_([p.grad for p in self.trainable if p.grad is not None], factor)
+        norm = torch.tensor(grad_norm, dtype=torch.float64)  # as the log has it
+        clip_grads_with_norm_(self.trainable, self.args.max_norm, norm)
         self.state.optimizer.step()
         self.diagnostics.after_update(self.step + 1, self.state.optimizer)
         self.rates = current_rates(self.state.optimizer)  # the rates of this step, not of the next

@@ -11,14 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from moshi_ttt.errors import StateError
 from moshi_ttt.files.atomic_file import replacing
 
 # A file may claim up to 100 MB, which become gigabytes when parsed.
 _MAX_HEADER_BYTES = 16 * 2**20
-
-
-class StateError(ValueError):
-    """A file with a streaming state cannot be written, read or used with this model; one line says why."""
 
 
 def check_writable(path: str | Path, *, kind: str | None = None) -> None:

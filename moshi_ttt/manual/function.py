@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from moshi_ttt.config import InnerSettings
 from moshi_ttt.manual.backward import GroupBackward
 from moshi_ttt.manual.elementwise import normalise
-from moshi_ttt.manual.group import Group, Network, Norm, Settings, Tape, Tokens
+from moshi_ttt.manual.group import Group, Network, Norm, Tape, Tokens
 
 GROUP_SIZE = 8  # mini-batches
 
@@ -27,7 +28,7 @@ def run_manual(
     biases: Sequence[Tensor],
     ln_weight: Tensor,
     ln_bias: Tensor,
-    settings: Settings,
+    settings: InnerSettings,
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Learn from and answer full mini-batches; first derivatives only.
 
@@ -49,7 +50,7 @@ def run_manual(
 class _ManualInnerLoop(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, settings: Settings, num_layers: int, keep: bool, *tensors: Tensor
+        ctx: Any, settings: InnerSettings, num_layers: int, keep: bool, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         arguments = _Arguments(tensors, num_layers)
         q, norm = arguments.tokens[0], arguments.norm_rows()
@@ -123,10 +124,10 @@ class _Arguments:
         weights = self.fast[:num_layers]
         self.dims = [weights[0].shape[-2], *(w.shape[-1] for w in weights)]
 
-    def group(self, size: int, settings: Settings, norm: Norm, *, backward: bool) -> Group:
+    def group(self, size: int, settings: InnerSettings, norm: Norm, *, backward: bool) -> Group:
         return Group(self.dims, size, self.rows.numel(), settings, norm, backward=backward)
 
-    def tape(self, length: int, settings: Settings) -> Tape:
+    def tape(self, length: int, settings: InnerSettings) -> Tape:
         c, like = settings.mini_batch_size, self.tokens[0]
         return Tape.empty(self.dims, length, self.rows.numel(), c, like)
 

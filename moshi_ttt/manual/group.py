@@ -10,17 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moshi_ttt.config import InnerSettings
 from moshi_ttt.manual.elementwise import OutputGradient, elementwise
-
-
-class Settings(NamedTuple):
-    """Of the inner loop, see `moshi_ttt.ops.ttt_mlp_with_states`."""
-
-    mini_batch_size: int
-    causal: bool
-    eps: float
-    inner_grad_clip: float | None
-    compiled: bool  # what is done to each token on its own goes through torch.compile
 
 
 class Network(NamedTuple):
@@ -97,7 +88,7 @@ class Group:
         dims: Sequence[int],
         size: int,
         num_rows: int,
-        settings: Settings,
+        settings: InnerSettings,
         norm: Norm,
         *,
         backward: bool,
@@ -109,7 +100,7 @@ class Group:
 
         self.settings, self.norm = settings, norm
         self.square = norm.weight * norm.weight
-        self.elementwise = elementwise(compiled=settings.compiled)
+        self.elementwise = elementwise(compiled=settings.backend == "compiled")
         self.count = size
         self.num_layers = len(dims) - 1
         self.left = [stack((3 if backward and layer else 2) * c, i) for layer, i in enumerate(dims[:-1])]

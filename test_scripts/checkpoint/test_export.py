@@ -11,11 +11,16 @@ from moshi.models.loaders import CheckpointInfo
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
+from finetune.args import TTTArgs
+from finetune.base_model.weight_files import count_parameters
+from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.reading import load_checkpoint_model
 from finetune.commands import run_command
 from finetune.config_io import build_args
-from finetune.export import folder as export
+from finetune.export import folder as folder_module
 from finetune.export.card import CardFacts, model_card
+from finetune.export.command import export
+from finetune.export.folder import export_checkpoint
 from finetune.ttt_utils import is_ttt_parameter
 from run_helpers import TTT, checkpoint_content
 
@@ -36,7 +41,7 @@ def export_command(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            run_command(export.main)
+            run_command(export)
         captured = capsys.readouterr()
         return exit_.value.code, captured.out.splitlines(), captured.err.splitlines()
 
@@ -77,7 +82,7 @@ def hub(monkeypatch):
                 ("upload_folder", repo_id, sorted(path.name for path in folder_path.iterdir())),
             )
 
-    monkeypatch.setattr(export, "HfApi", FakeHub)
+    monkeypatch.setattr(folder_module, "HfApi", FakeHub)
     return FakeHub
 
 
@@ -101,12 +106,12 @@ def _front_matter(card):
 
 
 def _facts(untrained_run, mode, **changes):
-    source = export.read_checkpoint(checkpoint_content(untrained_run(mode)))
+    source = CheckpointDescription.read(checkpoint_content(untrained_run(mode)))
     values = {
         "step": source.training["step"],
         "config": source.config,
         "ttt": source.ttt,
-        "parameters": source.parameters,
+        "parameters": {name: count_parameters(source.folder / name) for name in source.files},
         "base_model": HUB_BASE,
     }
     return CardFacts(**(values | changes))
@@ -207,7 +212,7 @@ def test_the_card_of_full_weights(untrained_run):
 
 
 def test_the_card_of_a_baseline_has_its_attention_windows_only(untrained_run):
-    ttt = build_args(export.TTTArgs, {"enable": True, "layers": "none", "non_ttt_layer_context": 25})
+    ttt = build_args(TTTArgs, {"enable": True, "layers": "none", "non_ttt_layer_context": 25})
     card = model_card(_facts(untrained_run, "lora", ttt=ttt))
     assert "| layers | none (of 4, counted from 0) |" in card
     assert "| attention window of all layers | 25 frames (2 s) |" in card
@@ -215,14 +220,14 @@ def test_the_card_of_a_baseline_has_its_attention_windows_only(untrained_run):
 
 
 def test_the_card_of_a_model_that_cannot_stream_offers_no_conversation(untrained_run):
-    ttt = build_args(export.TTTArgs, TTT | {"causal": False})
+    ttt = build_args(TTTArgs, TTT | {"causal": False})
     card = model_card(_facts(untrained_run, "ttt", ttt=ttt))
     assert "generate.py" not in card and "cannot stream" in card
 
 
 def test_stock_moshi_reads_the_adapters_as_the_card_says(untrained_run, tiny_base, tmp_path):
     out = tmp_path / "out"
-    export.export_checkpoint(untrained_run("lora_ttt"), out)
+    export_checkpoint(untrained_run("lora_ttt"), out)
 
     def stock(config_path):
         info = CheckpointInfo.from_hf_repo(
@@ -376,6 +381,6 @@ def test_a_full_disk_leaves_nothing(untrained_run, fails, tmp_path, monkeypatch)
     def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.shutil, "copyfile", disk_full)
+    monkeypatch.setattr(folder_module.shutil, "copyfile", disk_full)
     line = fails("--checkpoint", untrained_run("lora_ttt"), "--out", tmp_path / "out")
     assert "out: the export cannot be written" in line and "No space left" in line

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from finetune.checkpoint.reading import load_checkpoint_model
 from finetune.demo.model_folder import write_random_repository
 from finetune.errors import CheckpointError, ConfigError
-from finetune.export import folder as export
 from finetune.export import merge as export_weights
+from finetune.export.command import export
+from finetune.export.folder import export_checkpoint
 from run_helpers import checkpoint_content, write_untrained_run
 
 SHARED = {"config.json", "training.json", "README.md"}
@@ -31,7 +32,7 @@ def ours(path):
 
 
 def merged(run, out, dtype="float32"):
-    export.export_checkpoint(run, out, merged_dtype=dtype)
+    export_checkpoint(run, out, merged_dtype=dtype)
     return out
 
 
@@ -49,7 +50,7 @@ def stock(base, folder, **files):
 
 
 def test_stock_moshi_reads_exported_adapters_exactly(untrained_run, tiny_base, tmp_path):
-    export.export_checkpoint(untrained_run("lora"), tmp_path / "out")
+    export_checkpoint(untrained_run("lora"), tmp_path / "out")
     files = {
         "moshi_weights": tiny_base / "model.safetensors",
         "lora_weights": str(tmp_path / "out" / "lora.safetensors"),
@@ -121,7 +122,7 @@ def test_full_weights_are_copied_unless_a_dtype_is_asked_for(untrained_run, tmp_
 
 def test_a_merged_export_can_be_exported_again(untrained_run, tmp_path):
     out = merged(untrained_run("lora_ttt"), tmp_path / "out")
-    export.export_checkpoint(out, tmp_path / "again")
+    export_checkpoint(out, tmp_path / "again")
     for path in out.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
@@ -162,16 +163,14 @@ def test_weights_with_fused_projections_merge_too(tiny_base, tmp_path):
 def test_another_base_model_is_refused(untrained_run, tmp_path):
     other = write_random_repository(tmp_path / "other", seed=1)
     with pytest.raises(CheckpointError, match="was trained on another base model than"):
-        export.export_checkpoint(
-            untrained_run("lora"), tmp_path / "out", base_model=str(other), merged_dtype="auto"
-        )
+        export_checkpoint(untrained_run("lora"), tmp_path / "out", base_model=str(other), merged_dtype="auto")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_base_model_may_have_moved(untrained_run, tiny_base, tmp_path):
     shutil.copytree(tiny_base, tmp_path / "moved")
     options = {"base_model": str(tmp_path / "moved"), "merged_dtype": "float32"}
-    export.export_checkpoint(untrained_run("lora_ttt"), tmp_path / "out", **options)
+    export_checkpoint(untrained_run("lora_ttt"), tmp_path / "out", **options)
     assert torch.equal(ours(tmp_path / "out"), ours(merged(untrained_run("lora_ttt"), tmp_path / "other")))
 
 
@@ -193,7 +192,7 @@ def test_descriptions_that_disagree_are_refused(untrained_run, tmp_path, merged_
             values["ttt"][key] = value
             (folder / file).write_text(json.dumps(values))
         with pytest.raises(CheckpointError, match=message):
-            export.export_checkpoint(folder, tmp_path / "out", merged_dtype=merged_dtype)
+            export_checkpoint(folder, tmp_path / "out", merged_dtype=merged_dtype)
         assert not (tmp_path / "out").exists()
 
 
@@ -210,10 +209,10 @@ def test_a_full_disk_leaves_nothing(untrained_run, tmp_path, monkeypatch):
 def test_the_options_of_the_command(untrained_run, tmp_path, capsys):
     command = ["--checkpoint", str(untrained_run("lora")), "--out", str(tmp_path / "out")]
     with pytest.raises(ConfigError, match="--dtype: goes with --merged"):
-        export.main([*command, "--dtype", "float32"])
+        export([*command, "--dtype", "float32"])
     with pytest.raises(ConfigError, match="--dtype"):
-        export.main([*command, "--merged", "--dtype", "float16"])
-    assert export.main([*command, "--merged", "--dtype", "float32"]) == 0
+        export([*command, "--merged", "--dtype", "float16"])
+    assert export([*command, "--merged", "--dtype", "float32"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"Exported to {tmp_path / 'out'}"
     weights = load_file(tmp_path / "out" / "consolidated.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_lm
 
+from conftest import make_tiny_lm
 from finetune.checkpoint.resume_tensors import StateReader, collect_state, load_state, save_state
 from finetune.errors import CheckpointError
 

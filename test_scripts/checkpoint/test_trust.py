@@ -16,8 +16,7 @@ from finetune.base_model.locate import find_architecture, find_model_files
 from finetune.base_model.weight_files import read_header
 from finetune.checkpoint.reading import load_checkpoint_model, open_checkpoint, warm_start
 from finetune.config_io import build_args, load_train_args
-from finetune.errors import CheckpointError, ConfigError
-from moshi_ttt.files.state_file import StateError
+from finetune.errors import CheckpointError, ConfigError, StateError
 from moshi_ttt.memory import inspect_ttt_states
 from project_root import ROOT
 from run_helpers import MODES, checkpoint_content

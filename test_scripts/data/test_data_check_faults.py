@@ -16,8 +16,8 @@ from finetune.data.check.fast import check_fast
 from finetune.data.check.findings import KINDS
 from finetune.data.check.full import Settings
 from finetune.data.codes.cache import CodeCache
-from finetune.data.manifest import measure_all
 from finetune.data.pipeline import load_recordings
+from finetune.data.recordings.lengths import measure_all
 from finetune.data.recordings.skipped import SKIPPED_FILE
 from finetune.demo.model_folder import open_repository
 from finetune.errors import DataError

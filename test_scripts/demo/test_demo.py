@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEMO_SETTINGS
 
+from conftest import DEMO_SETTINGS
 from finetune.commands import run_command
 from finetune.demo import assets as assets_module
 from finetune.demo.assets import DemoAssets, find_demo_assets, make_demo_assets

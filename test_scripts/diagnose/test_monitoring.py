@@ -8,9 +8,9 @@ import types
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TTTArgs
 from finetune.monitoring.log_lines import train_line
 from finetune.monitoring.ttt_metrics import GateMonitor, InnerLoopRecorder

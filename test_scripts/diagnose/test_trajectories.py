@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TTTArgs
 from finetune.monitoring.trajectories import StreamTrajectories, summarise
 from finetune.monitoring.ttt_metrics import InnerLoopRecorder
@@ -84,11 +84,10 @@ def test_streaming_gives_the_losses_of_carried_training_chunks(size):
     lm.transformer.layers[0].self_attn.out_projs[0].weight.data.zero_()
     codes = make_codes(lm, 1, 30)
     layer = ttt_layers(lm)[0]
-    layer.carry, parts = empty_carry(layer.config, batch_size=1, dtype=torch.float64), []
+    carries, parts = [empty_carry(layer.config, batch_size=1, dtype=torch.float64)], []
     for part in codes.split(size, 2):
-        parts.append(one_pass(lm, part)[0])
-        layer.carry = layer.next_carry
-    layer.carry = None
+        with layer.passing(carry=carries[-1], keep_carry=carries.append):
+            parts.append(one_pass(lm, part)[0])
     carried = torch.cat(parts, 1)
     assert_same(streamed(lm, codes, 7).losses(), {0: carried})
     assert (carried[0, size:] > carried[1, size:]).double().mean() > 0.5  # W0 is not where the chunk starts
@@ -104,12 +103,11 @@ def test_padding_of_a_carried_chunk_has_no_losses_and_its_frames_are_those_of_th
     codes[0, :, 13:] = codes[1, :, 11:] = lm.zero_token_id
     carries = []
     for row, num_heard in enumerate((6, 3)):
-        layer.carry = empty_carry(layer.config, batch_size=1, dtype=torch.float64)
-        one_pass(lm, codes[row : row + 1, :, :num_heard])
-        carries.append(layer.next_carry)
-    layer.carry = stack_carries(carries)
-    losses = one_pass(lm, torch.stack([codes[0, :, 6:16], codes[1, :, 3:13]]))[0]
-    layer.carry = None
+        start = empty_carry(layer.config, batch_size=1, dtype=torch.float64)
+        with layer.passing(carry=start, keep_carry=carries.append):
+            one_pass(lm, codes[row : row + 1, :, :num_heard])
+    with layer.passing(carry=stack_carries(carries)):
+        losses = one_pass(lm, torch.stack([codes[0, :, 6:16], codes[1, :, 3:13]]))[0]
     alone = [one_pass(lm, codes[row : row + 1])[0] for row in range(2)]
     assert_close(losses[:, :7], (alone[0][:, 6:13] + alone[1][:, 3:10]) / 2, 1e-9)
     assert_close(losses[:, 7], alone[1][:, 10], 1e-9)

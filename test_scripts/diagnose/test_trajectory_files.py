@@ -8,12 +8,11 @@ import torch
 
 from finetune.args import TTTArgs
 from finetune.commands import run_command
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError, DataError, StateError
 from finetune.evaluation.command import evaluate
 from finetune.monitoring.inner_loop_log import InnerLoopLog, read_inner_losses
 from finetune.monitoring.plots import _running_mean, plot_trajectories
 from finetune.monitoring.trajectories import load_trajectories, save_trajectories, summarise, summary_lines
-from moshi_ttt.files.state_file import StateError
 
 # Files.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_tiny_lm
 from moshi.models.lm import LMGen, LMModel
 
+from conftest import make_tiny_lm
 from evaluation_helpers import FakeStream, nearly_equal, open_ttt, random_stream
 from finetune.evaluation.long_context.measure import LossFiles, measure
 from finetune.evaluation.long_context.stream_losses import delayed_codes, stream_losses

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_codes, make_tiny_lm
 from moshi.models.lm import LMModel
 
+from conftest import make_codes, make_tiny_lm
 from evaluation_helpers import FakeStream, open_ttt
 from finetune.evaluation.long_context.stream_losses import stream_losses
 from finetune.evaluation.spoken import measure

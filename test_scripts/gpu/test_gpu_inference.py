@@ -8,10 +8,10 @@ import sys
 import pytest
 import sphn
 import torch
-from conftest import make_codes, make_tiny_lm
 from moshi.models.lm import LMGen
 
 from audio_helpers import noise
+from conftest import make_codes, make_tiny_lm
 from evaluation_helpers import open_ttt, run_evaluate
 from finetune.commands import run_command
 from finetune.inference.command import generate

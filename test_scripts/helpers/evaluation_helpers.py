@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import make_codes
 from torch import Tensor
 
+from conftest import make_codes
 from finetune.args import TTTArgs
 from finetune.commands import run_command
 from finetune.evaluation.command import evaluate

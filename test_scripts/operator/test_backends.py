@@ -165,10 +165,10 @@ def test_compiled_without_a_compiler_is_one_clear_line(monkeypatch):
 @pytest.mark.parametrize("backend", ["autograd", "manual", needs_compiler("compiled")])
 def test_the_configuration_reaches_the_operator(backend, monkeypatch):
     layer = TTTLayer(TTTConfig(model_dim=8, num_heads=2, mini_batch_size=C, backend=backend))
-    assert layer._inner_loop().backend == backend
+    assert layer.inner_loop().settings.backend == backend
     calls = []
     monkeypatch.setattr(
         "moshi_ttt.inner_loop.run_manual", lambda *args: calls.append(args) or run_manual(*args)
     )
     layer(torch.randn(1, 2 * C, 8))
-    assert [call[-1].compiled for call in calls] == ([] if backend == "autograd" else [backend == "compiled"])
+    assert [call[-1].backend for call in calls] == ([] if backend == "autograd" else [backend])

@@ -1,9 +1,12 @@
 """Memory carried from chunk to chunk equals one pass over the recording."""
 
+from contextlib import ExitStack
+from functools import partial
+
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 
+from conftest import make_codes, make_tiny_lm
 from moshi_ttt.carry import empty_carry, row_of_carry, stack_carries
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.hybrid_model import patch_lm_model, ttt_layers
@@ -23,11 +26,10 @@ def fresh(layer, batch_size=1):
 
 
 def go_on(layer, x, carry):
-    layer.carry = carry
-    try:
-        return layer(x), layer.next_carry
-    finally:
-        layer.carry = None
+    kept = []
+    with layer.passing(carry=carry, keep_carry=kept.append):
+        out = layer(x)
+    return out, kept[0]
 
 
 @pytest.mark.parametrize("size", [1, C - 1, C, C + 1, 2 * C, 2 * C + 2, 37])
@@ -89,8 +91,8 @@ def test_padding_is_not_remembered():
     x = torch.randn(1, 2 * C, 32, dtype=torch.float64)
     mask = torch.arange(2 * C)[None] < C
     _, short = go_on(layer, x[:, :C], fresh(layer))
-    layer.token_mask = mask
-    _, padded = go_on(layer, x, fresh(layer))
+    with layer.passing(token_mask=mask):
+        _, padded = go_on(layer, x, fresh(layer))
     assert all(torch.equal(a, b) for a, b in zip(short.weights, padded.weights, strict=True))
 
 
@@ -105,13 +107,16 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_memory(padded):
         if padded:
             codes[1, :, 30:] = lm.zero_token_id
         layers = ttt_layers(lm).values()
-        for layer in layers:
-            layer.carry = empty_carry(layer.config, batch_size=2, dtype=torch.float64)
+        carries = {layer: empty_carry(layer.config, batch_size=2, dtype=torch.float64) for layer in layers}
         for part in codes.split(20, 2):
             lm.zero_grad()
-            lm(part).text_logits[:, :, :10].square().sum().backward()
-            for layer in layers:
-                layer.carry = layer.next_carry
+            after = {}
+            with ExitStack() as stack:
+                for layer in layers:
+                    keep = partial(after.__setitem__, layer)
+                    stack.enter_context(layer.passing(carry=carries[layer], keep_carry=keep))
+                lm(part).text_logits[:, :, :10].square().sum().backward()
+            carries = after
         gradients = [parameter.grad for parameter in lm.parameters() if parameter.grad is not None]
-        results.append([*gradients, *(w for layer in layers for w in layer.carry.weights)])
+        results.append([*gradients, *(w for carry in carries.values() for w in carry.weights)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

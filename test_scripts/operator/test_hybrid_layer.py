@@ -2,12 +2,14 @@
 
 import copy
 import warnings
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 from moshi.modules.transformer import StreamingTransformerLayer
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import LoraArgs, TTTArgs
 from finetune.errors import ConfigError
 from finetune.ttt_integration import apply_ttt_to_model, attention_windows
@@ -112,6 +114,10 @@ def test_logits_do_not_see_the_future_given_moshis_delays(tiny_lm):
         assert torch.equal(output.logits[:, codebook, :stop], other.logits[:, codebook, :stop])
 
 
+def _keep_weights(kept, record):
+    kept.append(record.state.weights)
+
+
 def _loss_and_gradients(lm, codes):
     lm.zero_grad()
     output = lm(codes)
@@ -129,8 +135,8 @@ def test_gradient_checkpointing_changes_neither_loss_nor_gradients_nor_final_sta
         lm = copy.deepcopy(tiny_lm).train()
         lm.transformer.checkpointing = lm.depformer.checkpointing = checkpointing
         seen = []
-        ttt_layers(lm)[1].recorder = lambda record, seen=seen: seen.append(record.state.weights)
-        results.append(_loss_and_gradients(lm, codes))
+        with ttt_layers(lm)[1].passing(recorder=partial(_keep_weights, seen)):
+            results.append(_loss_and_gradients(lm, codes))
         states.append(seen[-1])
     (loss, gradients), (other_loss, other_gradients) = results
     assert torch.equal(loss, other_loss)
@@ -153,19 +159,19 @@ def test_recomputation_finds_the_mask_of_its_own_pass(tiny_lm):
         # Both passes come before the backward, so the masks of the second are the model's last.
         sum(lm.forward_text(codes)[0].square().mean() for codes in batches).backward()
         gradients.append([p.grad for p in lm.transformer.parameters()])
-        assert all(layer.token_mask is None for layer in ttt_layers(lm).values())
+        assert all(layer.current.token_mask is None for layer in ttt_layers(lm).values())
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_padding_teaches_nothing_and_changes_nothing_before_it(tiny_lm):
     apply_ttt_to_model(tiny_lm, TTTArgs(**OPEN_GATE))
     states = []
-    for layer in ttt_layers(tiny_lm).values():
-        layer.recorder = lambda record: states.append(record.state.weights)
     codes = make_codes(tiny_lm, 1, 24)
     padded = codes.clone()
     padded[:, :, 10:] = -1
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as stack:
+        for layer in ttt_layers(tiny_lm).values():
+            stack.enter_context(layer.passing(recorder=partial(_keep_weights, states)))
         tiny_lm.forward_text(codes[:, :, :10])
         alone = states.copy()
         states.clear()
@@ -175,7 +181,7 @@ def test_padding_teaches_nothing_and_changes_nothing_before_it(tiny_lm):
         for a, b in zip(ours, expected, strict=True):
             assert_close(a, b, 1e-12)
     assert torch.equal(out[:, :10], reference[:, :10])
-    assert all(layer.token_mask is None for layer in ttt_layers(tiny_lm).values())
+    assert all(layer.current.token_mask is None for layer in ttt_layers(tiny_lm).values())
 
 
 def test_a_forward_pass_changes_no_parameter_and_remembers_nothing(tiny_lm):
@@ -197,7 +203,8 @@ def test_ttt_runs_after_cross_attention_and_before_the_feed_forward():
     config = TTTConfig(model_dim=32, num_heads=4, gating_alpha_init=0.5)
     hybrid = HybridStreamingTransformerLayer.from_layer(copy.deepcopy(layer), config)
     attended = layer._cross_attention_block(layer._sa_block(x), source)
-    expected = layer._ff_block(hybrid.forward_ssm_gating.combine(attended, hybrid.ttt(attended)))
+    gated = hybrid.forward_ssm_gating(hybrid.ttt(attended))
+    expected = layer._ff_block(hybrid.forward_ssm_gating.add_gated(attended, gated))
     assert torch.equal(hybrid(x, cross_attention_src=source), expected)
 
 

@@ -6,17 +6,17 @@ import sys
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TTTArgs
 from finetune.commands import run_command
 from finetune.memory import memory as memory_command
 from finetune.ttt_integration import apply_ttt_to_model
 from moshi_ttt import load_ttt_states, save_ttt_states
+from moshi_ttt.errors import StateError
 from moshi_ttt.files import state_file
-from moshi_ttt.files.state_file import StateError
 from moshi_ttt.hybrid_model import ttt_layers
 from moshi_ttt.memory import forget_ttt_states, inspect_ttt_states, list_ttt_states
 from ttt_inputs import assert_close

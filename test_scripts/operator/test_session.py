@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from finetune.inference.conversation import Conversation, Sampling
 from finetune.inference.speech_model import load_speech_model
 from moshi_ttt import load_session, save_session
-from moshi_ttt.files.state_file import StateError
+from moshi_ttt.errors import StateError
 from moshi_ttt.hybrid_model import set_ttt_mode
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}

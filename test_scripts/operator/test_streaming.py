@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 from moshi.models.lm import LMGen
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TTTArgs
 from finetune.ttt_integration import apply_ttt_to_model
 from moshi_ttt.hybrid_model import non_finite_resets, set_ttt_mode

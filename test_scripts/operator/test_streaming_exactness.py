@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import make_codes, make_tiny_lm
 from moshi.models.lm import LMGen, _delay_sequence
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TTTArgs
 from finetune.ttt_integration import apply_ttt_to_model
 from ttt_inputs import assert_close

@@ -167,7 +167,7 @@ def test_gate_scales_the_update_by_tanh_alpha():
     update = torch.randn(2, 3, 32)
     assert_close(gate(update), torch.tanh(torch.tensor(0.3)) * update, 1e-6)
     x = torch.randn(2, 3, 32)
-    assert_close(gate.combine(x, update), x + gate(update), 1e-6)
+    assert_close(gate.add_gated(x, gate(update)), x + gate(update), 1e-6)
 
 
 def test_blend_gate_weighs_residual_and_update():
@@ -175,13 +175,13 @@ def test_blend_gate_weighs_residual_and_update():
     x, update = torch.randn(2, 2, 3, 32)
     share = torch.tanh(torch.tensor(0.5))
     assert 0.46 < share < 0.47
-    assert_close(gate.combine(x, update), (1 - share) * x + share * update, 1e-6)
+    assert_close(gate.add_gated(x, gate(update)), (1 - share) * x + share * update, 1e-6)
 
 
 def test_closed_residual_gate_returns_the_residual_stream_itself():
     gate = SSMGating(make_config(gating_alpha_init=0.0), dtype=torch.bfloat16)
     x, update = torch.randn(2, 2, 3, 32, dtype=torch.bfloat16)
-    assert torch.equal(gate.combine(x, update), x)
+    assert torch.equal(gate.add_gated(x, gate(update)), x)
 
 
 def test_fixed_gate_does_not_train():

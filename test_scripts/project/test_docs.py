@@ -74,7 +74,7 @@ def test_links_to_files_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_of_the_repository_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
-    folders = "example|slurm|docs|finetune|moshi_ttt|benchmarks|experiments|test_scripts|documentation"
+    folders = "example|slurm|docs|finetune|moshi_ttt|benchmarks|experiments|test_scripts|site_tools"
     for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import sphn
 import torch
-from conftest import make_codes
 from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import load_file
 
 from condition_helpers import forward, make_conditioned_demo, write_conditions
+from conftest import make_codes
 from evaluation_helpers import run_evaluate
 from finetune.checkpoint.reading import load_checkpoint_model
 from finetune.data.recordings.lines import load_manifest
-from finetune.export import folder as export
+from finetune.export.command import export
 from finetune.inference.command import generate
 from finetune.training.run import run_training
 from run_helpers import command_line, read_metrics, run_args, run_values, saved_weights, write_yaml
@@ -110,7 +110,7 @@ def test_stock_moshi_reads_the_checkpoint(conditioned, runs, mode):
 def test_a_merged_export_keeps_the_conditioners_in_float32(runs, tmp_path, command, dtype):
     out = tmp_path / "export"
     status, _, errors = command(
-        export.main, "--checkpoint", runs("lora_ttt"), "--out", out, "--merged", "--dtype", dtype
+        export, "--checkpoint", runs("lora_ttt"), "--out", out, "--merged", "--dtype", dtype
     )
     assert (status, errors) == (0, [])
     tensors = load_file(out / "consolidated.safetensors")

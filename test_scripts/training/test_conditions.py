@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import make_codes
 from moshi.models.lm import LMGen
 
 from condition_helpers import forward, make_conditioned_lm, small_config
+from conftest import make_codes
 from evaluation_helpers import FakeStream, open_ttt
 from finetune.args import LoraArgs, TrainArgs, TTTArgs
 from finetune.base_model.conditions import (

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_codes, make_tiny_lm
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TrainArgs, TTTArgs
 from finetune.data.batches.chunks import Chunk
 from finetune.data.batches.dataset import Batch

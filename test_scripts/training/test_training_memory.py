@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed.checkpoint
-from conftest import make_codes, make_tiny_lm
 from moshi.models.lm import _delay_sequence
 from moshi.modules.transformer import StreamingTransformerLayer
 from torch.distributed.checkpoint import FileSystemReader
 from torch.nn.functional import cross_entropy
 
+from conftest import make_codes, make_tiny_lm
 from finetune.args import TrainArgs, TTTArgs
 from finetune.data.batches.chunks import build_index
 from finetune.data.batches.dataset import Batch
@@ -97,9 +97,8 @@ def add_ttt(layer, passes, firsts):
             before = torch.cat([*heard[:number], x[:, :first]], 1)
             mask = torch.ones(before.shape[:2], dtype=torch.bool)
             mask[:, -first:] = False
-            layer.ttt.token_mask = mask
-            update = torch.cat([layer.ttt(before)[:, -first:], update], 1)
-            layer.ttt.token_mask = None
+            with layer.ttt.passing(token_mask=mask):
+                update = torch.cat([layer.ttt(before)[:, -first:], update], 1)
         gating = layer.forward_ssm_gating
         results.append(gating.add_gated(x, gating(update)))
     return results

@@ -1,0 +1,212 @@
+"""What a checkpoint says about itself, parsed once and held against its weight files.
+
+`config.json` and `training.json` must agree with each other (`read`), and the headers of the weight files
+with the model that the two announce (`verify`).
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.args import LoraArgs, ModelPaths, TTTArgs
+from finetune.base_model.locate import lm_arguments
+from finetune.base_model.untrusted import check_config_values
+from finetune.base_model.weight_files import check_headers, read_headers
+from finetune.checkpoint.layout import (
+    CONFIG_FILE,
+    FIRST_CODEBOOK_KEY,
+    FULL_FILE,
+    TRAINING_FILE,
+    TTT_FILE,
+    WEIGHT_FILES,
+)
+from finetune.config_io import build_args, yaml_text
+from finetune.errors import CheckpointError, ConfigError
+from finetune.files import read_json_object
+from finetune.ttt_integration import apply_ttt_to_model
+from finetune.wrapped_model import add_lora, load_without_weights
+
+_OF_ONE_MACHINE = "inner_loop_plot_dir"
+
+
+@dataclass(frozen=True)
+class CheckpointDescription:
+    """The descriptions of a checkpoint, read and checked; its weights are not loaded yet.
+
+    Attributes:
+        folder: with the files.
+        config: config.json, which describes the base model too.
+        training: training.json; empty for a checkpoint of moshi-finetune, which has none.
+        files: the weight files.
+        step: of the training run.
+        base: where the base model comes from.
+        lora: shape of the adapters, None without.
+        ttt: the `ttt:` section it was trained with.
+        first_codebook_weight: of the semantic codebook in the audio loss it was trained with
+            (`first_codebook_weight_multiplier`), None where nothing says so.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    training: dict[str, Any]
+    files: tuple[str, ...]
+    step: int
+    base: ModelPaths
+    lora: LoraArgs | None
+    ttt: TTTArgs
+    first_codebook_weight: float | None
+
+    @classmethod
+    def read(cls, folder: Path, *, ours_only: bool = True) -> "CheckpointDescription":
+        """Parse both descriptions and see that they agree, and that the files they name are there.
+
+        Args:
+            folder: with the files, see `finetune.checkpoint.reading.find_checkpoint`.
+            ours_only: refuse a checkpoint of moshi-finetune, which has no training.json.
+
+        Raises:
+            CheckpointError: a file is missing, damaged or not listed, or the descriptions disagree.
+        """
+        config = read_json_object(folder / CONFIG_FILE)
+        check_config_values(config, source=str(folder / CONFIG_FILE))
+        training: dict[str, Any] = {}
+        if (folder / TRAINING_FILE).is_file():
+            training = read_json_object(folder / TRAINING_FILE)
+        elif ours_only:
+            raise CheckpointError(
+                f"{folder}: {TRAINING_FILE} is missing; only checkpoints of moshi-ttt have it."
+            )
+        try:
+            description = cls._parse(folder, config, training)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError, ConfigError) as error:
+            raise CheckpointError(f"{folder}: {CONFIG_FILE} or {TRAINING_FILE} is damaged: {error}") from None
+        description._check_files()
+        if training:
+            description._check_ttt_sections()
+        return description
+
+    @classmethod
+    def _parse(
+        cls, folder: Path, config: dict[str, Any], training: dict[str, Any]
+    ) -> "CheckpointDescription":
+        lora = None
+        if config.get("lora"):
+            shape = {"rank": config["lora_rank"], "scaling": config["lora_scaling"]}
+            lora = build_args(LoraArgs, {"enable": True} | shape, "lora_")
+        if not training:
+            files = tuple(name for name in WEIGHT_FILES if (folder / name).is_file())
+            return cls(folder, config, training, files, 0, ModelPaths(), lora, TTTArgs(), None)
+        return cls(
+            folder,
+            config,
+            training,
+            tuple(map(_file_name, training["files"])),
+            int(training["step"]),
+            build_args(ModelPaths, dict(training["moshi_paths"]), "moshi_paths."),
+            lora,
+            build_args(TTTArgs, training["ttt"], "ttt."),
+            _first_codebook_weight(training),
+        )
+
+    @property
+    def has_full_weights(self) -> bool:
+        """Whether it holds the whole model, so that the base model's weights are not needed."""
+        return FULL_FILE in self.files
+
+    @property
+    def model_paths(self) -> ModelPaths:
+        """Where the files to load are: of the base model, but own full weights in place of its weights."""
+        if not self.has_full_weights:
+            return self.base
+        return dataclasses.replace(self.base, moshi_path=str(self.folder / FULL_FILE))
+
+    @property
+    def base_fingerprint(self) -> str | None:
+        """Of the base model it was trained on, None where it is not known or not needed."""
+        return None if self.has_full_weights else self.training.get("base_fingerprint")
+
+    def verify(self, lm_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Compare the headers of all weight files with the model that the descriptions announce.
+
+        That model is built without memory, so a description may lie about sizes at no cost.
+
+        Args:
+            lm_kwargs: arguments of `LMModel` to compare with instead of those of config.json.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown, twice there, no floating-point one or of another
+                shape; names file, tensor and values.
+        """
+        headers = read_headers(self.folder, self.files)
+        try:
+            shapes = self._announced_shapes(lm_arguments(self.config) if lm_kwargs is None else lm_kwargs)
+        except ConfigError as error:
+            own = f"{CONFIG_FILE} and {TRAINING_FILE} do not fit each other: " if lm_kwargs is None else ""
+            raise CheckpointError(f"{self.folder}: {own}{error}") from None
+        complete = ("lora", "ttt", "base") if self.has_full_weights else ("lora", "ttt")
+        check_headers(headers, shapes, complete=complete, source=str(self.folder))
+
+    def _announced_shapes(self, lm_kwargs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        source = f"{self.folder / CONFIG_FILE}: the configuration"
+        model = load_without_weights(lm_kwargs, dtype=torch.float32, source=source)
+        if self.lora is not None:
+            add_lora(model, self.lora, dtype=torch.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the model could not do: this one does nothing
+            apply_ttt_to_model(model, self.ttt)
+        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+    def _check_files(self) -> None:
+        for name in self.files:
+            if not (self.folder / name).is_file():
+                raise CheckpointError(f"{self.folder}: {name} is missing, the checkpoint is not complete.")
+        for name in WEIGHT_FILES:
+            if name not in self.files and (self.folder / name).is_file():
+                raise CheckpointError(f"{self.folder}: {TRAINING_FILE} does not list {name}, which is there.")
+
+    def _check_ttt_sections(self) -> None:
+        """Both files hold the `ttt` section, and config.json has it exactly where there are TTT weights.
+
+        The weights do not show a changed `mini_batch_size` or `base_lr`, which make another model all the
+        same.
+        """
+        folder, has_weights = self.folder, TTT_FILE in self.files
+        if ("ttt" in self.config) != has_weights:
+            there, missing = ("section ttt", TTT_FILE) if not has_weights else (TTT_FILE, "section ttt")
+            raise CheckpointError(
+                f"{folder}: has a {there} but no {missing}; {CONFIG_FILE} and files disagree."
+            )
+        if not has_weights:
+            return
+        try:
+            theirs = build_args(TTTArgs, self.config["ttt"], "ttt.")
+        except (AttributeError, TypeError, ConfigError) as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: damaged: {error}") from None
+        for field in dataclasses.fields(TTTArgs):
+            first, second = getattr(theirs, field.name), getattr(self.ttt, field.name)
+            if first != second and field.name != _OF_ONE_MACHINE:
+                raise CheckpointError(
+                    f"{folder}: ttt.{field.name} is {yaml_text(first)} in {CONFIG_FILE} but "
+                    f"{yaml_text(second)} in {TRAINING_FILE}; one of them was changed after training."
+                )
+
+
+def _file_name(value: object) -> str:
+    if value not in WEIGHT_FILES:
+        raise ValueError(f"files: {value!r} is no file of a checkpoint")
+    return str(value)
+
+
+def _first_codebook_weight(training: Mapping[str, Any]) -> float | None:
+    value = training.get(FIRST_CODEBOOK_KEY)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{FIRST_CODEBOOK_KEY}: {value!r} is not a number greater than 0")
+    return float(value)
