@@ -60,7 +60,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pylint --disable=all --enable=duplicate-code --min-similarity-lines=12 --ignore-imports=yes \
-	  --ignore-docstrings=yes moshi_ttt finetune benchmarks experiments documentation *.py
+	  --ignore-docstrings=yes moshi_ttt finetune benchmarks experiments site_tools *.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist site *.egg-info

@@ -135,7 +135,7 @@ def _choose_codec(options: argparse.Namespace, args: TrainArgs | None) -> Codec:
             cache_dir, key = args.data.cache_dir, "data.cache_dir"
         return Codec(args.moshi_paths, cache_dir, key)
     if options.checkpoint is not None:
-        return Codec(open_checkpoint(options.checkpoint, base=options.base).base, cache_dir, key)
+        return Codec(open_checkpoint(options.checkpoint, base=options.base).model_paths, cache_dir, key)
     return Codec(ModelPaths(hf_repo_id=options.base), cache_dir, key)
 
 

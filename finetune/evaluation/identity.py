@@ -8,9 +8,9 @@ from typing import Any
 
 from finetune.base_model.conditions import condition_names
 from finetune.base_model.locate import base_fingerprint, lm_config
+from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.integrity import describe_file
 from finetune.checkpoint.layout import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE, step_of
-from finetune.checkpoint.reading import Checkpoint
 from finetune.inference.speech_model import SpeechModel
 from finetune.ttt_integration import attention_windows
 from moshi_ttt.hybrid_model import ttt_layers
@@ -59,7 +59,7 @@ def digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def home_of(checkpoint: Checkpoint, *, given: str) -> Path:
+def home_of(checkpoint: CheckpointDescription, *, given: str) -> Path:
     """Where results of a checkpoint belong: its run directory, or its own folder when it has none.
 
     Args:

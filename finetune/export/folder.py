@@ -22,38 +22,35 @@ from safetensors import SafetensorError
 from finetune.args import ModelPaths, TTTArgs
 from finetune.base_model.locate import is_hub_id, one_line
 from finetune.base_model.weight_files import count_parameters
+from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.layout import CONFIG_FILE, FULL_FILE, TRAINING_FILE, TTT_FILE, WEIGHT_FILES
-from finetune.checkpoint.reading import Checkpoint, find_checkpoint, open_checkpoint
-from finetune.config_io import build_args
+from finetune.checkpoint.reading import open_checkpoint
 from finetune.errors import CheckpointError, ConfigError
 from finetune.export.card import DEFAULT_LICENSE, CardFacts, model_card
 from finetune.export.merge import MergePlan, merged_config, plan_merge, write_merged
-from finetune.files import read_json_object
 
 CARD_FILE = "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
-class SourceCheckpoint:
-    """A checkpoint whose files have been checked.
+class _Plan:
+    """What the folder will hold.
 
     Attributes:
-        folder: where its files are.
-        config: config.json.
-        training: training.json.
-        ttt: the `ttt` section of training.json.
-        base: the `moshi_paths` section of training.json.
+        source: the checkpoint.
+        config: config.json of the export.
+        training: training.json of the export.
+        base: where the exported model finds its base model.
         parameters: number of parameters by weight file.
-        checkpoint: the same as the loader sees it.
+        merge: what becomes of the base weights; None: adapters stay adapters, full weights are copied.
     """
 
-    folder: Path
+    source: CheckpointDescription
     config: dict[str, Any]
     training: dict[str, Any]
-    ttt: TTTArgs
     base: ModelPaths
     parameters: dict[str, int]
-    checkpoint: Checkpoint
+    merge: MergePlan | None = None
 
 
 def export_checkpoint(
@@ -91,7 +88,7 @@ def export_checkpoint(
     replacement = None if base_model is None else _checked_base(base_model)
     if repo_id is not None and not is_hub_id(repo_id):
         raise ConfigError(f"--push-to-hub: {repo_id!r} is not a repository of the Hub such as USER/REPO.")
-    source = read_checkpoint(find_checkpoint(checkpoint))
+    source = open_checkpoint(checkpoint)
     base = source.base if replacement is None else ModelPaths(hf_repo_id=replacement)
     local = local_files(base)
     if repo_id is not None and local:
@@ -99,67 +96,48 @@ def export_checkpoint(
             f"--push-to-hub: the base model is local ({local[0]}), where nobody else finds it; "
             "give its repository on the Hub with --base-model."
         )
-    source = dataclasses.replace(
-        source, base=base, training=source.training | {"moshi_paths": dataclasses.asdict(base)}
-    )
-    merge = None
-    if merged_dtype is not None and (merged_dtype != "auto" or FULL_FILE not in source.parameters):
-        merge = plan_merge(source.checkpoint, base, source.training, dtype=merged_dtype)
-        source = dataclasses.replace(
-            source,
-            config=merged_config(source.config),
-            training=merge.training,
-            parameters=merge.parameters | _without_base_weights(source.parameters),
-        )
-    _write_folder(out, source, merge, _texts(source, title=title, license_id=license_id, repo_id=repo_id))
+    plan = _plan(source, base, merged_dtype)
+    _write_folder(out, plan, _texts(plan, title=title, license_id=license_id, repo_id=repo_id))
     return base
 
 
-def _texts(
-    source: SourceCheckpoint, *, title: str | None, license_id: str, repo_id: str | None
-) -> dict[str, str]:
+def _plan(source: CheckpointDescription, base: ModelPaths, merged_dtype: str | None) -> _Plan:
+    training = source.training | {"moshi_paths": dataclasses.asdict(base)}
+    parameters = {
+        name: count_parameters(source.folder / name) for name in WEIGHT_FILES if name in source.files
+    }
+    plan = _Plan(source, source.config, training, base, parameters)
+    if merged_dtype is None or (merged_dtype == "auto" and source.has_full_weights):
+        return plan
+    merge = plan_merge(source, base, training, dtype=merged_dtype)
+    return dataclasses.replace(
+        plan,
+        config=merged_config(source.config),
+        training=merge.training,
+        parameters=merge.parameters | _without_base_weights(parameters),
+        merge=merge,
+    )
+
+
+def _texts(plan: _Plan, *, title: str | None, license_id: str, repo_id: str | None) -> dict[str, str]:
     facts = CardFacts(
-        step=source.training["step"],
-        config=source.config,
-        ttt=source.ttt,
-        parameters=source.parameters,
-        base_model=None if local_files(source.base) else source.base.hf_repo_id,
+        step=plan.training["step"],
+        config=plan.config,
+        ttt=plan.source.ttt,
+        parameters=plan.parameters,
+        base_model=None if local_files(plan.base) else plan.base.hf_repo_id,
         repo_id=repo_id,
-        merged_lora=source.training.get("merged_lora"),
+        merged_lora=plan.training.get("merged_lora"),
     )
     try:
         card = model_card(facts, title=title, license_id=license_id)
     except CheckpointError as error:
-        raise CheckpointError(f"{source.folder}: {error}") from None
+        raise CheckpointError(f"{plan.source.folder}: {error}") from None
     return {
-        CONFIG_FILE: _json_text(_without_plot_dir(source.config)),
-        TRAINING_FILE: _json_text(_without_plot_dir(source.training)),
+        CONFIG_FILE: _json_text(_without_plot_dir(plan.config)),
+        TRAINING_FILE: _json_text(_without_plot_dir(plan.training)),
         CARD_FILE: card,
     }
-
-
-def read_checkpoint(folder: Path) -> SourceCheckpoint:
-    """Read a checkpoint's settings and the headers of its weight files.
-
-    Args:
-        folder: what `find_checkpoint` returns.
-
-    Raises:
-        CheckpointError: a file is missing, damaged or not listed in training.json.
-    """
-    config = read_json_object(folder / CONFIG_FILE)
-    if not (folder / TRAINING_FILE).is_file():
-        raise CheckpointError(f"{folder}: {TRAINING_FILE} is missing; only checkpoints of moshi-ttt have it.")
-    training = read_json_object(folder / TRAINING_FILE)
-    try:
-        files = list(training["files"])
-        ttt = build_args(TTTArgs, training["ttt"], "ttt.")
-        base = build_args(ModelPaths, training["moshi_paths"], "moshi_paths.")
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{folder / TRAINING_FILE}: damaged: {error}") from None
-    _check_files(folder, files)
-    parameters = {name: count_parameters(folder / name) for name in WEIGHT_FILES if name in files}
-    return SourceCheckpoint(folder, config, training, ttt, base, parameters, open_checkpoint(folder))
 
 
 def local_files(base: ModelPaths) -> list[str]:
@@ -196,18 +174,6 @@ def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
             f"`huggingface-cli login` where that is the reason, then try again: {again}"
         ) from None
     return str(url)
-
-
-def _check_files(folder: Path, files: list[str]) -> None:
-    for name in files:
-        if name not in WEIGHT_FILES:
-            raise CheckpointError(f"{folder / TRAINING_FILE}: damaged: {name!r} is no file of a checkpoint.")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder}: {name} is missing, the checkpoint is not complete.")
-    for name in WEIGHT_FILES:
-        # Whoever loads the checkpoint reads every weight file that is there.
-        if name not in files and (folder / name).is_file():
-            raise CheckpointError(f"{folder}: {TRAINING_FILE} does not list {name}, which is there.")
 
 
 def _checked_base(value: str) -> str:
@@ -256,20 +222,18 @@ def _without_base_weights(parameters: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in parameters.items() if name == TTT_FILE}
 
 
-def _write_folder(
-    out: Path, source: SourceCheckpoint, merge: MergePlan | None, texts: Mapping[str, str]
-) -> None:
+def _write_folder(out: Path, plan: _Plan, texts: Mapping[str, str]) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         # Beside `out`, so that the renaming stays inside one file system.
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
             partial = Path(temporary) / "export"
             partial.mkdir()
-            for name in source.parameters:
-                if merge is not None and name == FULL_FILE:
-                    write_merged(merge, partial / name)
+            for name in plan.parameters:
+                if plan.merge is not None and name == FULL_FILE:
+                    write_merged(plan.merge, partial / name)
                 else:
-                    shutil.copyfile(source.folder / name, partial / name)
+                    shutil.copyfile(plan.source.folder / name, partial / name)
             for name, text in texts.items():
                 (partial / name).write_text(text, encoding="utf-8")
             partial.rename(out)

@@ -15,8 +15,9 @@ from finetune.args import ModelPaths
 from finetune.base_model.announced_conditions import CONDITION_PREFIX
 from finetune.base_model.locate import find_model_files
 from finetune.base_model.weight_files import check_finite, count_parameters, read_header, read_tensors
+from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.layout import FULL_FILE, LORA_FILE, TTT_FILE
-from finetune.checkpoint.reading import Checkpoint, check_base, own_weights
+from finetune.checkpoint.reading import check_base, own_weights
 from finetune.errors import CheckpointError
 from finetune.wrapped_model import load_base
 
@@ -37,7 +38,7 @@ class MergePlan:
         parameters: number of parameters by weight file, that of TTT left out.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: CheckpointDescription
     info: CheckpointInfo
     dtype: str
     training: dict[str, Any]
@@ -45,7 +46,7 @@ class MergePlan:
 
 
 def plan_merge(
-    checkpoint: Checkpoint, base: ModelPaths, training: Mapping[str, Any], *, dtype: str
+    checkpoint: CheckpointDescription, base: ModelPaths, training: Mapping[str, Any], *, dtype: str
 ) -> MergePlan:
     """Find the base weights and see that they are those of training; nothing is loaded yet.
 
@@ -58,7 +59,7 @@ def plan_merge(
     Raises:
         CheckpointError: the base model is missing, or is not the one of training.
     """
-    if (checkpoint.folder / FULL_FILE).is_file():
+    if checkpoint.has_full_weights:
         base = dataclasses.replace(base, moshi_path=str(checkpoint.folder / FULL_FILE))
     info = own_weights(checkpoint, find_model_files(base))
     check_base(checkpoint, info)
@@ -115,13 +116,15 @@ def _stored_dtype(path: Path) -> torch.dtype:
     return torch.bfloat16 if dtypes <= {"BF16"} else torch.float32
 
 
-def _adapters(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def _adapters(checkpoint: CheckpointDescription) -> dict[str, Tensor]:
     """Tensors of the LoRA file, embeddings that trained beside the adapters included."""
     path = checkpoint.folder / LORA_FILE
     return read_tensors(path) if path.is_file() else {}
 
 
-def _merged(name: str, tensor: Tensor, trained: dict[str, Tensor], checkpoint: Checkpoint) -> Tensor:
+def _merged(
+    name: str, tensor: Tensor, trained: dict[str, Tensor], checkpoint: CheckpointDescription
+) -> Tensor:
     """What takes the place of a base tensor; takes its adapter out of `trained`."""
     layer = name.removesuffix("weight")
     up, down = trained.pop(f"{layer}lora_B.weight", None), trained.pop(f"{layer}lora_A.weight", None)

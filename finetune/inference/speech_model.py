@@ -11,7 +11,8 @@ from moshi.models.loaders import CheckpointInfo
 from finetune.base_model.codec import check_codec, load_codec, load_tokenizer
 from finetune.base_model.conditions import TextConditions, check_conditions, condition_names
 from finetune.base_model.locate import find_model_files
-from finetune.checkpoint.reading import Checkpoint, load_model, open_checkpoint
+from finetune.checkpoint.description import CheckpointDescription
+from finetune.checkpoint.reading import load_model, open_checkpoint
 from finetune.errors import CheckpointError, ConfigError
 from finetune.ttt_integration import attention_windows
 from moshi_ttt.hybrid_model import TTTMode, set_ttt_mode, ttt_layers
@@ -35,7 +36,7 @@ class SpeechModel:
     mimi: MimiModel
     tokenizer: sentencepiece.SentencePieceProcessor
     source: str
-    checkpoint: Checkpoint
+    checkpoint: CheckpointDescription
     info: CheckpointInfo
     conditions: TextConditions = field(default_factory=dict)
 
@@ -71,7 +72,7 @@ def load_speech_model(
         ConfigError: a mode other than `on` for a model without TTT, or a condition that it does not have.
     """
     checkpoint = open_checkpoint(path, base=base)
-    info = find_model_files(checkpoint.base)
+    info = find_model_files(checkpoint.model_paths)
     if checkpoint.ttt.enable and not checkpoint.ttt.causal:
         raise CheckpointError(
             f"{checkpoint.folder}: was trained with ttt.causal: false, which sees the future and cannot talk."
@@ -92,7 +93,9 @@ def load_speech_model(
     return SpeechModel(lm, mimi, tokenizer, source, checkpoint, info, conditions)
 
 
-def _describe(checkpoint: Checkpoint, lm: LMModel, mode: TTTMode, conditions: TextConditions) -> str:
+def _describe(
+    checkpoint: CheckpointDescription, lm: LMModel, mode: TTTMode, conditions: TextConditions
+) -> str:
     layers = ", ".join(map(str, ttt_layers(lm)))
     memory = f"TTT {mode} in layers {layers}" if layers else "no TTT layers"
     windows = sorted({window for window in attention_windows(lm) if window is not None})

@@ -12,12 +12,12 @@ import sphn
 from aiohttp import WebSocketError, WSMsgType, web
 from moshi.models.loaders import FRAME_RATE
 
+from finetune.errors import StateError
 from finetune.files import finite_or_null
 from finetune.serving.limits import Limits, Throttle
 from finetune.serving.protocol import IGNORED_KINDS, CloseCode, Kind, message, metadata
 from finetune.serving.turns import Turns
 from finetune.serving.voice import Spoken, Voice
-from moshi_ttt.files.state_file import StateError
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from moshi.models.loaders import FRAME_RATE
 
+from finetune.errors import StateError
 from finetune.inference.conversation import Conversation, Sampling
 from finetune.inference.speech_model import SpeechModel
-from moshi_ttt.files.state_file import StateError
 from moshi_ttt.hybrid_model import streaming_states, ttt_layers
 from moshi_ttt.memory import load_ttt_states, save_ttt_states
 

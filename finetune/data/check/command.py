@@ -85,7 +85,9 @@ def _tokenizer_of_model(checkpoint: str | None, base: str | None) -> Path:
     from finetune.base_model.locate import find_model_files
     from finetune.checkpoint.reading import open_checkpoint
 
-    paths = ModelPaths(hf_repo_id=base) if checkpoint is None else open_checkpoint(checkpoint, base=base).base
+    paths = ModelPaths(hf_repo_id=base)
+    if checkpoint is not None:
+        paths = open_checkpoint(checkpoint, base=base).model_paths
     return Path(find_model_files(paths).tokenizer)
 
 

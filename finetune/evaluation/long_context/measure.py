@@ -18,12 +18,12 @@ from moshi.models.lm import LMModel
 from tqdm import tqdm
 
 from finetune.base_model.conditions import TextConditions
-from finetune.errors import ConfigError, DataError
+from finetune.errors import ConfigError, DataError, StateError
 from finetune.evaluation.long_context.arms import Arm, enter_arm
 from finetune.evaluation.long_context.stream_losses import CodeStream, StreamLosses, stream_losses
 from finetune.inference.terminal import say
 from finetune.monitoring.trajectories import StreamTrajectories, load_trajectories, save_trajectories
-from moshi_ttt.files.state_file import StateError, StateFile, write_state_file
+from moshi_ttt.files.state_file import StateFile, write_state_file
 
 KIND = "moshi-ttt losses 1"
 _DIGEST = "losses_sha256"  # safetensors would not notice a changed number

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from finetune.checkpoint.reading import Checkpoint, open_checkpoint
+from finetune.checkpoint.description import CheckpointDescription
+from finetune.checkpoint.reading import open_checkpoint
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.identity import digest, home_of, model_identity
 from finetune.evaluation.out_folder import check_default, check_out
@@ -149,7 +150,9 @@ def _plan(name: str, options: argparse.Namespace) -> _Plan:
     return _Plan(benchmarks, num_ids, found.absent, weight, folder)
 
 
-def _common_weight(options: argparse.Namespace, checkpoints: Sequence[Checkpoint]) -> SemanticWeight:
+def _common_weight(
+    options: argparse.Namespace, checkpoints: Sequence[CheckpointDescription]
+) -> SemanticWeight:
     """The weight of the semantic codebook, one for both models of a comparison."""
     weights = [semantic_weight(checkpoint, given=options.semantic_weight) for checkpoint in checkpoints]
     if len({weight.value for weight in weights}) > 1:
@@ -163,7 +166,7 @@ def _common_weight(options: argparse.Namespace, checkpoints: Sequence[Checkpoint
     return weights[0]
 
 
-def _folder(name: str, options: argparse.Namespace, checkpoint: Checkpoint) -> Path:
+def _folder(name: str, options: argparse.Namespace, checkpoint: CheckpointDescription) -> Path:
     """Where the results go; without --out the same settings go to the same folder.
 
     Raises:

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.layout import FIRST_CODEBOOK_KEY, TRAINING_FILE, step_of
-from finetune.checkpoint.reading import Checkpoint
 from finetune.config_io import ARGS_FILE, read_yaml
 from finetune.errors import ConfigError
 from finetune.evaluation.bootstrap import RatioBootstrap
@@ -147,7 +147,7 @@ class SemanticWeight(NamedTuple):
     source: str
 
 
-def semantic_weight(checkpoint: Checkpoint, *, given: float | None = None) -> SemanticWeight:
+def semantic_weight(checkpoint: CheckpointDescription, *, given: float | None = None) -> SemanticWeight:
     """The weight for a checkpoint: what is given, else that of its training, else Moshi's own.
 
     Raises:
