@@ -8,6 +8,7 @@ since a grid cannot start in the middle of a mini-batch.
 from typing import TypedDict
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from moshi_ttt.config import TTTConfig
@@ -20,17 +21,19 @@ class FormatInfo(TypedDict):
     padded_length: int
 
 
-def split_heads(x: Tensor, num_heads: int) -> Tensor:
+def split_heads(x: Float[Tensor, "B T dim"], num_heads: int) -> Float[Tensor, "B H T D"]:
     """`[B, T, dim]` to `[B, H, T, D]`."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def merge_heads(x: Tensor) -> Tensor:
+def merge_heads(x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B T dim"]:
     """`[B, H, T, D]` to `[B, T, dim]`."""
     return x.transpose(1, 2).flatten(2)
 
 
-def moshi_to_ttt_format(x: Tensor, config: TTTConfig) -> tuple[Tensor, FormatInfo]:
+def moshi_to_ttt_format(
+    x: Float[Tensor, "B T dim"], config: TTTConfig
+) -> tuple[Float[Tensor, "B H N C D"], FormatInfo]:
     """Cut `[B, T, dim]` into heads and mini-batches, the last one padded with zeros.
 
     Returns:
@@ -48,7 +51,7 @@ def moshi_to_ttt_format(x: Tensor, config: TTTConfig) -> tuple[Tensor, FormatInf
     return grid, {"original_length": length, "padded_length": length + padding}
 
 
-def ttt_to_moshi_format(x: Tensor, original_length: int) -> Tensor:
+def ttt_to_moshi_format(x: Float[Tensor, "B H N C D"], original_length: int) -> Float[Tensor, "B T dim"]:
     """Inverse of `moshi_to_ttt_format`: `[B, H, N, C, D]` to `[B, original_length, dim]`.
 
     Raises:

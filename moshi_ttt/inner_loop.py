@@ -17,13 +17,20 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moshi_ttt.backends import choose_backend
 from moshi_ttt.config import InnerSettings
 from moshi_ttt.manual import run_manual
 
-Tokens = tuple[Tensor, Tensor, Tensor, Tensor]  # q, k, v [B, H, T, D] and eta [B, H, T]
+# q, k, v and eta, of a sequence and of t tokens of it
+Tokens = tuple[
+    Float[Tensor, "B H T D"], Float[Tensor, "B H T D"], Float[Tensor, "B H T D"], Float[Tensor, "B H T"]
+]
+Block = tuple[
+    Float[Tensor, "B H t D"], Float[Tensor, "B H t D"], Float[Tensor, "B H t D"], Float[Tensor, "B H t"]
+]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -34,10 +41,10 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 class InnerNetwork(NamedTuple):
     """The inner MLP before the first token, `W0`, and its LayerNorm: what the outer loop trains."""
 
-    weights: tuple[Tensor, ...]  # layer l: [H, in_l, out_l]
-    biases: tuple[Tensor, ...]  # layer l: [H, 1, out_l]
-    ln_weight: Tensor  # [H, D]
-    ln_bias: Tensor  # [H, D]
+    weights: tuple[Float[Tensor, "H in_l out_l"], ...]  # of layer l
+    biases: tuple[Float[Tensor, "H 1 out_l"], ...]
+    ln_weight: Float[Tensor, "H D"]
+    ln_bias: Float[Tensor, "H D"]
 
     def detached(self) -> "InnerNetwork":
         """The same without gradients."""
@@ -53,10 +60,10 @@ class TTTState(NamedTuple):
     the mini-batch started from.
     """
 
-    start_weights: tuple[Tensor, ...]  # layer l: [B, H, in_l, out_l]
-    start_biases: tuple[Tensor, ...]  # layer l: [B, H, 1, out_l]
-    pending_inputs: tuple[Tensor, ...]  # layer l: [B, H, P, in_l]
-    pending_gradients: tuple[Tensor, ...]  # layer l: [B, H, P, out_l]
+    start_weights: tuple[Float[Tensor, "B H in_l out_l"], ...]  # of layer l
+    start_biases: tuple[Float[Tensor, "B H 1 out_l"], ...]
+    pending_inputs: tuple[Float[Tensor, "B H P in_l"], ...]
+    pending_gradients: tuple[Float[Tensor, "B H P out_l"], ...]
 
     @property
     def num_pending(self) -> int:
@@ -64,7 +71,7 @@ class TTTState(NamedTuple):
         return self.pending_inputs[0].shape[2]
 
     @property
-    def weights(self) -> tuple[Tensor, ...]:
+    def weights(self) -> tuple[Float[Tensor, "B H _ _"], ...]:
         """Fast weights after the last token, layer l: `[B, H, in_l, out_l]`."""
         return tuple(
             w - x.mT @ g
@@ -72,14 +79,16 @@ class TTTState(NamedTuple):
         )
 
     @property
-    def biases(self) -> tuple[Tensor, ...]:
+    def biases(self) -> tuple[Float[Tensor, "B H 1 _"], ...]:
         """Fast biases after the last token, layer l: `[B, H, 1, out_l]`."""
         return tuple(
             b - g.sum(2, keepdim=True) for b, g in zip(self.start_biases, self.pending_gradients, strict=True)
         )
 
 
-def initial_state(weights: Sequence[Tensor], biases: Sequence[Tensor], batch_size: int) -> TTTState:
+def initial_state(
+    weights: Sequence[Float[Tensor, "H _ _"]], biases: Sequence[Float[Tensor, "H 1 _"]], batch_size: int
+) -> TTTState:
     """The state before the first token: `W0`, the same for every row, nothing pending."""
     dtype = compute_dtype(weights[0])
     start_weights = tuple(w.to(dtype).expand(batch_size, *w.shape) for w in weights)
@@ -93,8 +102,10 @@ def initial_state(weights: Sequence[Tensor], biases: Sequence[Tensor], batch_siz
     )
 
 
-def lower_triangle(steps: Tensor, queries: Tensor, *, diagonal: int) -> Tensor:
-    """Query i sees step j where j <= i + diagonal. `[B, H, P, _]`, `[B, H, t, _]` to boolean `[t, P]`."""
+def lower_triangle(
+    steps: Float[Tensor, "B H P _"], queries: Float[Tensor, "B H t _"], *, diagonal: int
+) -> Bool[Tensor, "t P"]:
+    """Query i sees step j where j <= i + diagonal."""
     shape = (queries.shape[2], steps.shape[2])
     return torch.ones(shape, dtype=torch.bool, device=steps.device).tril(diagonal)
 
@@ -116,7 +127,7 @@ class InnerLoop:
         self.ln_weight = network.ln_weight.to(dtype)[:, None]  # [H, 1, D]
         self.ln_bias = network.ln_bias.to(dtype)[:, None]  # [H, 1, D]
 
-    def run(self, tokens: Tokens, state: TTTState | None) -> tuple[Tensor, TTTState]:
+    def run(self, tokens: Tokens, state: TTTState | None) -> tuple[Float[Tensor, "B H T D"], TTTState]:
         """Learn from and answer a sequence of any length, see `moshi_ttt.ops.ttt_mlp_with_states`.
 
         Args:
@@ -158,7 +169,7 @@ class InnerLoop:
 
     def _advance_by_hand(
         self, tokens: Tokens, state: TTTState, settings: InnerSettings
-    ) -> tuple[Tensor, TTTState]:
+    ) -> tuple[Float[Tensor, "B H T D"], TTTState]:
         """Full mini-batches from the start of one; the settings say by which backend."""
         out, weights, biases = run_manual(
             tokens,
@@ -171,9 +182,14 @@ class InnerLoop:
         return out, state._replace(start_weights=weights, start_biases=biases)
 
     def advance(
-        self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor, state: TTTState
-    ) -> tuple[Tensor, TTTState]:
-        """Learn from and answer the next tokens of one mini-batch. q, k, v `[B, H, t, D]`."""
+        self,
+        q: Float[Tensor, "B H t D"],
+        k: Float[Tensor, "B H t D"],
+        v: Float[Tensor, "B H t D"],
+        eta: Float[Tensor, "B H t"],
+        state: TTTState,
+    ) -> tuple[Float[Tensor, "B H t D"], TTTState]:
+        """Learn from and answer the next tokens of one mini-batch."""
         num_pending = state.num_pending
         state = self.learn(k, v, eta, state)
         visible = (
@@ -182,8 +198,14 @@ class InnerLoop:
         z = self.read(q, state, visible=visible)
         return q + self.layer_norm(z), state
 
-    def learn(self, k: Tensor, v: Tensor, eta: Tensor, state: TTTState) -> TTTState:
-        """The steps of the next tokens of one mini-batch, k, v `[B, H, t, D]`, pending in the state."""
+    def learn(
+        self,
+        k: Float[Tensor, "B H t D"],
+        v: Float[Tensor, "B H t D"],
+        eta: Float[Tensor, "B H t"],
+        state: TTTState,
+    ) -> TTTState:
+        """The steps of the next tokens of one mini-batch, pending in the state."""
         inputs, gradients = self.token_gradients(k, v, eta, state.start_weights, state.start_biases)
         if state.num_pending:
             inputs = tuple(torch.cat(pair, 2) for pair in zip(state.pending_inputs, inputs, strict=True))
@@ -194,13 +216,16 @@ class InnerLoop:
 
     @torch.no_grad()
     def losses(
-        self, k: Tensor, v: Tensor, eta: Tensor, state: TTTState | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Inner loss of every token at `W0`, just before its own step and just after it. `[B, H, T]` each.
+        self,
+        k: Float[Tensor, "B H T D"],
+        v: Float[Tensor, "B H T D"],
+        eta: Float[Tensor, "B H T"],
+        state: TTTState | None,
+    ) -> tuple[Float[Tensor, "B H T"], Float[Tensor, "B H T"], Float[Tensor, "B H T"]]:
+        """Inner loss of every token at `W0`, just before its own step and just after it.
 
         Args:
-            k, v: `[B, H, T, D]`, any T; the steps are causal.
-            eta: `[B, H, T]`.
+            k, v, eta: of any number of tokens; the steps are causal.
             state: at the first token, anywhere in a mini-batch; None starts at `W0`.
         """
         losses: list[list[Tensor]] = [[], [], []]
@@ -235,9 +260,14 @@ class InnerLoop:
         return at_w0, before, after
 
     def token_gradients(
-        self, k: Tensor, v: Tensor, eta: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Inputs `X_l` `[B, H, t, in_l]` and `eta * d loss / d Z_l` `[B, H, t, out_l]` of every token."""
+        self,
+        k: Float[Tensor, "B H t D"],
+        v: Float[Tensor, "B H t D"],
+        eta: Float[Tensor, "B H t"],
+        weights: Sequence[Float[Tensor, "B H _ _"]],
+        biases: Sequence[Float[Tensor, "B H 1 _"]],
+    ) -> tuple[tuple[Float[Tensor, "B H t _"], ...], tuple[Float[Tensor, "B H t _"], ...]]:
+        """Inputs `X_l` and `eta * d loss / d Z_l` of every token, by layer."""
         inputs, zs = [k], []
         for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             zs.append(inputs[layer] @ weight + bias)
@@ -252,8 +282,10 @@ class InnerLoop:
             gradients.insert(0, gradient)
         return tuple(inputs), tuple(gradients)
 
-    def output_gradient(self, z: Tensor, target: Tensor) -> Tensor:
-        """`d/dz 0.5 * ||LN(z) - target||^2`, clipped per token when asked. `[B, H, t, D]`."""
+    def output_gradient(
+        self, z: Float[Tensor, "B H t D"], target: Float[Tensor, "B H t D"]
+    ) -> Float[Tensor, "B H t D"]:
+        """`d/dz 0.5 * ||LN(z) - target||^2`, clipped per token when asked."""
         centred = z - z.mean(-1, keepdim=True)
         rstd = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self.settings.eps)
         normed = centred * rstd
@@ -265,12 +297,14 @@ class InnerLoop:
             gradient = gradient * (self.settings.inner_grad_clip / norm).clamp(max=1.0)
         return gradient
 
-    def layer_norm(self, z: Tensor) -> Tensor:
+    def layer_norm(self, z: Float[Tensor, "B H t D"]) -> Float[Tensor, "B H t D"]:
         """The inner LayerNorm, per head, biased variance."""
         return self.ln_weight * F.layer_norm(z, z.shape[-1:], eps=self.settings.eps) + self.ln_bias
 
-    def read(self, x: Tensor, state: TTTState, *, visible: Tensor | None) -> Tensor:
-        """Output of the inner MLP for queries `[B, H, t, D]`.
+    def read(
+        self, x: Float[Tensor, "B H t D"], state: TTTState, *, visible: Bool[Tensor, "*B t P"] | None
+    ) -> Float[Tensor, "B H t D"]:
+        """Output of the inner MLP for queries.
 
         Args:
             x: the queries.
@@ -301,6 +335,6 @@ class InnerLoop:
         )
 
 
-def _between(tokens: Tokens, start: int, stop: int) -> Tokens:
+def _between(tokens: Tokens, start: int, stop: int) -> Block:
     q, k, v, eta = (x[:, :, start:stop] for x in tokens)
     return q, k, v, eta

@@ -6,6 +6,7 @@ Shapes: B batch rows, H heads, T tokens, D head_dim.
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from moshi_ttt.backends import Backend
@@ -16,18 +17,18 @@ __all__ = ["TTTState", "inner_losses", "ttt_mlp", "ttt_mlp_with_states"]
 
 
 def ttt_mlp(
-    xq: Tensor,
-    xk: Tensor,
-    xv: Tensor,
-    eta: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    ln_weight: Tensor,
-    ln_bias: Tensor,
+    xq: Float[Tensor, "B H T D"],
+    xk: Float[Tensor, "B H T D"],
+    xv: Float[Tensor, "B H T D"],
+    eta: Float[Tensor, "B H T"],
+    weights: Sequence[Float[Tensor, "H _ _"]],
+    biases: Sequence[Float[Tensor, "H 1 _"]],
+    ln_weight: Float[Tensor, "H D"],
+    ln_bias: Float[Tensor, "H D"],
     *,
     mini_batch_size: int,
     **settings: Any,
-) -> Tensor:
+) -> Float[Tensor, "B H T D"]:
     """Outputs of the TTT-MLP over a sequence that starts at `W0`.
 
     Arguments and settings (`causal`, `eps`, …) are those of `ttt_mlp_with_states`.
@@ -38,14 +39,14 @@ def ttt_mlp(
 
 
 def ttt_mlp_with_states(
-    xq: Tensor,
-    xk: Tensor,
-    xv: Tensor,
-    eta: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    ln_weight: Tensor,
-    ln_bias: Tensor,
+    xq: Float[Tensor, "B H T D"],
+    xk: Float[Tensor, "B H T D"],
+    xv: Float[Tensor, "B H T D"],
+    eta: Float[Tensor, "B H T"],
+    weights: Sequence[Float[Tensor, "H _ _"]],
+    biases: Sequence[Float[Tensor, "H 1 _"]],
+    ln_weight: Float[Tensor, "H D"],
+    ln_bias: Float[Tensor, "H D"],
     *,
     mini_batch_size: int,
     causal: bool = True,
@@ -54,7 +55,7 @@ def ttt_mlp_with_states(
     state_decay: float | None = None,
     backend: Backend = "auto",
     state: TTTState | None = None,
-) -> tuple[Tensor, TTTState]:
+) -> tuple[Float[Tensor, "B H T D"], TTTState]:
     """One inner gradient step per token, read back by the same token's query.
 
     Computes in at least float32 (float64 stays float64), with autocast switched off. The definition is
@@ -97,17 +98,17 @@ def ttt_mlp_with_states(
 
 
 def inner_losses(
-    xk: Tensor,
-    xv: Tensor,
-    eta: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    ln_weight: Tensor,
-    ln_bias: Tensor,
+    xk: Float[Tensor, "B H T D"],
+    xv: Float[Tensor, "B H T D"],
+    eta: Float[Tensor, "B H T"],
+    weights: Sequence[Float[Tensor, "H _ _"]],
+    biases: Sequence[Float[Tensor, "H 1 _"]],
+    ln_weight: Float[Tensor, "H D"],
+    ln_bias: Float[Tensor, "H D"],
     *,
     start: TTTState | None = None,
     **settings: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Float[Tensor, "B H T"], Float[Tensor, "B H T"], Float[Tensor, "B H T"]]:
     """Inner loss of every token at `W0`, just before its own step and just after it.
 
     A diagnostic: no gradients, causal, arguments and settings as `ttt_mlp`.

@@ -10,10 +10,15 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 
-def _inner_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+def _inner_mlp(
+    x: Float[Tensor, "B H T _"],
+    weights: Sequence[Float[Tensor, "B H _ _"]],
+    biases: Sequence[Float[Tensor, "B H 1 _"]],
+) -> Float[Tensor, "B H T _"]:
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if index > 0:
             x = F.gelu(x, approximate="tanh")
@@ -21,7 +26,9 @@ def _inner_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -
     return x
 
 
-def _head_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def _head_layer_norm(
+    x: Float[Tensor, "B H T D"], weight: Float[Tensor, "H D"], bias: Float[Tensor, "H D"], eps: float
+) -> Float[Tensor, "B H T D"]:
     mean = x.mean(-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(-1, keepdim=True)
     return (x - mean) / torch.sqrt(variance + eps) * weight[:, None] + bias[:, None]
@@ -29,13 +36,13 @@ def _head_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Ten
 
 @torch.enable_grad()
 def _token_step(
-    k: Tensor,
-    v: Tensor,
-    eta: Tensor,
-    params: Sequence[Tensor],
+    k: Float[Tensor, "B H 1 D"],
+    v: Float[Tensor, "B H 1 D"],
+    eta: Float[Tensor, "B H 1 1"],
+    params: Sequence[Float[Tensor, "B H _ _"]],
     layer_norm: Callable[[Tensor], Tensor],
     clip: float | None,
-) -> list[Tensor]:
+) -> list[Float[Tensor, "B H _ _"]]:
     """`eta` times the gradient of one token's inner loss; k, v `[B, H, 1, D]`, eta `[B, H, 1, 1]`."""
     # A leaf given without a gradient could not be differentiated.
     params = [p if p.requires_grad else p.detach().requires_grad_() for p in params]
@@ -49,21 +56,21 @@ def _token_step(
 
 
 def ttt_mlp_reference(
-    xq: Tensor,
-    xk: Tensor,
-    xv: Tensor,
-    eta: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    ln_weight: Tensor,
-    ln_bias: Tensor,
+    xq: Float[Tensor, "B H T D"],
+    xk: Float[Tensor, "B H T D"],
+    xv: Float[Tensor, "B H T D"],
+    eta: Float[Tensor, "B H T"],
+    weights: Sequence[Float[Tensor, "H _ _"]],
+    biases: Sequence[Float[Tensor, "H 1 _"]],
+    ln_weight: Float[Tensor, "H D"],
+    ln_bias: Float[Tensor, "H D"],
     *,
     mini_batch_size: int,
     causal: bool = True,
     eps: float = 1e-8,
     inner_grad_clip: float | None = None,
     state_decay: float | None = None,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+) -> tuple[Float[Tensor, "B H T D"], list[Float[Tensor, "B H _ _"]], list[Float[Tensor, "B H 1 _"]]]:
     """One inner gradient step per token on `0.5 * ||LN(mlp(k)) - (v - k)||^2`.
 
     The gradient of every token of a mini-batch is taken at the fast weights the mini-batch started from

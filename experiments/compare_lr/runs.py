@@ -82,6 +82,6 @@ def run_arm(args: TrainArgs) -> dict[str, Any]:
     }
 
 
-def _columns(records: Sequence[LogRecord], names: Sequence[str]) -> dict[str, list[float | None]]:
-    columns = {name: [record.values[name] for record in records] for name in names}
-    return {"step": [record.step for record in records]} | columns
+def _columns(records: Sequence[LogRecord], names: Sequence[str]) -> dict[str, list]:
+    columns: dict[str, list] = {"step": [record.step for record in records]}
+    return columns | {name: [record.values[name] for record in records] for name in names}

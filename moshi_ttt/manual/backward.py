@@ -47,9 +47,9 @@ class GroupBackward:
         self.all_dsteps = [torch.empty_like(step[:, :, : self.c]) for step in group.right]
         self.all_dx = [torch.empty_like(x[:, :, : self.c]) for x in group.left]
         self.all_dxq = [torch.empty_like(dx) for dx in self.all_dx]
-        self.all_bends = [torch.empty_like(slope) for slope in group.slopes]
+        self.all_u_phi2s = [torch.empty_like(slope) for slope in group.slopes]
         self.work = [(torch.empty_like(slope), torch.empty_like(slope)) for slope in group.slopes]
-        self.all_dy, self.all_ddy = torch.empty_like(group.shift), torch.empty_like(group.shift)
+        self.all_v_ln, self.all_dv_ln = torch.empty_like(group.shift), torch.empty_like(group.shift)
 
     def run(self, dout: Tensor, fast: Network, dfast: Network) -> GroupGradients:
         """Gradients of the tokens and norm of the group that is loaded.
@@ -63,11 +63,11 @@ class GroupBackward:
             Gradients, those of the tokens in buffers of the next call.
         """
         count = self.group.count
-        self.dsteps, self.dx, self.dxq, self.bends = (
+        self.dsteps, self.dx, self.dxq, self.u_phi2s = (
             [buffer[:count] for buffer in buffers]
-            for buffers in (self.all_dsteps, self.all_dx, self.all_dxq, self.all_bends)
+            for buffers in (self.all_dsteps, self.all_dx, self.all_dxq, self.all_u_phi2s)
         )
-        self.dy, self.ddy = self.all_dy[:count], self.all_ddy[:count]
+        self.v_ln, self.dv_ln = self.all_v_ln[:count], self.all_dv_ln[:count]
         self.attentions, self.outputs = self.group.recall()
         norm = self._through_output_norm(dout)
         self._prepare()
@@ -87,12 +87,12 @@ class GroupBackward:
     def _prepare(self) -> None:
         """What needs no fast weights."""
         group, count = self.group, self.group.count
-        for layer, bend in enumerate(self.bends):
+        for layer, u_phi2 in enumerate(self.u_phi2s):
             work = tuple(buffer[:count] for buffer in self.work[layer])
-            group.elementwise.bend(group.z(layer), group.tape.u[layer], work, bend)
+            group.elementwise.u_phi2(group.z(layer), group.tape.u[layer], work, u_phi2)
         normed, _, rstd, _, _ = group.output_gradient()
-        torch.addcmul(group.shift[:count], normed, group.square, out=self.dy)
-        self.tilt = (self.dy * normed).mean(-1, keepdim=True).mul_(rstd)
+        torch.addcmul(group.shift[:count], normed, group.square, out=self.v_ln)
+        self.r_mean_v_xhat = (self.v_ln * normed).mean(-1, keepdim=True).mul_(rstd)
         for attention in self.attentions:
             attention.neg_()
         self.dattention = self._through_attention(
@@ -109,10 +109,10 @@ class GroupBackward:
         self.n_left = [left.unbind() for left in group.left]
         rows = [(3 if layer else 2) * c for layer in layers]
         self.n_right = [right[:, :, :stop].unbind() for right, stop in zip(group.right, rows, strict=True)]
-        self.n_both = [right[:, :, : 2 * c].unbind() for right in group.right]
+        self.n_dz_dzq = [right[:, :, : 2 * c].unbind() for right in group.right]
         self.n_du = [left[:, :, 2 * c :].unbind() for left in group.left]
         self.n_slope = [group.slope(layer).unbind() for layer in layers[:-1]]
-        self.n_bend = [bend.unbind() for bend in self.bends]
+        self.n_u_phi2 = [u_phi2.unbind() for u_phi2 in self.u_phi2s]
         self.n_dz = [self._dz(layer).unbind() for layer in layers]
         self.n_dzq = [self._dzq(layer).unbind() for layer in layers]
         self.n_dsteps, self.n_dx, self.n_dxq = (
@@ -125,7 +125,11 @@ class GroupBackward:
         self.n_eta, self.n_z = group.eta.unbind(), group.z(self.last).unbind()
         gradients = zip(*(buffer.unbind() for buffer in group.output_gradient()), strict=True)
         self.n_output_gradient = [OutputGradient(*parts) for parts in gradients]
-        self.n_dy, self.n_tilt, self.n_ddy = self.dy.unbind(), self.tilt.unbind(), self.ddy.unbind()
+        self.n_v_ln, self.n_r_mean_v_xhat, self.n_dv_ln = (
+            self.v_ln.unbind(),
+            self.r_mean_v_xhat.unbind(),
+            self.dv_ln.unbind(),
+        )
 
     def _attention_parts(self, layer: int) -> tuple[Tensor, ...]:
         group = self.group
@@ -181,12 +185,12 @@ class GroupBackward:
             dx.baddbmm_(self.n_steps[layer][n], dfast.weights[layer].mT, alpha=-1)
             dx.baddbmm_(self.n_dz[layer][n], fast.weights[layer].mT)
             if layer:
-                stacks = self.n_slope, self.n_dsteps, self.n_bend, self.n_dz
-                slope, dsteps, bend, dz = (stack[layer - 1][n] for stack in stacks)
-                elementwise.through_slope(dx, slope, dsteps, bend, dz)
+                stacks = self.n_slope, self.n_dsteps, self.n_u_phi2, self.n_dz
+                slope, dsteps, u_phi2, dz = (stack[layer - 1][n] for stack in stacks)
+                elementwise.through_slope(dx, slope, dsteps, u_phi2, dz)
         for layer, (dweight, dbias) in enumerate(zip(*dfast, strict=True)):
             dweight.baddbmm_(self.n_left[layer][n].mT, self.n_right[layer][n])
-            dbias.add_(self.n_both[layer][n].sum(1, keepdim=True))
+            dbias.add_(self.n_dz_dzq[layer][n].sum(1, keepdim=True))
 
     def _through_output_gradient(self, n: int) -> None:
         """From the step of the last layer to dZ of the last layer, through the LayerNorm's own gradient."""
@@ -196,26 +200,27 @@ class GroupBackward:
             self.n_eta[n],
             self.n_z[n],
             self.n_output_gradient[n],
-            self.n_dy[n],
-            self.n_tilt[n],
+            self.n_v_ln[n],
+            self.n_r_mean_v_xhat[n],
             self.norm.weight,
             group.settings.inner_grad_clip,
-            self.n_ddy[n],
+            self.n_dv_ln[n],
             self.n_dz[self.last][n],
         )
 
     def _collect(self, dout: Tensor, norm: Norm) -> GroupGradients:
         group = self.group
-        dtarget = self.ddy * self.norm.weight  # negative
+        dtarget = self.dv_ln * self.norm.weight  # negative
         dk, dv = self.dx[0].add_(dtarget), dtarget.neg()
         normed, _, _, gradient, shrink = group.output_gradient()
         if group.settings.inner_grad_clip is not None:
             gradient = gradient * shrink
         deta = (gradient * self.dsteps[self.last]).sum(-1, keepdim=True)
-        # dy = weight^2 * normed + weight * (bias - target)
+        # v_ln = weight^2 * normed + weight * (bias - target)
         slope = group.offset[: group.count].addcmul_(normed, 2 * self.norm.weight)
         dnorm = Norm(
-            norm.weight + _sum_tokens(self.ddy * slope), norm.bias + _sum_tokens(self.ddy) * self.norm.weight
+            norm.weight + _sum_tokens(self.dv_ln * slope),
+            norm.bias + _sum_tokens(self.dv_ln) * self.norm.weight,
         )
         return GroupGradients(Tokens(self.dxq[0].add_(dout), dk, dv, deta), dnorm)
 

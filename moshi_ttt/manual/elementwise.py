@@ -77,11 +77,11 @@ def through_output_gradient(
     eta: Tensor,
     z: Tensor,
     saved: OutputGradient,
-    dy: Tensor,
-    tilt: Tensor,
+    v_ln: Tensor,
+    r_mean_v_xhat: Tensor,
     weight: Tensor,
     clip: float | None,
-    ddy: Tensor,
+    dv_ln: Tensor,
     dz: Tensor,
 ) -> None:
     """Back through `output_gradient`.
@@ -89,10 +89,10 @@ def through_output_gradient(
     Args:
         dsteps: gradient of the steps, `[R, C, D]`.
         eta, z, saved, clip: of `output_gradient`.
-        dy: `shift + square * normed`, `[R, C, D]`.
-        tilt: `rstd * mean(dy * normed)`, `[R, C, 1]`.
+        v_ln: `shift + square * normed`, `[R, C, D]`.
+        r_mean_v_xhat: `rstd * mean(v_ln * normed)`, `[R, C, 1]`.
         weight: of the LayerNorm, `[R, 1, D]`.
-        ddy: gradient of dy, is written, `[R, C, D]`.
+        dv_ln: gradient of v_ln, is written, `[R, C, D]`.
         dz: gradient of z, is written, `[R, C, D]`.
     """
     gradient = dsteps * eta
@@ -103,20 +103,20 @@ def through_output_gradient(
         clipped = straight.addcmul(saved.raw, along * saved.shrink, value=-1)
         gradient = torch.where(saved.shrink < 1, clipped, straight)
     inner = _normalise_backward(gradient, z, saved.mean, saved.rstd)
-    ddy.copy_(inner)
-    toward = inner * (weight * weight)
-    toward = toward.addcmul(gradient, tilt, value=-1)
+    dv_ln.copy_(inner)
+    w = inner * (weight * weight)
+    w = w.addcmul(gradient, r_mean_v_xhat, value=-1)
     size = (gradient * saved.normed).mean(-1, keepdim=True) * saved.rstd
-    toward = toward.addcmul(dy, size, value=-1)
+    w = w.addcmul(v_ln, size, value=-1)
     share = (gradient * saved.raw).mean(-1, keepdim=True) * saved.rstd
-    straight = _normalise_backward(toward, z, saved.mean, saved.rstd)
+    straight = _normalise_backward(w, z, saved.mean, saved.rstd)
     torch.addcmul(straight, saved.normed, share, value=-1, out=dz)
 
 
-def through_slope(dx: Tensor, slope: Tensor, dsteps: Tensor, bend: Tensor, dz: Tensor) -> None:
-    """`dz = dx * slope + dsteps * bend`, all `[R, C, H]`."""
+def through_slope(dx: Tensor, slope: Tensor, dsteps: Tensor, u_phi2: Tensor, dz: Tensor) -> None:
+    """`dz = dx * slope + dsteps * u_phi2`, all `[R, C, H]`."""
     torch.mul(dx, slope, out=dz)
-    dz.addcmul_(dsteps, bend)
+    dz.addcmul_(dsteps, u_phi2)
 
 
 def through_gelu(dx: Tensor, z: Tensor, dz: Tensor) -> None:
@@ -124,7 +124,7 @@ def through_gelu(dx: Tensor, z: Tensor, dz: Tensor) -> None:
     torch.ops.aten.gelu_backward.grad_input(dx, z, approximate="tanh", grad_input=dz)
 
 
-def bend(z: Tensor, u: Tensor, work: tuple[Tensor, Tensor], out: Tensor) -> None:
+def u_phi2(z: Tensor, u: Tensor, work: tuple[Tensor, Tensor], out: Tensor) -> None:
     """`u * gelu''(z)` into out; both of work are written too. All `[..., H]`.
 
     That is u (1 - t^2)(2 w' - c - z t w'^2), with t = tanh(w(z)) and w' = c + 3 a c z^2.
@@ -174,7 +174,7 @@ class Elementwise(NamedTuple):
     through_output_gradient: Callable[..., None] = through_output_gradient
     through_slope: Callable[..., None] = through_slope
     through_gelu: Callable[..., None] = through_gelu
-    bend: Callable[..., None] = bend
+    u_phi2: Callable[..., None] = u_phi2
     through_output_norm: Callable[..., tuple[Tensor, Tensor]] = through_output_norm
 
 

@@ -99,14 +99,14 @@ class _ManualInnerLoop(torch.autograd.Function):
         dnorm = Norm(torch.zeros_like(norm.weight), torch.zeros_like(norm.bias))
         num_batches = len(tokens.q)
         group = arguments.group(min(GROUP_SIZE, num_batches), settings, norm, backward=True)
-        way_back = GroupBackward(group)
+        backward = GroupBackward(group)
         for index, start in reversed(list(enumerate(range(0, num_batches, GROUP_SIZE)))):
             part = slice(start, start + GROUP_SIZE)
             after = after_groups[2 * num_layers * index : 2 * num_layers * (index + 1)]
             for own, kept in zip((*fast.weights, *fast.biases), after, strict=True):
                 own.copy_(kept.view(own.shape))
             group.load(Tokens(*(x[part] for x in tokens)), tape.part(part))
-            found = way_back.run(dout_batches[part].contiguous(), fast, dfast)
+            found = backward.run(dout_batches[part].contiguous(), fast, dfast)
             for batches, gradient in zip(dtoken_batches, found.tokens, strict=True):
                 batches[part] = gradient
             for total, gradient in zip(dnorm, found.norm, strict=True):
