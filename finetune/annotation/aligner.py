@@ -14,7 +14,7 @@ from finetune.annotation.letter_to_sound import guess_phones
 from finetune.annotation.sentence_graph import SentenceGraph
 from finetune.annotation.silence import Condensed, loudest, without_long_silences
 from finetune.annotation.spoken_form import spoken_parts
-from finetune.data.words import TimedWord
+from finetune.data.words import Word
 from finetune.errors import DataError, UserError
 
 SAMPLE_RATE = 16_000
@@ -43,7 +43,7 @@ class Alignment(NamedTuple):
             recording.
     """
 
-    words: list[TimedWord]
+    words: list[Word]
     score: float
     local_score: float
 
@@ -172,7 +172,7 @@ def _alignment(
     for segment, index in zip(segments, indices, strict=True):
         end_sec = _time(segment.end_frame, sound) + _FRAME_SEC
         spans.setdefault(index, [_time(segment.start_frame, sound), end_sec])[1] = end_sec
-    words = [TimedWord(written[index], *span) for index, span in spans.items()]
+    words = [Word(written[index], *span) for index, span in spans.items()]
     # A likelihood is 0 where it is too small for a float.
     scores = np.array([math.log(max(segment.ascore, _SMALLEST)) for segment in segments])  # [num_tokens]
     lengths = np.array([segment.end_frame + 1 - segment.start_frame for segment in segments], dtype=float)

@@ -11,7 +11,7 @@ import numpy as np
 from finetune.annotation.engines import Engine
 from finetune.annotation.recordings import CHANNELS, Recording, read_transcript
 from finetune.data.audio.read import read_audio
-from finetune.data.words import TimedWord, load_alignments, load_transcript
+from finetune.data.words import Word, load_alignments, load_transcript
 from finetune.errors import DataError
 
 SPEAKERS = {"left": "SPEAKER_MAIN", "right": "SPEAKER_USER"}
@@ -55,7 +55,7 @@ def annotate_file(recording: Recording, engine: Engine, *, channels: Sequence[st
     write_alignments(recording.alignment_path, words)
 
 
-def write_alignments(path: Path, words: dict[str, list[TimedWord]]) -> None:
+def write_alignments(path: Path, words: dict[str, list[Word]]) -> None:
     """Writes word timings whole or not at all, as `load_alignments` reads them.
 
     Args:
@@ -96,7 +96,7 @@ def _text_conditions(path: Path) -> dict[str, dict[str, str]]:
     return {"text_conditions": conditions} if conditions else {}
 
 
-def _words(recording: Recording, engine: Engine, stereo: np.ndarray, channel: str) -> list[TimedWord]:
+def _words(recording: Recording, engine: Engine, stereo: np.ndarray, channel: str) -> list[Word]:
     samples = stereo[CHANNELS.index(channel)]
     transcript = read_transcript(recording, channel) if engine.needs_transcript else None
     is_audible = bool(np.abs(samples).max() >= _INAUDIBLE)

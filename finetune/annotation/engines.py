@@ -10,7 +10,7 @@ from finetune.annotation.aligner import MIN_LOCAL_SCORE, MIN_SCORE, Aligner
 from finetune.annotation.aligner import SAMPLE_RATE as ALIGNER_RATE
 from finetune.annotation.whisper import SAMPLE_RATE as WHISPER_RATE
 from finetune.annotation.whisper import Whisper
-from finetune.data.words import TimedWord
+from finetune.data.words import Word
 
 ENGINES = ("whisper", "pocketsphinx")
 
@@ -26,7 +26,7 @@ class Engine(Protocol):
     sample_rate: int
     needs_transcript: bool
 
-    def words(self, samples: np.ndarray, transcript: str) -> list[TimedWord]:
+    def words(self, samples: np.ndarray, transcript: str) -> list[Word]:
         """Returns the words in samples [num_samples]; raises DataError where that fails."""
 
 
@@ -69,7 +69,7 @@ class _PocketSphinxEngine:
     def __init__(self, aligner: Aligner) -> None:
         self._aligner = aligner
 
-    def words(self, samples: np.ndarray, transcript: str) -> list[TimedWord]:
+    def words(self, samples: np.ndarray, transcript: str) -> list[Word]:
         return self._aligner.align(samples, transcript).words
 
 
@@ -80,5 +80,5 @@ class _WhisperEngine:
     def __init__(self, whisper: Whisper) -> None:
         self._whisper = whisper
 
-    def words(self, samples: np.ndarray, transcript: str) -> list[TimedWord]:
+    def words(self, samples: np.ndarray, transcript: str) -> list[Word]:
         return self._whisper.transcribe(samples)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.data.words import TimedWord
+from finetune.data.words import Word
 from finetune.errors import ConfigError, DataError, UserError
 
 SAMPLE_RATE = 16_000
@@ -40,7 +40,7 @@ class Whisper:
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"--whisper-model: {model} cannot be loaded: {error}") from error
 
-    def transcribe(self, samples: np.ndarray) -> list[TimedWord]:
+    def transcribe(self, samples: np.ndarray) -> list[Word]:
         """Returns the words that are heard, in order.
 
         Speech is cut out by voice activity first: Whisper invents text in silence.
@@ -65,7 +65,7 @@ class Whisper:
             # What it raises at odd recordings; one of them must not end the others.
             raise DataError(f"whisper failed ({type(error).__name__}: {error}).") from error
         return [
-            TimedWord(word["text"].strip(), float(word["start"]), float(word["end"]))
+            Word(word["text"].strip(), float(word["start"]), float(word["end"]))
             for segment in result["segments"]
             for word in segment.get("words", [])
             if word["text"].strip()

@@ -12,21 +12,20 @@ from finetune.errors import DataError
 _EXPECTED = '["word", [start_sec, end_sec], "SPEAKER_MAIN"]'
 
 
-@dataclass(frozen=True)
-class Word:
-    """One spoken word.
+class Word(NamedTuple):
+    """One spoken word, and when it is heard, in seconds from the start of the recording.
 
     Attributes:
-        text: The word as transcribed.
-        start_sec: Start in seconds.
-        end_sec: End in seconds; may be before the start in faulty transcripts.
-        speaker: ``SPEAKER_MAIN`` for the left channel.
+        text: The word as written.
+        start_sec: Start.
+        end_sec: End; may be before the start in faulty transcripts.
+        speaker: ``SPEAKER_MAIN`` for the left channel; empty while only one voice is looked at.
     """
 
     text: str
     start_sec: float
     end_sec: float
-    speaker: str
+    speaker: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,11 +126,3 @@ def _time(value: Any, *, where: str) -> float:
     if not 0 <= value <= sys.float_info.max:
         raise DataError(f"{where}: a time must be finite and not negative, not {reprlib.repr(value)}.")
     return float(value)
-
-
-class TimedWord(NamedTuple):
-    """One word as written, and when it is heard, in seconds from the start of the recording."""
-
-    text: str
-    start_sec: float
-    end_sec: float

@@ -11,11 +11,11 @@ import pytest
 
 from finetune.annotation.annotate_file import write_alignments
 from finetune.annotation.recordings import Recording, take_shard
-from finetune.data.words import TimedWord
+from finetune.data.words import Word
 
 
 def test_killed_it_leaves_no_half_written_file(tmp_path):
-    words = {"left": [TimedWord("word", index / 10, index / 10 + 0.1) for index in range(30_000)]}
+    words = {"left": [Word("word", index / 10, index / 10 + 0.1) for index in range(30_000)]}
     for delay_sec in (0.0, 0.03, 0.05, 0.07):
         process = os.fork()
         if process == 0:
@@ -38,7 +38,7 @@ def test_killed_it_leaves_no_half_written_file(tmp_path):
 
 def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
-    write_alignments(path, {"left": [TimedWord("old", 0.0, 1.0)]})
+    write_alignments(path, {"left": [Word("old", 0.0, 1.0)]})
     before = path.read_bytes()
 
     def fail(_descriptor):
@@ -46,7 +46,7 @@ def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
-        write_alignments(path, {"left": [TimedWord("new", 0.0, 1.0)]})
+        write_alignments(path, {"left": [Word("new", 0.0, 1.0)]})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from finetune.annotation.annotate_file import write_alignments
-from finetune.data.words import TimedWord, Word, load_alignments, load_transcript
+from finetune.data.words import Word, load_alignments, load_transcript
 from finetune.errors import DataError
 
 
@@ -66,7 +66,7 @@ def test_text_conditions_are_read_and_outlive_new_word_timings(tmp_path):
     write_alignments(path, {"left": []})
     assert load_transcript(path).text_conditions == {}
     path.write_text(json.dumps({"alignments": [], "text_conditions": {"mood": "calm", "place": ""}}))
-    write_alignments(path, {"left": [TimedWord("hi", 0.5, 0.75)]})
+    write_alignments(path, {"left": [Word("hi", 0.5, 0.75)]})
     transcript = load_transcript(path)
     assert transcript.text_conditions == {"mood": "calm", "place": ""}
     assert transcript.words == [Word("hi", 0.5, 0.75, "SPEAKER_MAIN")]

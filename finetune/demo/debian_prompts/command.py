@@ -17,6 +17,7 @@ import soxr
 
 from finetune.annotation.aligner import Aligner
 from finetune.commands import Parser
+from finetune.data.words import Word
 from finetune.demo.debian_prompts.prompts import (
     SOUNDS_PACKAGE,
     TEXTS_PACKAGE,
@@ -26,7 +27,7 @@ from finetune.demo.debian_prompts.prompts import (
 )
 from finetune.demo.speech.dialogues import MAIN, USER, Turn
 from finetune.demo.speech.render import write_dialogue
-from finetune.demo.speech.word_times import SAMPLE_RATE, Speech, Word
+from finetune.demo.speech.word_times import SAMPLE_RATE, Speech
 from finetune.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from finetune.annotation.aligner import SAMPLE_RATE as ALIGNER_RATE
 from finetune.annotation.aligner import Aligner
 from finetune.demo.debian_prompts.package import read_package
 from finetune.demo.speech import word_times as speech
-from finetune.demo.speech.word_times import Speech, Word
+from finetune.demo.speech.word_times import Speech
 from finetune.errors import DataError, UserError
 
 SOUNDS_PACKAGE = "asterisk-core-sounds-en-g722"
@@ -97,7 +97,7 @@ def align_prompt(prompt: Prompt, aligner: Aligner) -> Speech:
         DataError: it cannot be decoded, or the transcript does not match.
     """
     samples = decode_g722(prompt.g722)
-    words = [Word(*word) for word in aligner.align(samples, prompt.text).words]
+    words = aligner.align(samples, prompt.text).words
     return Speech(soxr.resample(samples, ALIGNER_RATE, speech.SAMPLE_RATE), words)
 
 

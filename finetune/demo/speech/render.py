@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.words import Word
 from finetune.demo.speech.dialogues import MAIN, USER, Turn
 from finetune.demo.speech.espeak import Espeak, Voice
-from finetune.demo.speech.word_times import SAMPLE_RATE, Speech, Word, speak
+from finetune.demo.speech.word_times import SAMPLE_RATE, Speech, speak
 from finetune.errors import UserError
 
 _MAIN_VOICE = Voice("en-us", words_per_minute=170, pitch=42)

@@ -2,25 +2,17 @@
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import soxr
 
+from finetune.data.words import Word
 from finetune.demo.speech.espeak import Espeak, Voice, WordEvent
 
 SAMPLE_RATE = 24_000
 
 _SILENCE = 0.004  # amplitude below which nothing is heard; full scale is 1
 _MIN_WORD_SEC = 0.02
-
-
-class Word(NamedTuple):
-    """One written word and when it is heard, in seconds."""
-
-    text: str
-    start_sec: float
-    end_sec: float
 
 
 @dataclass(frozen=True)
