@@ -1,12 +1,12 @@
 """Which recordings are to be annotated, and what is said in them."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.data.audio.find import find_audio_files, no_audio_files
 from finetune.data.recordings.lines import read_manifest
+from finetune.data.recordings.recording import noted_before
 from finetune.errors import ConfigError, DataError
 
 CHANNELS = ("left", "right")
@@ -114,9 +114,8 @@ def _text_of_manifest(texts: Any, channel: str) -> str | None:
 def _check_distinct(recordings: list[Recording]) -> None:
     seen: dict[str, Path] = {}
     for recording in recordings:
-        identity = os.path.abspath(recording.alignment_path)
-        if identity in seen:
+        other = noted_before(seen, recording.alignment_path, recording.path)
+        if other is not None:
             raise DataError(
-                f"{seen[identity]} and {recording.path} would share {recording.alignment_path}; rename one."
+                f"{other} and {recording.path} would share {recording.alignment_path}; rename one."
             )
-        seen[identity] = recording.path

@@ -1,6 +1,5 @@
 """The check of all recordings of a manifest, in processes of which one may die."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +9,7 @@ from finetune.data.audio.read import limit_sec, silence_stderr
 from finetune.data.check.findings import SEVERITIES, Finding
 from finetune.data.check.full import Checked, Checker, Settings
 from finetune.data.recordings.lines import ManifestEntry, ManifestLine, Recording, read_lines
+from finetune.data.recordings.recording import noted_before
 from finetune.data.workers import Outcome, run_tasks
 from finetune.errors import DataError
 
@@ -120,15 +120,14 @@ def _read(manifest: Path) -> Iterator[Item]:
             yield Item(line, None, Checked(findings))
             continue
         recording = _recording(line.entry)
-        identity = os.path.abspath(recording.path)
-        if identity in first_seen:
-            reason = f"is already listed ({first_seen[identity]})"
+        first = noted_before(first_seen, recording.path, _where(line))
+        if first is not None:
+            reason = f"is already listed ({first})"
             findings.append(Finding("listed-twice", recording.path, reason))
             yield Item(line, None, Checked(findings))
             continue
-        first_seen[identity] = _where(line)
-        other = timings.setdefault(os.path.abspath(recording.alignment_path), recording.path)
-        if other != recording.path:
+        other = noted_before(timings, recording.alignment_path, recording.path)
+        if other is not None:
             reason = f"has its word timings in the same file as {other}"
             findings.append(Finding("shared-timings", recording.path, reason))
         yield Item(line, recording, Checked(findings))

@@ -1,14 +1,13 @@
 """Manifests: which recordings a data set holds, one JSON object per line."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.data.recordings.recording import Fault, Line, Recording
+from finetune.data.recordings.recording import Fault, Line, Recording, noted_before
 from finetune.data.recordings.sources import DataSource, parse_sources
 from finetune.errors import DataError
 
@@ -108,8 +107,8 @@ def check_manifest(
         recording = to_recording(entry)
         try:
             check_recording(recording)
-            other = timings.setdefault(os.path.abspath(recording.alignment_path), recording.path)
-            if other != recording.path:
+            other = noted_before(timings, recording.alignment_path, recording.path)
+            if other is not None:
                 raise DataError(
                     f"{recording.path} and {other} share the word timings {recording.alignment_path}; "
                     "give each recording a name of its own."
@@ -207,12 +206,9 @@ class _LineError(ValueError):
 
 
 def _note(entry: ManifestEntry, first_seen: dict[str, Line]) -> None:
-    # Not resolve(): in a downloaded snapshot, different recordings may be links to one blob.
-    identity = os.path.abspath(entry.path)
-    if identity in first_seen:
-        reason = f"{entry.path} is already listed ({first_seen[identity]}); remove one line."
-        raise _LineError(reason, str(entry.path))
-    first_seen[identity] = entry.line
+    first = noted_before(first_seen, entry.path, entry.line)
+    if first is not None:
+        raise _LineError(f"{entry.path} is already listed ({first}); remove one line.", str(entry.path))
 
 
 def _manifest_files(source: Path, *, key: str) -> list[Path]:

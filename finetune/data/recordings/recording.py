@@ -1,7 +1,11 @@
 """A recording of a data set, where a manifest lists it, and what may be wrong with it."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,22 @@ class Fault:
     def message(self) -> str:
         """Where it is and what it is."""
         return f"{self.key}: {self.manifest} line {self.line}: {self.reason}" if self.line else self.reason
+
+
+def noted_before(noted: dict[str, _T], path: Path, value: _T) -> _T | None:
+    """Tells a file that was met before: an audio file that is listed twice, or word timings that are shared.
+
+    Args:
+        noted: What was noted so far, by file.
+        path: The file.
+        value: Noted with it when it is met for the first time.
+
+    Returns:
+        What was noted at the first time; None where this is it.
+    """
+    # Not resolve(): in a downloaded snapshot, different recordings may be links to one blob.
+    identity = os.path.abspath(path)
+    if identity in noted:
+        return noted[identity]
+    noted[identity] = value
+    return None
