@@ -22,7 +22,7 @@ from finetune.data.batches.interleaver import interleave_text
 from finetune.data.codes.cache import UnwritableCacheError
 from finetune.data.words import load_alignments
 from finetune.errors import ConfigError, DataError
-from finetune.evaluation.long_context.encoding import CodeStore
+from finetune.evaluation.audio_codes import CodeStore
 from finetune.evaluation.sources import Source, find_sources, group_sources
 from finetune.inference.speech_model import SpeechModel
 

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from finetune.data.audio.checks import AudioHeader
 from finetune.data.audio.find import printable
 from finetune.data.audio.read import read_header
-from finetune.data.codes.cache import CodeCache, UnwritableCacheError
+from finetune.data.codes.cache import UnwritableCacheError
 from finetune.data.codes.encode_audio import encode_silence
-from finetune.data.recordings.lines import Recording
 from finetune.errors import ConfigError, DataError
+from finetune.evaluation.audio_codes import CodeStore
+from finetune.evaluation.sources import Source
 from finetune.evaluation.spoken.items import Item
 
 logger = logging.getLogger(__name__)
@@ -87,21 +88,24 @@ def encode_items(
     for key, value, modes in (("user", user, UserMode), ("text", text, TextMode)):
         if value not in get_args(modes):
             raise ConfigError(f"--{key}: {value} is unknown; it is one of {', '.join(get_args(modes))}.")
-    store = _ItemCodes(speech, cache_dir, cache_key)
+    store = CodeStore(speech.mimi, speech.info, cache_dir, key=cache_key)
     own: list[Tensor | None] = []
     failures: dict[str, str] = {}
+    num_stereo = 0
     for item in tqdm(items, desc="Encoding audio", unit="file", disable=not progress):
+        source = Source(item.name, item.path)
         try:
-            own.append(store.load(item))
+            header = _header(item.path)
+            num_stereo += header.channels == 2
+            store.encode(source)
+            own.append(store.load(source, header)[0])
         except UnwritableCacheError:
             raise
         except DataError as error:
             own.append(None)
             failures[item.name] = printable(str(error))
-    if store.num_stereo:
-        logger.warning(
-            "%d of %d files are stereo; their left channels are used.", store.num_stereo, len(items)
-        )
+    if num_stereo:
+        logger.warning("%d of %d files are stereo; their left channels are used.", num_stereo, len(items))
     longest = max((codes.shape[1] for codes in own if codes is not None), default=0)
     silence = encode_silence(speech.mimi, longest) if user == "silent" and longest else None
     return [None if codes is None else _streams(codes, speech.lm, silence, text) for codes in own], failures
@@ -117,25 +121,6 @@ def _streams(own: Tensor, lm: LMModel, silence: Tensor | None, text: TextMode) -
     if silence is not None:
         codes[1 + num_codebooks :] = silence[:, :num_frames]
     return codes
-
-
-class _ItemCodes:
-    """Codes of files, from the cache where they are in it."""
-
-    def __init__(self, speech: SpokenModel, cache_dir: str | None, cache_key: str) -> None:
-        self._mimi = speech.mimi
-        self._cache = CodeCache.of_model(
-            speech.info, num_codebooks=self._mimi.num_codebooks, cache_dir=cache_dir, key=cache_key
-        )
-        self.num_stereo = 0
-
-    def load(self, item: Item) -> Tensor:
-        """Returns int64 `[K, N]`; raises DataError when the file cannot be used."""
-        header = _header(item.path)
-        self.num_stereo += header.channels == 2
-        recording = Recording(item.path, 0.0, item.path.with_suffix(".json"))
-        self._cache.encode(recording, self._mimi)
-        return self._cache.load(recording)[: self._mimi.num_codebooks]
 
 
 def _header(path: Path) -> AudioHeader:

@@ -21,21 +21,23 @@ from finetune.evaluation.sources import Source
 class CodeStore:
     """Codes of mono and stereo recordings, in the cache of training."""
 
-    def __init__(self, mimi: MimiModel, info: CheckpointInfo, cache_dir: str | None) -> None:
+    def __init__(
+        self, mimi: MimiModel, info: CheckpointInfo, cache_dir: str | None, *, key: str = "--cache-dir"
+    ) -> None:
         """Hashes the codec's weights; writes nothing.
 
         Args:
             mimi: The codec.
             info: The files that it was loaded from.
             cache_dir: One folder for all codes; by default ``.moshi_ttt_codes`` beside each audio file.
+            key: Configuration key or option that held ``cache_dir``, for messages.
 
         Raises:
+            ConfigError: ``cache_dir`` cannot be the name of a folder.
             DataError: The codec's weights cannot be read.
         """
         self.mimi = mimi
-        self._cache = CodeCache.of_model(
-            info, num_codebooks=mimi.num_codebooks, cache_dir=cache_dir, key="--cache-dir"
-        )
+        self._cache = CodeCache.of_model(info, num_codebooks=mimi.num_codebooks, cache_dir=cache_dir, key=key)
         self._last: tuple[Source, Tensor] | None = None
         self._silence: Tensor | None = None
 
