@@ -3,11 +3,34 @@
 import json
 import math
 import os
+import secrets
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that is renamed to `path` at the end, and gone after an error.
+
+    It lies beside `path`, so that the renaming stays inside one file system.
+
+    Raises:
+        OSError: it cannot be made or renamed, which it cannot while `path` holds anything.
+    """
+    # Not the process's number: in containers that share a disk, several processes have the same one.
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def rename_to_backup(path: Path) -> Path:

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from finetune.demo.tiny_mimi import NUM_BINS, tiny_mimi_config
 from finetune.demo.tiny_moshi import make_tiny_moshi, tiny_moshi_config
 from finetune.demo.tokenizer import VOCAB_SIZE, write_tokenizer
 from finetune.errors import UserError
-from finetune.files import rename_to_backup
+from finetune.files import new_folder, rename_to_backup
 
 logger = logging.getLogger(__name__)
 
@@ -88,18 +86,12 @@ def make_demo_assets(
         return found
     _check_replaceable(out_dir)
     find_espeak()
-    partial_dir = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial_dir, ignore_errors=True)  # of a killed process that had the same number
-    partial_dir.mkdir(parents=True)
-    try:
+    with new_folder(out_dir) as partial_dir:
         report = _build(partial_dir, settings)
         _write_marker(partial_dir, settings, report)
         if out_dir.exists():
             backup = rename_to_backup(out_dir)
             logger.info("%s has other settings or is incomplete, it is now %s", out_dir, backup)
-        partial_dir.rename(out_dir)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
     return DemoAssets(out_dir, settings, report, reused=False)
 
 

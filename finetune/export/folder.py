@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from finetune.checkpoint.reading import open_checkpoint
 from finetune.errors import CheckpointError, ConfigError
 from finetune.export.card import DEFAULT_LICENSE, CardFacts, model_card
 from finetune.export.merge import MergePlan, merged_config, plan_merge, write_merged
+from finetune.files import new_folder
 
 CARD_FILE = "README.md"
 
@@ -224,11 +224,7 @@ def _without_base_weights(parameters: Mapping[str, int]) -> dict[str, int]:
 
 def _write_folder(out: Path, plan: _Plan, texts: Mapping[str, str]) -> None:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Beside `out`, so that the renaming stays inside one file system.
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-            partial = Path(temporary) / "export"
-            partial.mkdir()
+        with new_folder(out) as partial:
             for name in plan.parameters:
                 if plan.merge is not None and name == FULL_FILE:
                     write_merged(plan.merge, partial / name)
@@ -236,6 +232,5 @@ def _write_folder(out: Path, plan: _Plan, texts: Mapping[str, str]) -> None:
                     shutil.copyfile(plan.source.folder / name, partial / name)
             for name, text in texts.items():
                 (partial / name).write_text(text, encoding="utf-8")
-            partial.rename(out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{out}: the export cannot be written ({error}).") from None

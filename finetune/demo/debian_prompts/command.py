@@ -6,9 +6,7 @@ Debian's telephone prompts, aligned and joined: Moshi says some on the left, the
 import argparse
 import json
 import logging
-import os
 import random
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +27,7 @@ from finetune.demo.speech.dialogues import MAIN, USER, Turn
 from finetune.demo.speech.render import write_dialogue
 from finetune.demo.speech.word_times import SAMPLE_RATE, Speech
 from finetune.errors import DataError, UserError
+from finetune.files import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +65,9 @@ def debian_prompts(arguments: Sequence[str] | None = None) -> int:
     accepted, rejected = align_all(packages, Aligner())
     for name, reason in rejected:
         logger.warning("left out %s: %s", name, reason)
-    partial_dir = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
-    partial_dir.mkdir(parents=True)
-    try:
+    with new_folder(out_dir) as partial_dir:
         (partial_dir / "copyright").write_text(packages.copyright, encoding="utf-8")
         seconds = write_dialogues(partial_dir / "data", accepted, options)
-        partial_dir.rename(out_dir)
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
     print(f"prompts:    {len(accepted)} of {len(packages.prompts)} aligned")
     for split, total_sec in seconds.items():
         print(f"{split + ':':11} {out_dir / 'data' / split}.jsonl, {total_sec / 60:.1f} minutes")
