@@ -1,5 +1,6 @@
 """Small file operations that several parts share."""
 
+import hashlib
 import json
 import math
 import os
@@ -70,6 +71,24 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object, on disk when this returns."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     sync_to_disk(path)
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """The SHA-256 of a value as JSON, in hexadecimal digits; the order of an object's keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sync_to_disk(path: Path) -> None:

@@ -1,24 +1,17 @@
 """Whether a checkpoint is the one that was written: size and hash of every file, in DONE.json."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from finetune.checkpoint.layout import DONE_FILE
 from finetune.errors import CheckpointError
-from finetune.files import read_json_object
-
-_BLOCK = 1 << 22
+from finetune.files import hash_file, read_json_object
 
 
 def describe_file(path: Path) -> dict[str, Any]:
     """Size in bytes and SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def content_files(folder: Path) -> list[str]:

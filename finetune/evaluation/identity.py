@@ -1,7 +1,5 @@
 """What numbers belong to: the weights they were measured with, the codes, and the settings that matter."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from finetune.base_model.locate import base_fingerprint, lm_config
 from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.integrity import describe_file
 from finetune.checkpoint.layout import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE, step_of
+from finetune.files import hash_json
 from finetune.inference.speech_model import SpeechModel
 from finetune.ttt_integration import attention_windows
 from moshi_ttt.hybrid_model import ttt_layers
@@ -33,10 +32,11 @@ def model_identity(speech: SpeechModel, *, fuse_lora: bool) -> dict[str, Any]:
         for name in files
         if (checkpoint.folder / name).is_file()
     }
+    weights = {"files": content, "base": base, "base_config": lm_config(speech.info)}
     return {
         "checkpoint": str(checkpoint.folder.resolve()),
         "step": checkpoint.step,
-        "fingerprint": digest({"files": content, "base": base, "base_config": lm_config(speech.info)}),
+        "fingerprint": hash_json(weights)[:16],
         "base_model": str(speech.info.moshi_weights),
         "base_fingerprint": base,
         "dtype": str(lm.dtype).removeprefix("torch."),
@@ -52,11 +52,6 @@ def weights_key(model: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a model's identity that its losses depend on."""
     names = ("fingerprint", "dtype", "fuse_lora", "attention_windows", "conditions")
     return {name: model[name] for name in names if name in model}
-
-
-def digest(value: Mapping[str, Any]) -> str:
-    """A short hash of a JSON object."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def home_of(checkpoint: CheckpointDescription, *, given: str) -> Path:

@@ -1,7 +1,5 @@
 """A training run from its configuration to its plots."""
 
-import hashlib
-import json
 import logging
 import random
 import signal
@@ -43,6 +41,7 @@ from finetune.distributed import (
 from finetune.errors import ConfigError, UserError
 from finetune.eval import unigram_losses
 from finetune.evaluation.spoken.items import Benchmark
+from finetune.files import hash_json
 from finetune.monitoring.inner_loop_log import INNER_LOSSES_FILE, read_inner_losses
 from finetune.monitoring.metrics import MetricsWriter, check_wandb
 from finetune.monitoring.plots import plot_run, plot_trajectories
@@ -178,14 +177,10 @@ def _data_facts(data: ChunkDataset) -> dict[str, Any]:
     return {
         "num_recordings": len(data.recordings),
         "chunks": len(chunks),
-        "lengths": _digest(chunks),
-        "names": _digest([recording.path.name for recording in data.recordings]),
+        "lengths": hash_json(chunks)[:16],
+        "names": hash_json([recording.path.name for recording in data.recordings])[:16],
         "shares": [[share.size, share.weight] for share in data.shares(of_recordings=True)],
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _report(args: TrainArgs, run_dir: Path) -> None:

@@ -1,6 +1,5 @@
 """The check of one recording that reads every sample and every word."""
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from finetune.data.codes.two_voices import MonoPolicy
 from finetune.data.recordings.lines import Recording
 from finetune.data.words import Word, load_alignments
 from finetune.errors import DataError
+from finetune.files import hash_file
 
 MOSHI_SAMPLE_RATE = 24_000
 # Of these, the file is not opened a second time.
@@ -107,7 +107,7 @@ class Checker:
         return Checked(
             list(found.values()),
             duration_sec,
-            _digest(recording.path),
+            hash_file(recording.path),
             [] if levels is None else [float(levels.voiced(i).mean()) for i in range(len(levels.dbfs))],
             _words_per_minute(words, duration_sec),
         )
@@ -143,14 +143,6 @@ class Checker:
         if self._tokenizer is not None:
             findings += check_text(path, words, self._tokenizer.is_known)
         return words, findings
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.blake2b()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _words_per_minute(words: list[Word], duration_sec: float | None) -> list[float]:

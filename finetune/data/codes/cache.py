@@ -3,8 +3,6 @@
 Shapes: K codebooks of one channel, T frames.
 """
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -31,6 +29,7 @@ from finetune.data.codes.leftovers import temporary_file
 from finetune.data.codes.two_voices import mono_error
 from finetune.data.recordings.lines import Recording
 from finetune.errors import ConfigError, DataError
+from finetune.files import hash_file, hash_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +72,9 @@ class CodeCache:
         self.num_codebooks = num_codebooks
         self.cache_dir = cache_dir
         self.key = key
-        self.codec = _hash_json(
+        self.codec = hash_json(
             {
-                "mimi_weights": hash_file(mimi_weights, what="the Mimi weights"),
+                "mimi_weights": _hash_of(mimi_weights, what="the Mimi weights"),
                 "mimi_config": mimi_config,
                 "num_codebooks": num_codebooks,
             }
@@ -205,7 +204,7 @@ class CodeCache:
             expected_duration_sec=recording.duration_sec or None,
         )
         codes = encode_recording(mimi, pieces)
-        digest = hash_file(recording.path, what="the audio file")
+        digest = _hash_of(recording.path, what="the audio file")
         if self.locate(recording)[1] != key:
             raise DataError(f"{recording.path}: was changed while it was read; start again.")
         self._write(path, codes, key=key, audio_bytes=_size(recording.path), audio_sha256=digest)
@@ -265,7 +264,7 @@ class CodeCache:
         """
         entry = self.entry(recording)
         read_codes(entry, 0, entry.num_frames)
-        if hash_file(recording.path, what="the audio file") != entry.audio_sha256:
+        if _hash_of(recording.path, what="the audio file") != entry.audio_sha256:
             raise corrupt(entry.path, f"{recording.path} holds other bytes than when it was encoded")
 
     def _reuse(self, recording: Recording, path: Path, key: str) -> bool:
@@ -276,7 +275,7 @@ class CodeCache:
                 entry = read_entry(path.parent / other)
                 if entry.codec != self.codec or entry.audio_bytes != _size(recording.path):
                     continue
-                digest = digest or hash_file(recording.path, what="the audio file")
+                digest = digest or _hash_of(recording.path, what="the audio file")
                 if entry.audio_sha256 != digest:
                     continue
                 codes = read_codes(entry, 0, entry.num_frames)
@@ -314,7 +313,7 @@ class CodeCache:
         if self.cache_dir is not None:
             # Here files of one name from several folders meet, possibly of one size and time.
             key_parts["folder"] = os.path.abspath(audio.parent)
-        key = _hash_json(key_parts)
+        key = hash_json(key_parts)
         return self.folder(recording) / f"{_short(audio.stem)}.{key[:20]}.safetensors", key
 
     def _write(self, path: Path, codes: Tensor, *, key: str, audio_bytes: int, audio_sha256: str) -> None:
@@ -363,20 +362,11 @@ def _folder_named(name: str, *, key: str) -> Path:
         raise ConfigError(f"{key}: {name}: there is no such home directory.") from error
 
 
-def hash_file(path: Path, *, what: str) -> str:
-    """Returns the SHA-256 of a file's bytes, in hexadecimal digits; its DataError says `what` it is."""
-    digest = hashlib.sha256()
+def _hash_of(path: Path, *, what: str) -> str:
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return hash_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot read {what} ({error.strerror}).") from error
-    return digest.hexdigest()
-
-
-def _hash_json(value: dict) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _short(stem: str) -> str:

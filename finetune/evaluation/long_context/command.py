@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.base_model.conditions import condition_names
 from finetune.errors import CheckpointError, ConfigError, DataError
-from finetune.evaluation.identity import digest, home_of, model_identity, weights_key
+from finetune.evaluation.identity import home_of, model_identity, weights_key
 from finetune.evaluation.long_context.arms import choose_arms, override_windows
 from finetune.evaluation.long_context.measure import LossFiles, Measured, measure
 from finetune.evaluation.long_context.options import add_options, check, score_settings, stream_options
@@ -18,7 +18,7 @@ from finetune.evaluation.long_context.results import ScoreSettings, losses_by_ar
 from finetune.evaluation.long_context.streams import OpenedStreams, open_streams
 from finetune.evaluation.long_context.table import score_tables
 from finetune.evaluation.out_folder import check_default, check_out
-from finetune.files import read_json_object, write_json
+from finetune.files import hash_json, read_json_object, write_json
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
 from finetune.inference.terminal import say
@@ -122,7 +122,7 @@ def _folder(options: argparse.Namespace, speech: SpeechModel, settings: Mapping[
     if options.out is not None:
         return Path(options.out)
     home = home_of(speech.checkpoint, given=options.checkpoint)
-    name = f"step_{speech.checkpoint.step:06d}-{digest(settings)[:8]}"
+    name = f"step_{speech.checkpoint.step:06d}-{hash_json(settings)[:8]}"
     return home / "evaluation" / "long_context" / name
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.reading import open_checkpoint
 from finetune.errors import ConfigError, DataError
-from finetune.evaluation.identity import digest, home_of, model_identity
+from finetune.evaluation.identity import home_of, model_identity
 from finetune.evaluation.out_folder import check_default, check_out
 from finetune.evaluation.spoken.accuracy import HEADLINE
 from finetune.evaluation.spoken.encoding import encode_items
@@ -47,6 +47,7 @@ from finetune.evaluation.spoken.saving import (
     write_submission,
 )
 from finetune.evaluation.spoken.tasks import TASKS, Found, find_task, find_tasks
+from finetune.files import hash_json
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
 from finetune.inference.terminal import say
@@ -179,7 +180,7 @@ def _folder(name: str, options: argparse.Namespace, checkpoint: CheckpointDescri
         return Path(options.out)
     given = ("compare", "base", "dtype", "no_fuse_lora", "semantic_weight")
     key = settings_of(options) | {option: getattr(options, option) for option in given}
-    tag = digest(key | {"data": _data_path(options), "name": name})[:8]
+    tag = hash_json(key | {"data": _data_path(options), "name": name})[:8]
     path = options.checkpoint or options.compare[0]
     kind = "" if options.compare is None else "compare-"
     home = home_of(checkpoint, given=path)

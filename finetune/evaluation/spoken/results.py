@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from finetune.evaluation.bootstrap import RatioBootstrap
-from finetune.evaluation.identity import digest
 from finetune.evaluation.spoken.accuracy import (
     COMBINED,
     COMBINED_SUM,
@@ -22,7 +21,7 @@ from finetune.evaluation.spoken.items import Pair
 from finetune.evaluation.spoken.measure import Encoded, Measured
 from finetune.evaluation.spoken.tasks import TASKS
 from finetune.evaluation.text_table import aligned
-from finetune.files import finite_or_null
+from finetune.files import finite_or_null, hash_json
 
 _SHOWN = (COMBINED, COMBINED_SUM, SEMANTIC, SEMANTIC_SUM)
 
@@ -85,7 +84,7 @@ def pair_entries(measured: Measured) -> list[dict[str, Any]]:
 def data_fingerprint(pairs: Sequence[Pair], codes_sha256: Mapping[str, str]) -> str:
     """What was measured: a digest of all pairs, of which item is the correct one, and of all codes."""
     listed = [[pair.id, pair.voice, pair.subtype, *_names(pair)] for pair in pairs]
-    return digest({"pairs": sorted(listed), "codes": dict(codes_sha256)})
+    return hash_json({"pairs": sorted(listed), "codes": dict(codes_sha256)})[:16]
 
 
 def results_json(
