@@ -36,7 +36,7 @@ from finetune.checkpoint.layout import (
 )
 from finetune.checkpoint.resume_tensors import STATE_ERRORS, copy_to_host, save_state
 from finetune.distributed import gather_objects, get_rank, get_world_size, is_main
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, one_line
 from finetune.files import read_json_object, sync_to_disk, write_json
 from moshi_ttt.files.atomic_file import replacing
 
@@ -231,4 +231,4 @@ def _describe(error: BaseException, folder: Path) -> str:
         return error.strerror
     # PyTorch's writers say of a full disk that a position is unexpected.
     full = folder.exists() and shutil.disk_usage(folder).free < _FULL_DISK
-    return os.strerror(errno.ENOSPC) if full else " ".join(str(error).split())[:300]
+    return os.strerror(errno.ENOSPC) if full else one_line(error, limit=300)

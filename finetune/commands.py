@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from finetune.errors import ConfigError, TrainingDivergedError, UserError
+from finetune.errors import ConfigError, TrainingDivergedError, UserError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,8 +54,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
 
 def _print_error(error: object) -> None:
     """One line, whatever stands in the message: paths and files may hold anything."""
-    text = " ".join(str(error).split())
-    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in one_line(error))
     print(f"error: {shown}", file=sys.stderr)
 
 

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune.args import TrainArgs
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, one_line
 
 
 def load_train_args(path: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainArgs:
@@ -71,8 +71,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid YAML: {reason}") from None
+        raise ConfigError(f"{path}: not valid YAML: {one_line(error)}") from None
     if values is None:
         raise ConfigError(f"{path}: the file is empty.")
     if not isinstance(values, dict):

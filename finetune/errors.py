@@ -27,3 +27,13 @@ class CheckpointError(UserError):
 
 class TrainingDivergedError(Exception):
     """A loss, a gradient or a fast weight is no longer finite. Nothing saved is lost; exit status 1."""
+
+
+def one_line(message: object, *, limit: int | None = None) -> str:
+    """A message on one line, line breaks and what else is white space as single spaces.
+
+    Args:
+        message: an exception, or a text.
+        limit: characters that are kept; None: all.
+    """
+    return " ".join(str(message).split())[:limit]

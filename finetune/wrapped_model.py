@@ -19,7 +19,7 @@ from finetune.base_model.announced_conditions import (
     check_conditioner_sizes,
     with_own_config,
 )
-from finetune.base_model.locate import MOSHI_ERRORS, one_line
+from finetune.base_model.locate import MOSHI_ERRORS, describe_error
 from finetune.errors import CheckpointError, ConfigError
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
@@ -49,7 +49,7 @@ def load_base(
         model = info.get_moshi(device=device, dtype=dtype, lm_kwargs_overrides=overrides, fuse_lora=True)
     except MOSHI_ERRORS as error:
         raise CheckpointError(
-            f"{info.moshi_weights}: cannot be loaded as this Moshi model: {one_line(error)}"
+            f"{info.moshi_weights}: cannot be loaded as this Moshi model: {describe_error(error)}"
         ) from None
     if model.condition_provider is not None:
         model.condition_provider.float()  # as Moshi keeps it, but not where it merges adapters
@@ -115,7 +115,7 @@ def load_without_weights(
                 lm_kwargs_overrides=overrides,
             )
     except MOSHI_ERRORS as error:
-        raise CheckpointError(f"{source} is not one of Moshi: {one_line(error)}") from None
+        raise CheckpointError(f"{source} is not one of Moshi: {describe_error(error)}") from None
 
 
 def _base_dtype(args: TrainArgs) -> torch.dtype:

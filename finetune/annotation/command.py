@@ -13,6 +13,7 @@ from finetune.annotation.annotate_file import annotate_file, is_annotated
 from finetune.annotation.engines import ENGINES, EngineSettings
 from finetune.annotation.recordings import CHANNELS, Recording, find_recordings, take_shard
 from finetune.commands import Parser
+from finetune.data.check.findings import reason_of
 from finetune.data.workers import run_tasks
 from finetune.errors import ConfigError, DataError
 
@@ -112,7 +113,7 @@ def annotate_all(
 
 
 def _reject(report: Report, recording: Recording, reason: str) -> None:
-    reason = " ".join(reason.removeprefix(f"{recording.path}: ").split())
+    reason = reason_of(recording.path, reason)
     report.rejected.append((recording.path, reason))
     logger.warning("rejected %s: %s", recording.path, reason)
 

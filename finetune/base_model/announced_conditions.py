@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from moshi.models.loaders import CheckpointInfo, get_conditioner_provider
 
-from finetune.base_model.locate import MOSHI_ERRORS, one_line
+from finetune.base_model.locate import MOSHI_ERRORS, describe_error
 from finetune.base_model.weight_files import read_header
 from finetune.errors import CheckpointError
 
@@ -74,7 +74,7 @@ def check_conditioner_sizes(info: CheckpointInfo) -> None:
         announced = {f"{CONDITION_PREFIX}{name}": list(t.shape) for name, t in provider.state_dict().items()}
     except MOSHI_ERRORS as error:
         raise CheckpointError(
-            f"configuration of {path}: the conditioners are not those of Moshi: {one_line(error)}"
+            f"configuration of {path}: the conditioners are not those of Moshi: {describe_error(error)}"
         ) from None
     held = {name: list(h.shape) for name, h in read_header(path).items() if name.startswith(CONDITION_PREFIX)}
     for name in sorted(announced.keys() | held.keys()):

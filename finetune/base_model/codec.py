@@ -8,7 +8,7 @@ from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import FRAME_RATE, CheckpointInfo, get_mimi
 
-from finetune.base_model.locate import MOSHI_ERRORS, one_line
+from finetune.base_model.locate import MOSHI_ERRORS, describe_error
 from finetune.base_model.untrusted import check_counts
 from finetune.base_model.weight_files import count_parameters
 from finetune.errors import CheckpointError
@@ -24,7 +24,9 @@ def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
     try:
         return info.get_mimi(device=device).requires_grad_(False)
     except MOSHI_ERRORS as error:
-        raise CheckpointError(f"{info.mimi_weights}: cannot be loaded as Mimi: {one_line(error)}") from None
+        raise CheckpointError(
+            f"{info.mimi_weights}: cannot be loaded as Mimi: {describe_error(error)}"
+        ) from None
 
 
 def _check_codec_size(info: CheckpointInfo) -> None:
@@ -39,7 +41,7 @@ def _check_codec_size(info: CheckpointInfo) -> None:
         with torch.device("meta"):
             state = get_mimi(None, info.mimi_config, device="meta").state_dict()
     except MOSHI_ERRORS as error:
-        raise CheckpointError(f"{source}: cannot be loaded as Mimi: {one_line(error)}") from None
+        raise CheckpointError(f"{source}: cannot be loaded as Mimi: {describe_error(error)}") from None
     announced = sum(tensor.numel() for tensor in state.values())
     if announced > 2 * held:
         raise CheckpointError(

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from finetune.args import ModelPaths
 from finetune.base_model.untrusted import check_config_values, check_weight_file
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, one_line
 from finetune.files import read_json_object
 
 # Repositories that hold Moshi 7B itself, whose architecture is built into the moshi package.
@@ -116,9 +116,9 @@ def lm_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in (*_FILE_KEYS, *_OTHER_KEYS)}
 
 
-def one_line(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What an exception of Moshi's code says, on one line, its kind where it says nothing clear."""
-    text = " ".join(str(error).split())[:300]
+    text = one_line(error, limit=300)
     return text if isinstance(error, (RuntimeError, SafetensorError)) else f"{type(error).__name__}: {text}"
 
 
@@ -176,7 +176,7 @@ def _check_local_name(name: str) -> None:
 def _unreachable(repository: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"moshi_paths.hf_repo_id: {repository!r} is neither a local folder with the files of a Moshi "
-        f"repository nor a repository that can be reached: {one_line(error)}"
+        f"repository nor a repository that can be reached: {describe_error(error)}"
     )
 
 
@@ -255,5 +255,6 @@ def download_checkpoint(repository: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=["*.safetensors", "*.json"]))
     except MOSHI_ERRORS as error:
         raise CheckpointError(
-            f"{repository}: is neither a local folder nor a repository that can be reached: {one_line(error)}"
+            f"{repository}: is neither a local folder nor a repository that can be reached: "
+            f"{describe_error(error)}"
         ) from None

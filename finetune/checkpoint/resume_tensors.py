@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.optim import Optimizer
 
 from finetune.distributed import get_rank
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, one_line
 
 # What torch.distributed.checkpoint raises; CheckpointException is no Exception.
 STATE_ERRORS = (OSError, RuntimeError, ValueError, dcp.CheckpointException)
@@ -175,8 +175,7 @@ def _first_line(error: BaseException) -> str:
     """What failed, without the tracebacks that torch.distributed.checkpoint puts into its message."""
     if isinstance(error, dcp.CheckpointException):
         error = next(iter(error.failures.values()))[0]
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {one_line(error, limit=300)}"
 
 
 _ALLOWED = {

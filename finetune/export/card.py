@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from finetune.args import TTTArgs
 from finetune.checkpoint.layout import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, one_line
 
 DEFAULT_LICENSE = "cc-by-4.0"  # of Moshi's own weights, from which a fine-tuned model derives
 _PLACEHOLDER = "USER/REPO"
@@ -104,8 +104,7 @@ def model_card(facts: CardFacts, *, title: str | None = None, license_id: str = 
             _citation(facts),
         ]
     except (KeyError, MemoryError, OverflowError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{CONFIG_FILE} or {TRAINING_FILE} is damaged: {reason}.") from None
+        raise CheckpointError(f"{CONFIG_FILE} or {TRAINING_FILE} is damaged: {one_line(error)}.") from None
     return "\n\n".join(section for section in sections if section) + "\n"
 
 

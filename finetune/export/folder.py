@@ -19,7 +19,7 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
 from finetune.args import ModelPaths, TTTArgs
-from finetune.base_model.locate import is_hub_id, one_line
+from finetune.base_model.locate import describe_error, is_hub_id
 from finetune.base_model.weight_files import count_parameters
 from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.layout import CONFIG_FILE, FULL_FILE, TRAINING_FILE, TTT_FILE, WEIGHT_FILES
@@ -170,8 +170,8 @@ def push_to_hub(folder: Path, repo_id: str, *, private: bool = False) -> str:
         option = "--private " if private else ""
         again = f"huggingface-cli upload {option}{repo_id} {shlex.quote(str(folder))} ."
         raise CheckpointError(
-            f"{folder} is complete, but pushing it to {repo_id} failed ({one_line(error)}); log in with "
-            f"`huggingface-cli login` where that is the reason, then try again: {again}"
+            f"{folder} is complete, but pushing it to {repo_id} failed ({describe_error(error)}); log in "
+            f"with `huggingface-cli login` where that is the reason, then try again: {again}"
         ) from None
     return str(url)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
-from finetune.base_model.locate import MOSHI_ERRORS, one_line
+from finetune.base_model.locate import MOSHI_ERRORS, describe_error
 from finetune.errors import ConfigError
 from finetune.serving.app import PAGE_DIR
 
@@ -36,7 +36,7 @@ def find_page(choice: str) -> Path | None:
         try:
             return _stock_client(local_files_only=False)
         except (*MOSHI_ERRORS, tarfile.TarError) as error:
-            reason = one_line(error)
+            reason = describe_error(error)
             raise ConfigError(f"--static stock: Moshi's web client cannot be had: {reason}") from None
     folder = Path(choice)
     if not (folder / "index.html").is_file():

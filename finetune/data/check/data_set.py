@@ -11,7 +11,7 @@ from finetune.data.check.full import Checked, Checker, Settings
 from finetune.data.recordings.lines import ManifestEntry, ManifestLine, Recording, read_lines
 from finetune.data.recordings.recording import noted_before
 from finetune.data.workers import Outcome, run_tasks
-from finetune.errors import DataError
+from finetune.errors import DataError, one_line
 
 Follow = Callable[[Iterator[Outcome]], Iterable[Outcome]]
 
@@ -96,7 +96,7 @@ def prepare_worker(settings: Settings, _number: int) -> Callable[[tuple[int, Rec
         try:
             return checker.check(recording)
         except Exception as error:  # whatever a file brings about, the others are to be checked
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = one_line(f"{type(error).__name__}: {error}")
             return Checked([Finding("check-failed", recording.path, reason)])
 
     return work

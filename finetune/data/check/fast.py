@@ -14,7 +14,7 @@ from typing import get_args
 
 from finetune.data.audio.checks import AudioHeader, check_duration
 from finetune.data.audio.read import audio_kind, read_header
-from finetune.data.check.findings import Finding, one_line
+from finetune.data.check.findings import Finding, reason_of
 from finetune.data.codes.two_voices import MonoPolicy, mono_error
 from finetune.data.recordings.lines import Recording
 from finetune.data.words import load_alignments
@@ -63,7 +63,7 @@ def _check_header(recording: Recording, *, mono: MonoPolicy) -> tuple[list[Findi
         is_exact = audio_kind(path) != "other"
         header = read_header(path)
     except DataError as error:
-        return [Finding(error.code or "unreadable", path, one_line(path, error))], None
+        return [Finding(error.code or "unreadable", path, reason_of(path, error))], None
     findings = check_channels(path, header, mono=mono)
     if not is_exact:
         return findings, None
@@ -100,7 +100,7 @@ def compare_duration(recording: Recording, duration_sec: float) -> list[Finding]
     try:
         check_duration(recording.path, duration_sec, expected_duration_sec=recording.duration_sec)
     except DataError as error:
-        reason = one_line(recording.path, error).partition(";")[0]
+        reason = reason_of(recording.path, error).partition(";")[0]
         return [Finding("duration", recording.path, reason)]
     return []
 
@@ -120,7 +120,7 @@ def _check_timings(path: Path, duration_sec: float | None) -> list[Finding]:
         if spans is None:
             spans = [(word.start_sec, word.end_sec) for word in load_alignments(path)]
     except DataError as error:
-        return [Finding("malformed-timings", path, one_line(path, error))]
+        return [Finding("malformed-timings", path, reason_of(path, error))]
     if duration_sec is None or not spans:
         return []
     count = count_outside(spans, duration_sec=duration_sec)

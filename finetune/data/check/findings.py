@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from finetune.errors import one_line
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -75,6 +77,6 @@ class Finding:
         return KINDS[self.code].advice
 
 
-def one_line(path: Path, error: object) -> str:
+def reason_of(path: Path, error: object) -> str:
     """The message of an error about a file in one line, without the file's name before it."""
-    return " ".join(str(error).removeprefix(f"{path}: ").split())
+    return one_line(str(error).removeprefix(f"{path}: "))

@@ -7,7 +7,7 @@ import sentencepiece
 
 from finetune.data.audio.read import read_header, read_pieces
 from finetune.data.check.fast import check_channels, check_fast, compare_duration
-from finetune.data.check.findings import Finding, one_line
+from finetune.data.check.findings import Finding, reason_of
 from finetune.data.check.levels import LevelMeter, Levels
 from finetune.data.check.sound import check_levels, check_swapped
 from finetune.data.check.timings import SPEAKERS, check_text, check_words
@@ -68,7 +68,7 @@ class Spelling:
         try:
             self._model = sentencepiece.SentencePieceProcessor(str(path))
         except (RuntimeError, OSError) as error:
-            raise DataError(f"{path}: not a sentencepiece model ({one_line(path, error)}).") from None
+            raise DataError(f"{path}: not a sentencepiece model ({reason_of(path, error)}).") from None
 
     def is_known(self, text: str) -> bool:
         """Whether no piece of a text is the unknown one."""
@@ -120,7 +120,7 @@ class Checker:
             for piece in read_pieces(path, sample_rate=header.sample_rate):
                 meter.add(piece)
         except DataError as error:
-            return None, None, [Finding(error.code or "unreadable", path, one_line(path, error))]
+            return None, None, [Finding(error.code or "unreadable", path, reason_of(path, error))]
         findings = check_channels(path, header, mono=self._settings.mono)
         if round(meter.num_samples * MOSHI_SAMPLE_RATE / header.sample_rate) == 0:
             return None, None, [*findings, Finding("empty", path, f"holds {meter.num_samples} samples only")]

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from finetune.errors import DataError
+from finetune.errors import DataError, one_line
 
 FORMAT_VERSION = 2
 BLOCK_FRAMES = 256
@@ -147,9 +147,8 @@ def read_codes(entry: CodeEntry, start_frame: int, stop_frame: int) -> Tensor:
 
 def corrupt(path: Path, reason: str) -> CorruptCodesError:
     """Returns the error of a file that cannot be used."""
-    reason = " ".join(reason.split())
     return CorruptCodesError(
-        f"{path}: unusable cache file ({reason}); delete it, the next start encodes it again."
+        f"{path}: unusable cache file ({one_line(reason)}); delete it, the next start encodes it again."
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.data.audio.read import audio_kind, limit_sec, read_header, read_pieces, silence_stderr
 from finetune.data.check.fast import find_file
-from finetune.data.check.findings import one_line
+from finetune.data.check.findings import reason_of
 from finetune.data.workers import run_tasks
 from finetune.errors import DataError
 
@@ -60,5 +60,5 @@ def measure(path: Path) -> Measured:
         if num_samples == 0:
             raise DataError("holds no samples.")
     except (DataError, OSError) as error:
-        return Measured(path, None, one_line(path, error))
+        return Measured(path, None, reason_of(path, error))
     return Measured(path, num_samples / header.sample_rate, None)

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import Conditions, condition_names
-from finetune.base_model.locate import MOSHI_ERRORS, one_line
+from finetune.base_model.locate import MOSHI_ERRORS, describe_error
 from finetune.errors import CheckpointError
 from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.wrapped_model import autocast, build_meta_model
@@ -143,7 +143,7 @@ def run_step(model: LMModel, args: TrainArgs, *, num_frames: int, mark: Mark) ->
                 output = model(codes, conditions)
         except MOSHI_ERRORS as error:
             raise CheckpointError(
-                f"moshi_paths: a training step of this Moshi is impossible: {one_line(error)}"
+                f"moshi_paths: a training step of this Moshi is impossible: {describe_error(error)}"
             ) from None
         parts = loss_sums(output, codes, weights, model)
         del output
