@@ -2,7 +2,7 @@
 
 from moshi_ttt.errors import StateError, UserError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "StateError", "TrainingDivergedError", "UserError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "StateError", "TrainingDivergedError", "UserError", "one_line"]
 
 
 class ConfigError(UserError):

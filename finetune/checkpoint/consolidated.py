@@ -109,6 +109,19 @@ def export_config(base_config: dict[str, Any], args: TrainArgs, files: WeightFil
     return config
 
 
+def merged_weight(weight: Tensor, up: Tensor, down: Tensor, *, scaling: float) -> Tensor:
+    """`W + scaling * B A` in float32, which stock Moshi computes in the same order.
+
+    Args:
+        weight: `W`, of the base model.
+        up: `B` of the adapter.
+        down: `A` of the adapter.
+        scaling: of the adapter.
+    """
+    # In place: of a large layer, one product lies beside the weight and not three.
+    return up.float().mm(down.float()).mul_(scaling).add_(weight)
+
+
 def _add(files: WeightFiles, file: str, name: str, tensor: Tensor) -> None:
     # Moved one by one: a second copy of a large model would not fit beside the first.
     if is_main():
@@ -122,7 +135,6 @@ def _rounded(name: str, tensor: Tensor, args: TrainArgs) -> Tensor:
 
 
 def _merged(module: LoRALinear) -> Tensor:
-    down, up, frozen = (
-        full_tensor(part.weight.detach()) for part in (module.lora_A, module.lora_B, module.frozen_W)
-    )
-    return up.mm(down) * module.scaling + frozen
+    parts = (module.frozen_W, module.lora_B, module.lora_A)
+    weight, up, down = (full_tensor(part.weight.detach()) for part in parts)
+    return merged_weight(weight, up, down, scaling=module.scaling)
