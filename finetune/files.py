@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, UserError
 
 
 @contextmanager
@@ -50,20 +50,24 @@ def finite_or_null(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint or model repository.
+def read_json_object(path: Path, *, error: type[UserError] = CheckpointError) -> dict[str, Any]:
+    """A JSON object, by default one of a checkpoint or model repository.
+
+    Args:
+        path: of the file.
+        error: what is raised.
 
     Raises:
-        CheckpointError: the file is missing, not JSON or not an object.
+        UserError: the file is missing, not JSON or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}.") from None
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}.") from None
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path}: not valid JSON: {problem}.") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object.")
+        raise error(f"{path}: expected a JSON object.")
     return value
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.base_model.conditions import condition_names
-from finetune.errors import CheckpointError, ConfigError, DataError
+from finetune.errors import ConfigError, DataError
 from finetune.evaluation.identity import home_of, model_identity, weights_key
 from finetune.evaluation.long_context.arms import choose_arms, override_windows
 from finetune.evaluation.long_context.measure import LossFiles, Measured, measure
@@ -136,8 +136,8 @@ def _check_settings(folder: Path, ours: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        theirs = read_json_object(path)
-    except CheckpointError as error:
+        theirs = read_json_object(path, error=ConfigError)
+    except ConfigError as error:
         raise ConfigError(
             f"--out: {str(error).rstrip('.')}; remove it to go on in this folder, or choose another."
         ) from None

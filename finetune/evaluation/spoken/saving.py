@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import CheckpointError
+from finetune.errors import ConfigError
 from finetune.evaluation.out_folder import make_folder, unwritable
 from finetune.evaluation.spoken.measure import Measured
 from finetune.evaluation.spoken.results import results_json, submission_file, submission_lines
@@ -142,8 +142,8 @@ def _write(path: Path, value: Mapping[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object, empty where the file is something else."""
     try:
-        return read_json_object(path)
-    except CheckpointError:
+        return read_json_object(path, error=ConfigError)
+    except ConfigError:
         return {}
 
 
