@@ -12,9 +12,8 @@ from torch import Tensor
 
 from finetune.errors import CheckpointError
 from finetune.ttt_utils import is_ttt_parameter
+from moshi_ttt.files.header_size import MAX_HEADER_BYTES, oversized_header
 
-# The header of Moshi 7B has 50 KB. A file may claim up to 100 MB, which become gigabytes when parsed.
-_MAX_HEADER_BYTES = 16 * 2**20
 _FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _PLACE_HINT = " (is lora.enable, or are ttt.layers, different?)"
 
@@ -58,11 +57,10 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         CheckpointError: the file is corrupt: not safetensors, truncated, overlapping or unused bytes.
     """
     try:
-        with path.open("rb") as start:
-            size = int.from_bytes(start.read(8), "little")
-        if _MAX_HEADER_BYTES < size <= path.stat().st_size:
+        size = oversized_header(path)
+        if size is not None:
             raise CheckpointError(
-                f"{path}: its header has {size:,} bytes, no model needs more than {_MAX_HEADER_BYTES:,}."
+                f"{path}: its header has {size:,} bytes, no model needs more than {MAX_HEADER_BYTES:,}."
             )
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

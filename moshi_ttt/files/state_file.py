@@ -13,9 +13,7 @@ from torch import Tensor
 
 from moshi_ttt.errors import StateError
 from moshi_ttt.files.atomic_file import replacing
-
-# A file may claim up to 100 MB, which become gigabytes when parsed.
-_MAX_HEADER_BYTES = 16 * 2**20
+from moshi_ttt.files.header_size import oversized_header
 
 
 def check_writable(path: str | Path, *, kind: str | None = None) -> None:
@@ -90,9 +88,8 @@ class StateFile:
         if not os.path.isfile(self.path):
             raise StateError(f"{self.path}: is not a file.")
         try:
-            with self.path.open("rb") as start:
-                header_bytes = int.from_bytes(start.read(8), "little")
-            if _MAX_HEADER_BYTES < header_bytes <= self.path.stat().st_size:
+            header_bytes = oversized_header(self.path)
+            if header_bytes is not None:
                 raise StateError(f"{self.path}: its header has {header_bytes:,} bytes, that is no {kind}.")
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
