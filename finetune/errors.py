@@ -2,7 +2,23 @@
 
 from moshi_ttt.errors import StateError, UserError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "StateError", "TrainingDivergedError", "UserError", "one_line"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "StateError",
+    "TrainingDivergedError",
+    "UserError",
+    "one_line",
+]
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "StateError",
+    "TrainingDivergedError",
+    "UserError",
+    "one_line",
+]
 
 
 class ConfigError(UserError):

@@ -172,7 +172,7 @@ def _alignment(
     for segment, index in zip(segments, indices, strict=True):
         end_sec = _time(segment.end_frame, sound) + _FRAME_SEC
         spans.setdefault(index, [_time(segment.start_frame, sound), end_sec])[1] = end_sec
-    words = [Word(written[index], *span) for index, span in spans.items()]
+    words = [Word(written[index], start_sec, end_sec) for index, (start_sec, end_sec) in spans.items()]
     # A likelihood is 0 where it is too small for a float.
     scores = np.array([math.log(max(segment.ascore, _SMALLEST)) for segment in segments])  # [num_tokens]
     lengths = np.array([segment.end_frame + 1 - segment.start_frame for segment in segments], dtype=float)

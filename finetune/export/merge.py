@@ -15,8 +15,8 @@ from finetune.args import ModelPaths
 from finetune.base_model.announced_conditions import CONDITION_PREFIX
 from finetune.base_model.locate import find_model_files
 from finetune.base_model.weight_files import check_finite, count_parameters, read_header, read_tensors
-from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.consolidated import merged_weight
+from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.layout import FULL_FILE, LORA_FILE, TTT_FILE
 from finetune.checkpoint.reading import check_base, own_weights
 from finetune.errors import CheckpointError
