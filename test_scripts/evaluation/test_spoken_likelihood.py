@@ -1,7 +1,6 @@
 """Likelihood of spoken items: a hand computation, batches, prompts, the model's own text, failures."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,7 @@ from evaluation_helpers import FakeStream, open_ttt
 from finetune.evaluation.long_context.stream_losses import stream_losses
 from finetune.evaluation.spoken import measure
 from finetune.evaluation.spoken.accuracy import item_scores
-from finetune.evaluation.spoken.items import Item
-from finetune.evaluation.spoken.likelihood import score_by_name, score_items
+from finetune.evaluation.spoken.likelihood import score_items
 from finetune.evaluation.spoken.measure import Encoded
 from moshi_ttt.hybrid_model import set_ttt_mode, ttt_layers
 
@@ -203,22 +201,27 @@ def test_an_item_that_is_not_finite_is_a_failure_and_spoils_no_other():
         row[0], row[1 + lm.dep_q :] = lm.zero_token_id, lm.zero_token_id
     codes[2][1, 4] = lm.card - 1
     lm.emb[0].weight.data[lm.card - 1] = math.nan
-    items = [Item(f"item{index}", Path(f"item{index}.wav")) for index in range(len(codes))]
-    scores, failures = score_by_name(lm, [*items, Item("lost", Path("lost.wav"))], [*codes, None], **BATCHED)
-    assert failures == {"item2": "item2.wav: its log-likelihood under the model is not finite"}
-    assert list(scores) == ["item0", "item1", "item3", "item4"]
+    by_name = {f"item{index}": row for index, row in enumerate(codes)}
+    encoded = Encoded("swuggy", [], by_name, {"lost": "cannot be read"})
+    found = measure.measure(lm, encoded, semantic_weight=10, **BATCHED)
+    assert found.failures == {
+        "lost": "cannot be read",
+        "item2": "its log-likelihood under the model is not finite",
+    }
+    assert list(found.scores) == ["item0", "item1", "item3", "item4"]
     alone = score_items(lm, codes[:2], **ONE_BY_ONE)
-    assert (values(list(scores.values())[:2]) - values(alone)).abs().max() < 1e-9
+    scored = [found.likelihoods[name] for name in ("item0", "item1")]
+    assert (values(scored) - values(alone)).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize("own_text", [False, True])
 def test_memory_that_is_not_finite_is_no_score(own_text):
     lm = ttt_lm()
     items = random_items(lm, own_text=own_text)
-    assert all(score.is_finite for score in score_items(lm, items, **BATCHED))
+    assert values(score_items(lm, items, **BATCHED)).isfinite().all()
     # While streaming, such a memory is given up and the model goes on: that is no score either.
     ttt_layers(lm)[1].weights[0].data[0, 0, 0] = math.inf
-    assert not any(score.is_finite for score in score_items(lm, items, **BATCHED))
+    assert not values(score_items(lm, items, **BATCHED)).isfinite().all(1).any()
 
 
 def test_the_user_does_not_count_even_where_the_model_predicts_it():

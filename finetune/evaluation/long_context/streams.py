@@ -47,7 +47,6 @@ class StreamOptions:
         max_frames: Longer streams are cut.
         min_frames: Shorter streams are left out.
         cache_dir: One folder for all codes; by default ``.moshi_ttt_codes`` beside each audio file.
-        max_failures: Give up at the first stream beyond so many that cannot be used; None: never.
     """
 
     user: UserMode = "empty"
@@ -56,7 +55,6 @@ class StreamOptions:
     max_frames: int | None = None
     min_frames: int | None = None
     cache_dir: str | None = None
-    max_failures: int | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for a value that is not allowed."""
@@ -64,10 +62,10 @@ class StreamOptions:
             if getattr(self, name) not in get_args(modes):
                 allowed = ", ".join(get_args(modes))
                 raise ConfigError(f"--{name}: {getattr(self, name)} is unknown; it is one of {allowed}.")
-        for name, least in (("max_frames", 1), ("min_frames", 1), ("max_failures", 0)):
+        for name in ("max_frames", "min_frames"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"--{name.replace('_', '-')}: {value} is below {least}.")
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: {value} is below 1.")
         if self.max_frames is not None and self.min_frames is not None and self.max_frames < self.min_frames:
             raise ConfigError(
                 f"--min-frames: {self.min_frames} is above --max-frames {self.max_frames}, which cuts every "
@@ -200,8 +198,7 @@ def open_streams(
 
     Raises:
         ConfigError: The options do not fit each other.
-        DataError: There is nothing to measure, the cache cannot be written, or there are more failures than
-            ``options.max_failures``.
+        DataError: There is nothing to measure, or the cache cannot be written.
     """
     groups = group_sources(find_sources(data), options.group)
     opening = _Opening(options, CodeStore(speech.mimi, info, options.cache_dir))
@@ -316,6 +313,3 @@ class _Opening:
             raise
         except DataError as error:
             self.failures[name] = printable(str(error))
-            allowed = self.options.max_failures
-            if allowed is not None and len(self.failures) > allowed:
-                raise

@@ -20,7 +20,6 @@ from moshi.models.lm_utils import _delay_sequence, _undelay_sequence
 from torch import Tensor
 
 from finetune.base_model.conditions import TextConditions, fused_conditions, prepare_conditions
-from finetune.evaluation.spoken.items import Item
 from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
 
 
@@ -40,11 +39,6 @@ class ItemScore:
     log_likelihood: Tensor
     num_tokens: Tensor
     seconds: float
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether this is a score at all."""
-        return bool(self.log_likelihood.isfinite().all())
 
 
 @torch.no_grad()
@@ -101,40 +95,6 @@ def score_items(
         if on_items is not None:
             on_items(len(batch))
     return [score for score in scores if score is not None]
-
-
-def score_by_name(
-    lm: LMModel,
-    items: Sequence[Item],
-    codes: Sequence[Tensor | None],
-    *,
-    batch_size: int,
-    max_frames_per_batch: int,
-    prompt: Tensor | None = None,
-    on_items: Callable[[int], None] | None = None,
-) -> tuple[dict[str, ItemScore], dict[str, str]]:
-    """`score_items` for the result of `encode_items`.
-
-    Returns:
-        Scores by the item's name, and why there is none: a likelihood that is not finite is a failure.
-        Items without codes are in neither.
-    """
-    known = [(item, row) for item, row in zip(items, codes, strict=True) if row is not None]
-    scores = score_items(
-        lm,
-        [row for _, row in known],
-        batch_size=batch_size,
-        max_frames_per_batch=max_frames_per_batch,
-        prompt=prompt,
-        on_items=on_items,
-    )
-    finite, failures = {}, {}
-    for (item, _), score in zip(known, scores, strict=True):
-        if score.is_finite:
-            finite[item.name] = score
-        else:
-            failures[item.name] = f"{item.path}: its log-likelihood under the model is not finite"
-    return finite, failures
 
 
 def _batches(lengths: Sequence[int], *, batch_size: int, max_steps: int) -> Iterator[list[int]]:
