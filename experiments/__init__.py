@@ -1,0 +1,1 @@
+"""Runs whose results the documentation shows, a command each."""

@@ -59,7 +59,7 @@ def main() -> int:
 def _run(
     speech: SpeechModel, options: argparse.Namespace
 ) -> tuple[list[dict[str, float]], np.ndarray, np.ndarray, float]:
-    """Returns a record every `--every` steps, wall and CPU seconds of every step, and `_old_over_new`."""
+    """A record every `--every` steps, wall and CPU seconds of every step, and `_old_over_new`."""
     wall, cpu = np.zeros(options.steps), np.zeros(options.steps)
     rows: list[dict[str, float]] = []
     frames = _endless_frames(speech, options.audio)

@@ -11,14 +11,6 @@ __all__ = [
     "UserError",
     "one_line",
 ]
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "StateError",
-    "TrainingDivergedError",
-    "UserError",
-    "one_line",
-]
 
 
 class ConfigError(UserError):

@@ -1,6 +1,6 @@
 """MkDocs hooks: equations become MathML, which browsers draw without a script.
 
-A block fenced as ``math`` holds LaTeX; GitHub draws the same blocks in the repository.
+A block fenced as `math` holds LaTeX; GitHub draws the same blocks in the repository.
 """
 
 from typing import Any

@@ -65,7 +65,7 @@ class Aligner:
         self._decoders = [_make_decoder(_BEAMS[0])]
 
     def align(self, samples: np.ndarray, text: str) -> Alignment:
-        """Finds the time of every word.
+        """Find the time of every word.
 
         A search that prunes as usual comes first. Where it loses the text or matches badly, a second one
         prunes less.
@@ -146,7 +146,7 @@ def _make_decoder(beams: dict[str, float]) -> Any:
 
 
 def _make_known(decoder: Any, token: str) -> None:
-    """Adds a pronunciation where the dictionary has none."""
+    """Add a pronunciation where the dictionary has none."""
     if decoder.lookup_word(token) is not None:
         return
     stem = token.removesuffix("'s").removesuffix("'")

@@ -35,7 +35,7 @@ def is_annotated(recording: Recording) -> bool:
 
 
 def annotate_file(recording: Recording, engine: Engine, *, channels: Sequence[str] = CHANNELS) -> None:
-    """Writes the word timings of a recording.
+    """Write the word timings of a recording.
 
     Args:
         recording: a stereo file.
@@ -56,7 +56,7 @@ def annotate_file(recording: Recording, engine: Engine, *, channels: Sequence[st
 
 
 def write_alignments(path: Path, words: dict[str, list[Word]]) -> None:
-    """Writes word timings whole or not at all, as `load_alignments` reads them.
+    """Write word timings whole or not at all, as `load_alignments` reads them.
 
     Args:
         path: of the file; an older one is replaced, but for its text conditions.

@@ -38,7 +38,7 @@ class Report:
 
 
 def annotate(arguments: Sequence[str] | None = None) -> int:
-    """Does what the command line says, see `python annotate.py --help`.
+    """Do what the command line says, see `python annotate.py --help`.
 
     Returns:
         The exit status: 1 where a recording was rejected.
@@ -76,7 +76,7 @@ def annotate_all(
     num_workers: int = 1,
     overwrite: bool = False,
 ) -> Report:
-    """Annotates recordings that are not yet, in several processes.
+    """Annotate recordings that are not yet, in several processes.
 
     Args:
         recordings: what to annotate.

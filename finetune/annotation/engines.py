@@ -27,7 +27,7 @@ class Engine(Protocol):
     needs_transcript: bool
 
     def words(self, samples: np.ndarray, transcript: str) -> list[Word]:
-        """Returns the words in samples [num_samples]; raises DataError where that fails."""
+        """The words in samples [num_samples]; raises DataError where that fails."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class EngineSettings:
     min_local_score: float = MIN_LOCAL_SCORE
 
     def build(self, worker: int = 0) -> Engine:
-        """Makes the engine of a worker, counted from 0; raises UserError where a package is missing."""
+        """Make the engine of a worker, counted from 0; raises UserError where a package is missing."""
         if self.name == "pocketsphinx":
             return _PocketSphinxEngine(
                 Aligner(min_score=self.min_score, min_local_score=self.min_local_score)

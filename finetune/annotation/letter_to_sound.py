@@ -28,7 +28,7 @@ _MAGIC_E = re.compile(r"[aeiou](?=[bcdfgklmnpstvz]es?$)")
 
 
 def guess_phones(word: str) -> list[str]:
-    """Applies rules of English spelling.
+    """Apply rules of English spelling.
 
     Args:
         word: letters a to z in lower case; apostrophes are passed over.

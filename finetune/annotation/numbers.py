@@ -21,7 +21,7 @@ MAX_CARDINAL_DIGITS = 15  # below a quadrillion; longer ones are read digit by d
 
 
 def readings_of_digits(digits: str) -> list[Reading]:
-    """Reads a row of digits: as a number, in pairs as a year or a room is, and digit by digit.
+    """Read a row of digits: as a number, in pairs as a year or a room is, and digit by digit.
 
     Args:
         digits: ASCII digits, at least one.
@@ -38,12 +38,12 @@ def readings_of_digits(digits: str) -> list[Reading]:
 
 
 def readings_of_cardinal(number: int) -> list[Reading]:
-    """Reads a number below 10**15 as a quantity, without and with the British "and"."""
+    """Read a number below 10**15 as a quantity, without and with the British "and"."""
     return _distinct([_cardinal(number, link) for link in ([], ["and"])])
 
 
 def readings_of_decimal(whole: int, fraction: str) -> list[Reading]:
-    """Reads a number with a decimal point; `fraction` holds the digits after it."""
+    """Read a number with a decimal point; `fraction` holds the digits after it."""
     return [
         [*whole_reading, "point", *(_digit(digit, zero) for digit in fraction)]
         for whole_reading in readings_of_cardinal(whole)
@@ -52,17 +52,17 @@ def readings_of_decimal(whole: int, fraction: str) -> list[Reading]:
 
 
 def readings_of_ordinal(number: int) -> list[Reading]:
-    """Reads "23rd" and the like."""
+    """Read "23rd" and the like."""
     return [[*reading[:-1], _ordinal(reading[-1])] for reading in readings_of_cardinal(number)]
 
 
 def readings_of_plural(digits: str) -> list[Reading]:
-    """Reads "1990s" and the like."""
+    """Read "1990s" and the like."""
     return [[*reading[:-1], _plural(reading[-1])] for reading in readings_of_digits(digits)]
 
 
 def readings_of_time(hour: int, minute: int) -> list[Reading]:
-    """Reads a time of day such as 7:30."""
+    """Read a time of day such as 7:30."""
     hours = _cardinal(hour, [])
     if minute == 0:
         return [[*hours, "o'clock"], hours, [*hours, "hundred"]]

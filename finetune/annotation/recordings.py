@@ -33,7 +33,7 @@ class Recording:
 
 
 def find_recordings(source: Path) -> list[Recording]:
-    """Lists the recordings of a manifest, or the audio files below a folder.
+    """List the recordings of a manifest, or the audio files below a folder.
 
     Args:
         source: a `.jsonl` file as for training, where "duration" may be missing, or a folder. What

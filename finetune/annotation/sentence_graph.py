@@ -44,7 +44,7 @@ class SentenceGraph:
                 self.final = end
 
     def words_of(self, tokens: Sequence[str]) -> list[int] | None:
-        """Finds the written word of each spoken token.
+        """Find the written word of each spoken token.
 
         Args:
             tokens: what was said, in order.

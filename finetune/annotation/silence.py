@@ -1,5 +1,7 @@
-"""Long silences are taken out before an alignment: they cost time, and the features are normalised by what
-is there."""
+"""Takes out long silences before an alignment.
+
+They cost time, and the features are normalised by what is there.
+"""
 
 from typing import NamedTuple
 
@@ -30,7 +32,7 @@ class Condensed(NamedTuple):
 
 
 def without_long_silences(samples: np.ndarray, *, sample_rate: int) -> Condensed:
-    """Keeps what is loud, with 0.25 s before and after.
+    """Keep what is loud, with 0.25 s before and after.
 
     Args:
         samples: [num_samples] of one voice, not empty.

@@ -41,7 +41,7 @@ class Whisper:
             raise UserError(f"--whisper-model: {model} cannot be loaded: {error}") from error
 
     def transcribe(self, samples: np.ndarray) -> list[Word]:
-        """Returns the words that are heard, in order.
+        """The words that are heard, in order.
 
         Speech is cut out by voice activity first: Whisper invents text in silence.
 

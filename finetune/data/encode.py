@@ -62,7 +62,7 @@ class Codec(NamedTuple):
 
 
 def encode(arguments: Sequence[str] | None = None) -> int:
-    """Does what the command line says, see `python -m finetune.data.encode --help`.
+    """Do what the command line says, see `python -m finetune.data.encode --help`.
 
     Returns:
         The exit status: 1 where recordings cannot be used, or with `--verify` have no intact codes.
@@ -177,7 +177,7 @@ def _look(cache: CodeCache, recordings: Sequence[Recording]) -> tuple[list[Recor
 def _encode_all(
     codec: Codec, recordings: Sequence[Recording], devices: Sequence[str]
 ) -> Generator[tuple[Recording, Encoded], None, None]:
-    """Yields what became of each recording, the long ones first."""
+    """Yield what became of each recording, the long ones first."""
     by_length = sorted(recordings, key=lambda recording: -recording.duration_sec)
     total = sum(map(_whole_sec, by_length))
     prepare = partial(_prepare, codec, tuple(devices))
@@ -218,7 +218,7 @@ def _encode_one(cache: CodeCache, mimi: MimiModel, recording: Recording) -> Enco
 
 
 def _verify(cache: CodeCache, recordings: Sequence[Recording]) -> list[str]:
-    """Reads all codes and audio files; returns what is wrong."""
+    """Read all codes and audio files; returns what is wrong."""
     problems = []
     for recording in tqdm(recordings, desc="Verifying", unit="file", disable=not sys.stderr.isatty()):
         try:

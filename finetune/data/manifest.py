@@ -15,7 +15,7 @@ from moshi_ttt.files.state_file import check_writable
 
 
 def write_manifest(arguments: Sequence[str] | None = None) -> int:
-    """Does what the command line says, see `python -m finetune.data.manifest --help`.
+    """Do what the command line says, see `python -m finetune.data.manifest --help`.
 
     Returns:
         The exit status: 1 where a file was left out.

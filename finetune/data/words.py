@@ -1,4 +1,4 @@
-"""Word timings of a recording, as moshi-finetune's ``annotate.py`` writes them, and its text conditions."""
+"""Word timings of a recording, as moshi-finetune's `annotate.py` writes them, and its text conditions."""
 
 import json
 import reprlib
@@ -16,10 +16,10 @@ class Word(NamedTuple):
     """One spoken word, and when it is heard, in seconds from the start of the recording.
 
     Attributes:
-        text: The word as written.
-        start_sec: Start.
-        end_sec: End; may be before the start in faulty transcripts.
-        speaker: ``SPEAKER_MAIN`` for the left channel; empty while only one voice is looked at.
+        text: the word as written.
+        start_sec: start.
+        end_sec: end; may be before the start in faulty transcripts.
+        speaker: `SPEAKER_MAIN` for the left channel; empty while only one voice is looked at.
     """
 
     text: str
@@ -33,8 +33,8 @@ class Transcript:
     """What the file beside a recording says.
 
     Attributes:
-        words: Sorted by their start; words with the same start keep their order. May be empty.
-        text_conditions: Texts by the name of the condition; empty where the file has none.
+        words: sorted by their start; words with the same start keep their order. May be empty.
+        text_conditions: texts by the name of the condition; empty where the file has none.
     """
 
     words: list[Word]
@@ -42,19 +42,19 @@ class Transcript:
 
 
 def load_alignments(path: Path) -> list[Word]:
-    """Returns the words of ``load_transcript``, which it raises as."""
+    """The words of `load_transcript`, which it raises as."""
     return load_transcript(path).words
 
 
 def load_transcript(path: Path) -> Transcript:
-    """Reads ``{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}``.
+    """Read `{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}`.
 
     Args:
-        path: The ``.json`` file, maybe with ``"text_conditions": {"name": "text"}``; further top-level keys
+        path: the `.json` file, maybe with `"text_conditions": {"name": "text"}`; further top-level keys
             are ignored.
 
     Raises:
-        DataError: The file cannot be read or an entry has another form; names the file and the entry.
+        DataError: the file cannot be read or an entry has another form; names the file and the entry.
     """
     content = _read_json(path)
     entries = content.get("alignments") if isinstance(content, dict) else None
@@ -66,7 +66,7 @@ def load_transcript(path: Path) -> Transcript:
 
 
 def load_text_conditions(path: Path) -> dict[str, str]:
-    """Reads the text conditions alone, without a look at the words; raises as ``load_transcript`` does."""
+    """Read the text conditions alone, without a look at the words; raises as `load_transcript` does."""
     content = _read_json(path)
     value = content.get("text_conditions") if isinstance(content, dict) else None
     return _parse_conditions(value, where=f"{path}: text_conditions")

@@ -48,7 +48,7 @@ def run_tasks(
     isolated: bool = False,
     time_limit_sec: Callable[[Any], float] | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Does tasks in several processes and yields what became of each, in the order in which they end.
+    """Do tasks in several processes and yield what became of each, in the order in which they end.
 
     Closing it ends the processes.
 
@@ -134,7 +134,7 @@ def _hand_out(worker: _Worker, waiting: deque, busy: Busy, limit: Callable[[Any]
 def _collect(
     worker: _Worker, task: Any, prepare: Prepare, *, has_more: bool
 ) -> tuple[Outcome, _Worker | None]:
-    """Reads a worker's answer; a new worker takes the place of a dead one while there is work."""
+    """Read a worker's answer; a new worker takes the place of a dead one while there is work."""
     try:
         answer = worker.connection.recv()
     except (EOFError, OSError):

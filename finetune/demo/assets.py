@@ -64,7 +64,7 @@ class DemoAssets:
 def make_demo_assets(
     out_dir: Path, *, num_train: int, num_eval: int, minutes: float, seed: int
 ) -> DemoAssets:
-    """Makes the demo's files, or finds them complete and made with the same arguments.
+    """Make the demo's files, or find them complete and made with the same arguments.
 
     The files are made in a directory beside `out_dir` that takes its place at the end, so what is there is
     always complete. Assets of other settings are renamed, nothing is deleted.
@@ -96,7 +96,7 @@ def make_demo_assets(
 
 
 def find_demo_assets(out_dir: Path) -> DemoAssets | None:
-    """Returns the assets in a directory, whatever their settings, or None if there are no complete ones."""
+    """The assets in a directory, whatever their settings, or None if there are no complete ones."""
     try:
         marker = json.loads((out_dir / _MARKER_NAME).read_text())
         sizes = {name: (out_dir / name).stat().st_size for name in marker["files"]}
@@ -125,7 +125,7 @@ def _check_settings(num_train: int, num_eval: int, minutes: float, seed: int) ->
 
 
 def _build(out_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Makes all files below `out_dir` and returns the report."""
+    """Make all files below `out_dir` and return the report."""
     seconds: dict[str, float] = {}
     seed, model_dir = settings["seed"], out_dir / "model"
     with _timed(seconds, "speech"):
@@ -155,7 +155,7 @@ def _build(out_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _make_recordings(data_dir: Path, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Makes all recordings and the two manifests; returns the entries of each."""
+    """Make all recordings and the two manifests; returns the entries of each."""
     jobs = []
     for split in ("train", "eval"):
         (data_dir / split).mkdir(parents=True)
@@ -180,7 +180,7 @@ def _write_marker(out_dir: Path, settings: dict[str, Any], report: dict[str, Any
 
 
 def _check_replaceable(out_dir: Path) -> None:
-    """Raises UserError if there is anything but nothing, an empty directory or assets of the demo."""
+    """Raise UserError if there is anything but nothing, an empty directory or assets of the demo."""
     if not out_dir.exists() or (out_dir / _MARKER_NAME).is_file():
         return
     if not out_dir.is_dir() or any(out_dir.iterdir()):

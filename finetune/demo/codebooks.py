@@ -30,7 +30,7 @@ class CodebookUse(NamedTuple):
 
 @torch.no_grad()
 def fit_codebooks(mimi: MimiModel, latents: Tensor, *, seed: int) -> None:
-    """Sets projections and codebooks of both quantizers from latents of speech.
+    """Set projections and codebooks of both quantizers from latents of speech.
 
     The semantic quantizer sees the whitened principal components, the acoustic one the plain ones, whose
     transposed projection leads back to the latent. So decoding the acoustic codes approximates the latent,
@@ -65,7 +65,7 @@ def fit_codebooks(mimi: MimiModel, latents: Tensor, *, seed: int) -> None:
 
 
 def count_codebook_use(codes: Tensor, *, num_bins: int) -> list[CodebookUse]:
-    """Returns the use of each codebook in codes [K, T]."""
+    """The use of each codebook in codes [K, T]."""
     uses = []
     for row in codes:
         counts = torch.bincount(row, minlength=num_bins).double()
@@ -75,7 +75,7 @@ def count_codebook_use(codes: Tensor, *, num_bins: int) -> list[CodebookUse]:
 
 
 def demand_even_use(uses: Iterable[CodebookUse], *, num_bins: int) -> None:
-    """Raises UserError unless every codebook has 80 % of the greatest possible entropy, log2(num_bins)."""
+    """Raise UserError unless every codebook has 80 % of the greatest possible entropy, log2(num_bins)."""
     least_bits = MIN_ENTROPY_SHARE * math.log2(num_bins)
     for index, use in enumerate(uses):
         if use.entropy_bits < least_bits:
@@ -92,7 +92,7 @@ def _weight(projection: nn.Module) -> Tensor:
 
 
 def _fit_residual(part: ResidualVectorQuantizer, vectors: Tensor, generator: torch.Generator) -> None:
-    """Fits codebook after codebook to what the earlier ones leave of vectors [N, C]."""
+    """Fit codebook after codebook to what the earlier ones leave of vectors [N, C]."""
     residual = vectors
     for layer in part.vq.layers:
         codebook = layer._codebook

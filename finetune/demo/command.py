@@ -9,7 +9,7 @@ from finetune.demo.assets import DemoAssets, make_demo_assets
 
 
 def demo(arguments: list[str] | None = None) -> int:
-    """Makes the demo's files and prints what there is.
+    """Make the demo's files and print what there is.
 
     Args:
         arguments: of the command line, without the program's name; None takes the process's own.
@@ -34,7 +34,7 @@ def demo(arguments: list[str] | None = None) -> int:
 
 
 def describe(assets: DemoAssets) -> str:
-    """Returns a summary of the assets for people."""
+    """A summary of the assets for people."""
     report = assets.report
     settings = assets.settings
     parts = ", ".join(f"{part} {seconds:.1f} s" for part, seconds in report["seconds"].items())

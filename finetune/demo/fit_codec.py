@@ -26,7 +26,7 @@ _MAX_SHIFTS = 8
 
 
 def fit_codec(wav_paths: Sequence[Path], *, seed: int) -> MimiModel:
-    """Makes a Mimi with codebooks fitted on the speech of both channels of some recordings.
+    """Make a Mimi with codebooks fitted on the speech of both channels of some recordings.
 
     Raises:
         UserError: the recordings contain too little speech.
@@ -37,7 +37,7 @@ def fit_codec(wav_paths: Sequence[Path], *, seed: int) -> MimiModel:
 
 
 def measure_codec(mimi: MimiModel, wav_paths: Sequence[Path]) -> list[CodebookUse]:
-    """Returns the use of each codebook on the frames of each channel in which its speaker speaks."""
+    """The use of each codebook on the frames of each channel in which its speaker speaks."""
     codes = []
     for audio, mask in _read_all(wav_paths):
         with torch.no_grad():
@@ -46,7 +46,7 @@ def measure_codec(mimi: MimiModel, wav_paths: Sequence[Path]) -> list[CodebookUs
 
 
 def read_recording(wav_path: Path, *, max_sec: float, skip_samples: int = 0) -> tuple[Tensor, Tensor]:
-    """Reads the start of a recording of the demo.
+    """Read the start of a recording of the demo.
 
     Args:
         wav_path: the recording, its word timings beside it.
@@ -76,7 +76,7 @@ def _read_all(wav_paths: Sequence[Path], *, skip_samples: int = 0) -> Iterator[t
 
 
 def _gather_latents(mimi: MimiModel, wav_paths: Sequence[Path]) -> Tensor:
-    """Returns [N, D] of speech. Short recordings are read again with shifted frames until they suffice."""
+    """[N, D] of speech. Short recordings are read again with shifted frames until they suffice."""
     latents: list[Tensor] = []
     for shift in range(_MAX_SHIFTS):
         skip_samples = shift * _FRAME_SAMPLES // _MAX_SHIFTS
@@ -88,7 +88,7 @@ def _gather_latents(mimi: MimiModel, wav_paths: Sequence[Path]) -> Tensor:
 
 
 def _gather_speech(wav_paths: Sequence[Path]) -> Tensor:
-    """Returns [num_samples] of speech without the silence between turns, both channels after each other."""
+    """[num_samples] of speech without the silence between turns, both channels after each other."""
     parts, missing = [], round(_SETUP_SEC * SAMPLE_RATE)
     for audio, mask in _read_all(wav_paths):
         loud = mask.repeat_interleave(_FRAME_SAMPLES, dim=1)[:, : audio.shape[1]]

@@ -26,7 +26,7 @@ TOKENIZER_NAME = "tokenizer.model"
 def write_repository(
     model_dir: Path, *, lm: LMModel, lm_config: dict[str, Any], mimi: MimiModel, mimi_config: dict[str, Any]
 ) -> None:
-    """Writes everything but the tokenizer, which belongs beside it as `TOKENIZER_NAME`.
+    """Write everything but the tokenizer, which belongs beside it as `TOKENIZER_NAME`.
 
     Args:
         model_dir: made if it does not exist.
@@ -50,7 +50,7 @@ def write_repository(
 
 
 def write_random_repository(model_dir: Path, *, seed: int = 0, **lm_overrides: Any) -> Path:
-    """Writes a complete repository in a second or two, without any recording.
+    """Write a complete repository in a second or two, without any recording.
 
     Args:
         model_dir: made if it does not exist.
@@ -77,7 +77,7 @@ def write_random_repository(model_dir: Path, *, seed: int = 0, **lm_overrides: A
 
 
 def open_repository(model_dir: Path) -> CheckpointInfo:
-    """Returns moshi's own handle to a local repository; nothing is downloaded."""
+    """Moshi's own handle to a local repository; nothing is downloaded."""
     return CheckpointInfo.from_hf_repo(
         hf_repo=str(model_dir),
         moshi_weights=model_dir / MOSHI_NAME,
@@ -89,7 +89,7 @@ def open_repository(model_dir: Path) -> CheckpointInfo:
 
 
 def _bursts_of_noise(duration_sec: float, *, seed: int) -> torch.Tensor:
-    """Returns [num_samples] of noise whose loudness changes every 50 ms."""
+    """[num_samples] of noise whose loudness changes every 50 ms."""
     generator = torch.Generator().manual_seed(seed)
     burst_samples = SAMPLE_RATE // 20
     loudness = torch.rand(round(duration_sec * 20), 1, generator=generator)

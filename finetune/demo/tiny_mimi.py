@@ -24,7 +24,7 @@ _CODE_DIM = 16
 
 
 def tiny_mimi_config() -> dict[str, Any]:
-    """Returns a configuration for `moshi.models.loaders.get_mimi`: 24 kHz, 12.5 Hz, 8 codebooks of 64."""
+    """A configuration for `moshi.models.loaders.get_mimi`: 24 kHz, 12.5 Hz, 8 codebooks of 64."""
     return {
         "sample_rate": 24000,
         "channels": 1,
@@ -75,7 +75,7 @@ def tiny_mimi_config() -> dict[str, Any]:
 
 @torch.no_grad()
 def make_tiny_mimi(speech: Tensor, *, seed: int) -> MimiModel:
-    """Makes a Mimi whose encoder is set up for `speech`; its codebooks are still empty.
+    """Make a Mimi whose encoder is set up for `speech`; its codebooks are still empty.
 
     Args:
         speech: [num_samples] at 24 kHz, some ten seconds of both speakers with little silence.
@@ -104,7 +104,7 @@ def make_tiny_mimi(speech: Tensor, *, seed: int) -> MimiModel:
 
 
 def encode_latents(mimi: MimiModel, audio: Tensor) -> Tensor:
-    """Returns what the quantizer gets.
+    """What the quantizer gets.
 
     Args:
         mimi: the codec.
@@ -118,7 +118,7 @@ def encode_latents(mimi: MimiModel, audio: Tensor) -> Tensor:
 
 
 def _average_over_time(conv: nn.Conv1d) -> None:
-    """Makes weights random across channels and smooth in time; their scale is normalised later."""
+    """Make weights random across channels and smooth in time; their scale is normalised later."""
     channels = torch.randn(conv.weight.shape[:2]) / math.sqrt(conv.weight.shape[1])
     window = torch.hann_window(conv.kernel_size[0] + 2)[1:-1]
     conv.weight.copy_(channels[:, :, None] * window)

@@ -12,7 +12,7 @@ _DELAYS = [0, *(0, 1, 1, 1, 1, 1, 1, 1), *(0, 1, 1, 1, 1, 1, 1, 1)]
 
 
 def tiny_moshi_config(*, text_card: int, card: int, **overrides: Any) -> dict[str, Any]:
-    """Returns the arguments of `LMModel` for a model of about two million weights.
+    """The arguments of `LMModel` for a model of about two million weights.
 
     Args:
         text_card: size of the text vocabulary.
@@ -56,7 +56,7 @@ def tiny_moshi_config(*, text_card: int, card: int, **overrides: Any) -> dict[st
 
 
 def make_tiny_moshi(config: dict[str, Any], *, seed: int) -> LMModel:
-    """Makes a model with fresh weights, float32 on the CPU; the same seed gives the same weights.
+    """Make a model with fresh weights, float32 on the CPU; the same seed gives the same weights.
 
     The initialisation is moshi's own, without touching the global random state of the caller.
     """

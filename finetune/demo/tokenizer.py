@@ -14,7 +14,7 @@ _NUM_SENTENCES = 4000
 
 
 def write_tokenizer(path: Path, *, seed: int) -> None:
-    """Trains a unigram tokenizer with byte fallback on generated dialogues and writes it.
+    """Train a unigram tokenizer with byte fallback on generated dialogues and write it.
 
     Args:
         path: file to write, in sentencepiece's own format.

@@ -55,7 +55,7 @@ class Span:
 
     Attributes:
         low, high: of the finite ones.
-        last: NaN where it was not finite.
+        last: naN where it was not finite.
     """
 
     low: float = math.inf

@@ -24,17 +24,17 @@ class CodeStore:
     def __init__(
         self, mimi: MimiModel, info: CheckpointInfo, cache_dir: str | None, *, key: str = "--cache-dir"
     ) -> None:
-        """Hashes the codec's weights; writes nothing.
+        """Hash the codec's weights; writes nothing.
 
         Args:
-            mimi: The codec.
-            info: The files that it was loaded from.
-            cache_dir: One folder for all codes; by default ``.moshi_ttt_codes`` beside each audio file.
-            key: Configuration key or option that held ``cache_dir``, for messages.
+            mimi: the codec.
+            info: the files that it was loaded from.
+            cache_dir: one folder for all codes; by default `.moshi_ttt_codes` beside each audio file.
+            key: configuration key or option that held `cache_dir`, for messages.
 
         Raises:
-            ConfigError: ``cache_dir`` cannot be the name of a folder.
-            DataError: The codec's weights cannot be read.
+            ConfigError: `cache_dir` cannot be the name of a folder.
+            DataError: the codec's weights cannot be read.
         """
         self.mimi = mimi
         self._cache = CodeCache.of_model(info, num_codebooks=mimi.num_codebooks, cache_dir=cache_dir, key=key)
@@ -42,10 +42,10 @@ class CodeStore:
         self._silence: Tensor | None = None
 
     def header(self, source: Source) -> AudioHeader:
-        """Returns what a file says about itself.
+        """What a file says about itself.
 
         Raises:
-            DataError: It cannot be read, has more than two channels, or holds nothing.
+            DataError: it cannot be read, has more than two channels, or holds nothing.
         """
         header = read_header(source.path)
         if self.expected_frames(header) == 0:
@@ -53,28 +53,28 @@ class CodeStore:
         return header
 
     def expected_frames(self, header: AudioHeader) -> int:
-        """Returns T of a file that is as long as it says."""
+        """T of a file that is as long as it says."""
         num_samples = round(header.num_samples * self.mimi.sample_rate / header.sample_rate)
         return math.ceil(num_samples / self.mimi.frame_size)
 
     def is_encoded(self, source: Source) -> bool:
-        """Says whether the codes are there; raises DataError when the audio is not."""
+        """Say whether the codes are there; raises DataError when the audio is not."""
         return self._cache.is_encoded(_recording(source))
 
     def encode(self, source: Source) -> None:
-        """Encodes a recording whose codes are missing.
+        """Encode a recording whose codes are missing.
 
         Raises:
-            UnwritableCacheError: The cache cannot be written.
-            DataError: The recording cannot be used.
+            UnwritableCacheError: the cache cannot be written.
+            DataError: the recording cannot be used.
         """
         self._cache.encode(_recording(source), self.mimi)
 
     def num_frames(self, source: Source, header: AudioHeader) -> int:
-        """Returns T of an encoded recording.
+        """T of an encoded recording.
 
         Raises:
-            DataError: As ``load`` does, or the manifest states another length: codes that were there already
+            DataError: as `load` does, or the manifest states another length: codes that were there already
                 have been made without a look at it.
         """
         num_frames = self._cache.num_frames(_recording(source))
@@ -85,10 +85,10 @@ class CodeStore:
         return num_frames
 
     def load(self, source: Source, header: AudioHeader) -> Tensor:
-        """Returns all codes of a recording, int64 ``[channels, K, T]``; the last one is kept in memory.
+        """All codes of a recording, int64 `[channels, K, T]`; the last one is kept in memory.
 
         Raises:
-            DataError: There are no codes, or their file is corrupt or belongs to something else.
+            DataError: there are no codes, or their file is corrupt or belongs to something else.
         """
         if self._last is None or self._last[0] != source:
             codes = self._cache.load(_recording(source))
@@ -96,11 +96,11 @@ class CodeStore:
         return self._last[1]
 
     def encode_silence(self, num_frames: int) -> None:
-        """Encodes digital silence of at least one frame, see `encode_silence` of `finetune.data.codes`."""
+        """Encode digital silence of at least one frame, see `encode_silence` of `finetune.data.codes`."""
         self._silence = encode_silence(self.mimi, num_frames)
 
     def silence(self, start: int, stop: int) -> Tensor:
-        """Returns the codes of encoded silence, int64 ``[K, stop - start]``, from its frame ``start`` on."""
+        """The codes of encoded silence, int64 `[K, stop - start]`, from its frame `start` on."""
         assert self._silence is not None
         return self._silence[:, start:stop]
 

@@ -17,10 +17,10 @@ class Source:
     """One audio file.
 
     Attributes:
-        name: Its path relative to the data, with ``/``; no other recording of the data has it.
-        path: The file. Nothing has looked at it yet.
-        duration_sec: Its length as a manifest states it, in seconds.
-        speaker: Who speaks, None when nothing says so.
+        name: its path relative to the data, with `/`; no other recording of the data has it.
+        path: the file. Nothing has looked at it yet.
+        duration_sec: its length as a manifest states it, in seconds.
+        speaker: who speaks, None when nothing says so.
     """
 
     name: str
@@ -35,16 +35,16 @@ class Source:
 
 
 def find_sources(data: str) -> list[Source]:
-    """Lists the recordings of a data set in a fixed order: a manifest's own, or sorted by name.
+    """List the recordings of a data set in a fixed order: a manifest's own, or sorted by name.
 
     Args:
-        data: A manifest (``.jsonl``) whose lines are ``{"path": "a.flac", "duration": seconds, "speaker":
-            name}``, the last two optional; a folder, of which every audio file at any depth is taken; or an
+        data: a manifest (`.jsonl`) whose lines are `{"path": "a.flac", "duration": seconds, "speaker":
+            name}`, the last two optional; a folder, of which every audio file at any depth is taken; or an
             audio file. In a folder, names that start with a dot are skipped and links are followed, but no
             folder is entered twice.
 
     Raises:
-        DataError: ``data`` does not exist or holds no recording, or its manifest is malformed.
+        DataError: `data` does not exist or holds no recording, or its manifest is malformed.
     """
     if not data:  # as a path it would be the current directory
         raise DataError("--data: is empty; name a .jsonl manifest, a folder or an audio file.")
@@ -63,14 +63,14 @@ def find_sources(data: str) -> list[Source]:
 
 
 def group_sources(sources: Sequence[Source], group: str) -> dict[str, list[Source]]:
-    """Returns what becomes one stream, by its name.
+    """What becomes one stream, by its name.
 
     Args:
-        sources: All recordings.
-        group: ``single``, every recording by itself; or ``speaker``, all of a speaker sorted by name.
+        sources: all recordings.
+        group: `single`, every recording by itself; or `speaker`, all of a speaker sorted by name.
 
     Raises:
-        ConfigError: ``group`` is neither.
+        ConfigError: `group` is neither.
         DataError: a recording's speaker is not known, or two recordings have one name.
     """
     if group == "single":
@@ -98,7 +98,7 @@ def _sort_key(source: Source) -> tuple[str, ...]:
 
 
 def scan_folder(root: Path) -> list[Source]:
-    """Lists the audio files of a folder as `find_sources` does.
+    """List the audio files of a folder as `find_sources` does.
 
     Raises:
         DataError: there is none, or a folder cannot be listed.

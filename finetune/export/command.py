@@ -10,7 +10,7 @@ from finetune.export.folder import export_checkpoint, local_files, push_to_hub
 
 
 def export(arguments: list[str] | None = None) -> int:
-    """Exports a checkpoint, pushes it where asked, and prints where it is.
+    """Export a checkpoint, push it where asked, and print where it is.
 
     Args:
         arguments: of the command line, without the program's name; None takes the process's own.

@@ -157,7 +157,7 @@ class GroupBackward:
             bias.add_(steps.sum(1, keepdim=True))
 
     def _through_queries(self, n: int, fast: Network) -> None:
-        """dZq of all layers and the gradient of q, of one mini-batch."""
+        """Through what the queries read: dZq of all layers and the gradient of q, of one mini-batch."""
         group = self.group
         dattention = self.n_dattention[n]
         for layer in reversed(range(group.num_layers)):

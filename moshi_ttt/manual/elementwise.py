@@ -141,8 +141,10 @@ def u_phi2(z: Tensor, u: Tensor, work: tuple[Tensor, Tensor], out: Tensor) -> No
 def through_output_norm(
     dout: Tensor, z: Tensor, weight: Tensor, eps: float, dz: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Back through `q + weight * normalise(z) + bias`: dz `[..., C, D]` is written; normalise(z) times dout,
-    and dout, summed over groups and tokens, `[R, 1, D]`.
+    """Back through `q + weight * normalise(z) + bias`: dz `[..., C, D]` is written.
+
+    Returns:
+        normalise(z) times dout, and dout, summed over groups and tokens, `[R, 1, D]`.
     """
     normed, mean, rstd = normalise(z, eps)
     dz.copy_(_normalise_backward(dout * weight, z, mean, rstd))

@@ -12,7 +12,7 @@ SCRIPT = ROOT / "slurm" / "annotate.sbatch"
 
 
 def submit(folder: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Runs the script as a job does; what Python would be called with is printed, an argument per line."""
+    """Run the script as a job does; what Python would be called with is printed, an argument per line."""
     fake = folder / "python"
     fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\nexit "${FAKE_STATUS:-0}"\n')
     fake.chmod(0o755)

@@ -165,7 +165,7 @@ def on_page(
     before_load: str | None = None,
     host: str | None = None,
 ) -> list[str]:
-    """Opens the page, looks at it and returns the console's errors."""
+    """Open the page, look at it and return the console's errors."""
 
     async def run() -> list[str]:
         options = (f"--host-resolver-rules=MAP {host} 127.0.0.1",) if host else ()

@@ -155,7 +155,7 @@ class PageProbe:
         return content["result"]
 
     async def open(self, url: str) -> None:
-        """Opens an address and waits until the page has loaded."""
+        """Open an address and wait until the page has loaded."""
         self._load_event.clear()
         result = await self.command("Page.navigate", url=url)
         if result.get("errorText"):
@@ -200,7 +200,7 @@ class PageProbe:
         await self.command("Input.dispatchKeyEvent", type="keyUp", **common)
 
     async def wait_for(self, condition: str, timeout_sec: float = 10.0) -> None:
-        """Waits until a JavaScript expression is true.
+        """Wait until a JavaScript expression is true.
 
         Raises:
             TimeoutError: it stays false; the message has the page's text.
@@ -215,7 +215,7 @@ class PageProbe:
             await asyncio.sleep(0.05)
 
     async def resize(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Sets the size of the page's window and its colour scheme."""
+        """Set the size of the page's window and its colour scheme."""
         await self.command(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -227,7 +227,7 @@ class PageProbe:
         await self.command("Emulation.setEmulatedMedia", features=[scheme])
 
     async def screenshot(self, path: Path) -> None:
-        """Writes what the window shows as a PNG file."""
+        """Write what the window shows as a PNG file."""
         result = await self.command("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(result["data"]))
 
@@ -265,7 +265,7 @@ async def _cancel(task: "asyncio.Task[None]") -> None:
 
 
 async def _end_process(process: asyncio.subprocess.Process) -> None:
-    """Waits for the browser, and ends it with its helpers where it does not go by itself.
+    """Wait for the browser, and end it with its helpers where it does not go by itself.
 
     The browser is the leader of a session of its own, so its process group has no other processes.
     """

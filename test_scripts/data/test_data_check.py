@@ -16,7 +16,7 @@ from finetune.data.check.levels import LevelMeter
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Checks a manifest of these lines; returns the exit status and what was printed."""
+    """Check a manifest of these lines; returns the exit status and what was printed."""
 
     def checked(*arguments, lines=None):
         manifest = tmp_path / "m.jsonl"

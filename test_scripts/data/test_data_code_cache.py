@@ -35,7 +35,7 @@ def recordings(tmp_path):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """Replaces the codec by counted-up codes; the list gets the frames of each call."""
+    """Replace the codec by counted-up codes; the list gets the frames of each call."""
     calls = []
 
     def encode(mimi, audio):

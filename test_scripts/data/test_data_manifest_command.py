@@ -13,7 +13,7 @@ from finetune.data.recordings.lines import load_manifest
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs the command; returns the exit status and what was printed."""
+    """Run the command; returns the exit status and what was printed."""
 
     def written(*arguments):
         monkeypatch.setattr(sys, "argv", ["manifest", *map(str, arguments)])

@@ -63,7 +63,7 @@ def write_package(path: Path, files: dict[str, bytes]) -> None:
 
 
 def encode_g722(samples: np.ndarray) -> bytes:
-    """Encodes [num_samples] at 16 kHz."""
+    """Encode [num_samples] at 16 kHz."""
     file = io.BytesIO()
     with av.open(file, "w", format="g722") as container:
         stream = container.add_stream("g722", rate=16_000, layout="mono")

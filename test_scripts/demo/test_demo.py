@@ -40,7 +40,7 @@ def wavs(demo: DemoAssets) -> list[Path]:
 
 
 def read_wav(path: Path) -> np.ndarray:
-    """Returns [num_samples, 2] in -1..1."""
+    """[num_samples, 2] in -1..1."""
     with wave.open(str(path), "rb") as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24000, 2, 2)
         return np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").reshape(-1, 2) / 32768

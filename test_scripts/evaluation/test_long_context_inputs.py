@@ -44,7 +44,7 @@ def open_data(speech, info):
 
 
 def add(path, num_frames=10, channels=1, *, rate=24000, seed=None):
-    """Writes noise that no other name has."""
+    """Write noise that no other name has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = noise(num_frames * FRAME * rate // 24000, channels, seed=sum(map(ord, path.name)))
     if path.suffix.lower() == ".flac":
@@ -158,7 +158,7 @@ def test_longer_streams_are_cut_and_what_is_cut_off_is_not_encoded(tmp_path, ope
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """Lists the files that are read for encoding."""
+    """List the files that are read for encoding."""
     read = []
 
     def noted(path, **settings):

@@ -35,7 +35,7 @@ def write_transcripts(wav_path: Path, texts: dict[str, str]) -> None:
 
 
 def write_wav(path: Path, samples: np.ndarray, *, sample_rate: int = 24_000) -> Path:
-    """Writes `[channels, num_samples]` in -1..1 as 16 bits; returns the path."""
+    """Write `[channels, num_samples]` in -1..1 as 16 bits; returns the path."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(len(samples))
         file.setsampwidth(2)
@@ -45,7 +45,7 @@ def write_wav(path: Path, samples: np.ndarray, *, sample_rate: int = 24_000) -> 
 
 
 def read_wav(path: Path) -> np.ndarray:
-    """Returns `[channels, num_samples]` of a 16-bit file."""
+    """`[channels, num_samples]` of a 16-bit file."""
     with wave.open(str(path), "rb") as file:
         data = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
         return data.reshape(-1, file.getnchannels()).T / 32767

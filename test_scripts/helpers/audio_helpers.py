@@ -7,13 +7,13 @@ import numpy as np
 
 
 def noise(num_samples: int, channels: int = 1, *, seed: int = 0) -> np.ndarray:
-    """Returns float32 ``[channels, num_samples]``."""
+    """Float32 `[channels, num_samples]`."""
     samples = np.random.default_rng(seed).uniform(-0.5, 0.5, (channels, num_samples))
     return samples.astype(np.float32)
 
 
 def write_flac(path: Path, samples: np.ndarray, sample_rate: int, *, frame_samples: int = 4096) -> None:
-    """Writes ``[channels, n]`` as 16-bit FLAC whose subframes are verbatim: nothing is compressed."""
+    """Write `[channels, n]` as 16-bit FLAC whose subframes are verbatim: nothing is compressed."""
     channels, num_samples = samples.shape
     pcm = np.round(samples * 32767).astype(">i2")
     packed = (sample_rate << 44) | ((channels - 1) << 41) | (15 << 36) | num_samples

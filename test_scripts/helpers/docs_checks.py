@@ -91,7 +91,7 @@ def check_training(command: Command, monkeypatch: MonkeyPatch) -> None:
 
 
 def check_torchrun(command: Command, monkeypatch: MonkeyPatch) -> None:
-    """torchrun's own parser takes its part, train.py's the rest."""
+    """Parse by torchrun's own parser what is its part, by train.py's the rest."""
     options = get_args_parser().parse_args(command.words[1:])
     assert options.module and (ROOT / f"{options.training_script}.py").is_file()
     assert options.training_script == "train"

@@ -37,7 +37,7 @@ class Case:
 
 
 def voices(name: str, num_samples: int = NUM_SAMPLES, channels: int = 2) -> np.ndarray:
-    """Noise that only the recording of this name has, float32 ``[channels, n]``."""
+    """Noise that only the recording of this name has, float32 `[channels, n]`."""
     random = np.random.default_rng(zlib.crc32(name.encode("utf-8", "surrogateescape")))
     return random.uniform(-0.4, 0.4, (channels, num_samples)).astype(np.float32)
 
@@ -54,7 +54,7 @@ def wav(
     before_data: bytes = b"",
     magic: tuple[bytes, bytes] = (b"RIFF", b"WAVE"),
 ) -> bytes:
-    """A wav file of ``[channels, n]``; the rest may lie, and RIFF's size with it if `consistent`."""
+    """A wav file of `[channels, n]`; the rest may lie, and RIFF's size with it if `consistent`."""
     count = len(samples) if channels is None else channels
     if form == 3:
         data = samples.T.astype("<f4" if bits == 32 else "<f8").tobytes()
@@ -278,7 +278,7 @@ def line_of(name: str, suffix: str = ".wav", duration_sec: float = SEC) -> bytes
 
 
 def write_good(folder: Path, name: str, suffix: str = ".wav") -> Path:
-    """Writes a good recording with word timings; returns the audio file."""
+    """Write a good recording with word timings; returns the audio file."""
     path = folder / f"{name}{suffix}"
     path.write_bytes(wav(voices(name)))
     path.with_suffix(".json").write_bytes(_words(*WORDS))
@@ -286,7 +286,7 @@ def write_good(folder: Path, name: str, suffix: str = ".wav") -> Path:
 
 
 def write_corpus(folder: Path) -> list[Case]:
-    """Writes all recordings into a folder; the manifest is left to the caller."""
+    """Write all recordings into a folder; the manifest is left to the caller."""
     cases = []
     for name, (code, make, by_header) in WAVS.items():
         write_good(folder, name).write_bytes(make(voices(name)))

@@ -8,7 +8,7 @@ from finetune.errors import UserError
 
 
 def make_worker(_number: int):
-    """Does tasks by name."""
+    """Do tasks by name."""
 
     def work(task: str) -> str | None:
         if task == "die":

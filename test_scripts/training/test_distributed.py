@@ -147,7 +147,7 @@ def test_two_processes_train_conditioners_as_one(demo, tmp_path):
 
 
 def run_and_resume(demo, folder: Path, *, steps: int) -> Path:
-    """Runs with a checkpoint after step 7, in one process and in two, and their continuations in both."""
+    """Run with a checkpoint after step 7, in one process and in two, and their continuations in both."""
     settings = {"max_steps": steps, "ckpt_freq": 7, "eval_freq": 5, "num_ckpt_keep": None}
     (config,) = write_cases(demo, folder, {"two": {}}, batch_size=1, **settings)
     (one,) = write_cases(demo, folder, {"one": {}}, batch_size=2, **settings)

@@ -19,9 +19,9 @@ class AudioHeader:
     """What an audio file says about itself.
 
     Attributes:
-        channels: How many it has.
-        sample_rate: Samples per second.
-        num_samples: Per channel.
+        channels: how many it has.
+        sample_rate: samples per second.
+        num_samples: per channel.
     """
 
     channels: int
@@ -30,10 +30,10 @@ class AudioHeader:
 
 
 def check_duration(path: Path, duration_sec: float, *, expected_duration_sec: float) -> None:
-    """Compares the length of a file with what a manifest says.
+    """Compare the length of a file with what a manifest says.
 
     Raises:
-        DataError: The file is more than 0.1 s shorter or more than 1 s longer.
+        DataError: the file is more than 0.1 s shorter or more than 1 s longer.
     """
     difference_sec = duration_sec - expected_duration_sec
     if -MAX_MISSING_SEC <= difference_sec <= MAX_EXCESS_SEC:
@@ -47,7 +47,7 @@ def check_duration(path: Path, duration_sec: float, *, expected_duration_sec: fl
 
 
 def check_frames(path: Path, num_frames: int, *, frame_rate: float, expected_duration_sec: float) -> None:
-    """Compares the number of codes of a file with what a manifest says, as ``check_duration`` does.
+    """Compare the number of codes of a file with what a manifest says, as `check_duration` does.
 
     The last frame may be filled up, so a length is known to a frame only.
     """
@@ -57,7 +57,7 @@ def check_frames(path: Path, num_frames: int, *, frame_rate: float, expected_dur
 
 
 def open_audio(path: Path) -> tuple[sphn.FileReader, AudioHeader]:
-    """Opens a file that is not Opus; raises DataError when it is missing, or no audio that can be read."""
+    """Open a file that is not Opus; raises DataError when it is missing, or no audio that can be read."""
     with readable(path):
         reader = sphn.FileReader(str(path))
         claimed = round(reader.duration_sec * reader.sample_rate)
@@ -66,7 +66,7 @@ def open_audio(path: Path) -> tuple[sphn.FileReader, AudioHeader]:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turns whatever sphn raises into a DataError."""
+    """Turn whatever sphn raises into a DataError."""
     try:
         yield
     except BaseException as error:
@@ -80,7 +80,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def check_length(path: Path, num_samples: int, header: AudioHeader) -> None:
-    """Raises DataError when a decoded file is empty or shorter than its header says."""
+    """Raise DataError when a decoded file is empty or shorter than its header says."""
     # sphn returns what it finds before a premature end of the file and says nothing.
     if num_samples < header.num_samples:
         raise DataError(
@@ -95,13 +95,13 @@ def check_length(path: Path, num_samples: int, header: AudioHeader) -> None:
 
 
 def check_finite(path: Path, samples: np.ndarray) -> None:
-    """Raises DataError when a sample is NaN or infinite."""
+    """Raise DataError when a sample is NaN or infinite."""
     if not np.isfinite(samples).all():
         raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.", code="not-finite")
 
 
 def resampled_length(path: Path, num_samples: int, *, file_rate: int, sample_rate: int) -> int:
-    """Returns how many samples a file has at another rate; raises DataError when it has none there."""
+    """How many samples a file has at another rate; raises DataError when it has none there."""
     resampled = round(num_samples * sample_rate / file_rate)
     if resampled == 0:
         raise DataError(
@@ -113,7 +113,7 @@ def resampled_length(path: Path, num_samples: int, *, file_rate: int, sample_rat
 
 
 def fit_length(samples: np.ndarray, num_samples: int) -> np.ndarray:
-    """Cuts or pads ``[channels, n]``: soxr rounds lengths in its own way and may be one sample off."""
+    """Cut or pad `[channels, n]`: soxr rounds lengths in its own way and may be one sample off."""
     samples = samples[:, :num_samples]
     missing = num_samples - samples.shape[1]
     return np.ascontiguousarray(np.pad(samples, ((0, 0), (0, missing))), dtype=np.float32)

@@ -11,7 +11,7 @@ AUDIO_SUFFIXES = frozenset({".caf", ".flac", ".m4a", ".mp3", ".oga", ".ogg", ".o
 
 
 def find_audio_files(root: Path) -> list[Path]:
-    """Lists what is called like an audio file below a folder, at any depth, sorted part by part.
+    """List what is called like an audio file below a folder, at any depth, sorted part by part.
 
     Names that start with a dot are skipped, links are followed, but no folder is entered twice. Nothing has
     looked into the files: a pipe or a broken link may be among them.
@@ -47,7 +47,7 @@ def no_audio_files(root: Path) -> DataError:
 
 
 def printable(text: str) -> str:
-    r"""Returns text in one line of UTF-8: control characters and what is not UTF-8 become `\n`, `\udcff`."""
+    r"""Text in one line of UTF-8: control characters and what is not UTF-8 become `\n`, `\udcff`."""
     encodable = text.encode("utf-8", "backslashreplace").decode()
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], encodable)
 

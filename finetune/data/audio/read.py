@@ -36,10 +36,10 @@ SAMPLE_RATES = (1000, 768_000)
 
 
 def read_header(path: Path) -> AudioHeader:
-    """Reads how many channels and samples a file claims, without decoding it.
+    """Read how many channels and samples a file claims, without decoding it.
 
     Raises:
-        DataError: The file is missing or no audio that can be read, or has more than two channels or a sample
+        DataError: the file is missing or no audio that can be read, or has more than two channels or a sample
             rate that no recording has.
     """
     header = _opus_header(path) if audio_kind(path) == "opus" else open_audio(path)[1]
@@ -52,19 +52,19 @@ def read_header(path: Path) -> AudioHeader:
 def read_pieces(
     path: Path, *, sample_rate: int, expected_duration_sec: float | None = None
 ) -> Iterator[np.ndarray]:
-    """Reads a recording piece by piece; the pieces together are what reading it at once would give.
+    """Read a recording piece by piece; the pieces together are what reading it at once would give.
 
     Args:
-        path: Audio file, mono or stereo. Of Opus, the decoder's delay at the start is kept, as sphn does.
-        sample_rate: Samples per second of the result; the file is resampled when it has another rate.
-        expected_duration_sec: What a manifest says, in seconds; the file may be 0.1 s shorter or 1 s longer.
+        path: audio file, mono or stereo. Of Opus, the decoder's delay at the start is kept, as sphn does.
+        sample_rate: samples per second of the result; the file is resampled when it has another rate.
+        expected_duration_sec: what a manifest says, in seconds; the file may be 0.1 s shorter or 1 s longer.
 
     Yields:
-        float32 samples, ``[channels, n]``, of a file of ``n`` samples per channel together
-        ``round(n * sample_rate / file_rate)``.
+        float32 samples, `[channels, n]`, of a file of `n` samples per channel together
+        `round(n * sample_rate / file_rate)`.
 
     Raises:
-        DataError: The file is unreadable, truncated or empty, holds NaN or infinite samples, or does not last
+        DataError: the file is unreadable, truncated or empty, holds NaN or infinite samples, or does not last
             as long as expected; which may become known after some pieces.
     """
     header = read_header(path)
@@ -73,13 +73,13 @@ def read_pieces(
 
 
 def read_audio(path: Path, *, sample_rate: int) -> np.ndarray:
-    """Reads a whole stereo file: left channel Moshi, right channel the user.
+    """Read a whole stereo file: left channel Moshi, right channel the user.
 
     Returns:
-        float32 samples, ``[2, num_samples]``.
+        float32 samples, `[2, num_samples]`.
 
     Raises:
-        DataError: It is not stereo, or see ``read_pieces``.
+        DataError: it is not stereo, or see `read_pieces`.
     """
     if read_header(path).channels == 1:
         raise DataError(
@@ -90,13 +90,13 @@ def read_audio(path: Path, *, sample_rate: int) -> np.ndarray:
 
 
 def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
-    """Reads the user's voice: the only channel of a mono file, the right one of a stereo file.
+    """Read the user's voice: the only channel of a mono file, the right one of a stereo file.
 
     Returns:
-        float32 samples, ``[num_samples]``.
+        float32 samples, `[num_samples]`.
 
     Raises:
-        DataError: The file is missing, or see ``read_pieces``.
+        DataError: the file is missing, or see `read_pieces`.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
@@ -104,10 +104,10 @@ def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
 
 
 def audio_kind(path: Path) -> Literal["opus", "lossless", "other"]:
-    """Tells by a file's first bytes how it is to be read.
+    """Tell by a file's first bytes how it is to be read.
 
     Raises:
-        DataError: The file cannot be opened, or is a wav file with a sample rate that no recording has.
+        DataError: the file cannot be opened, or is a wav file with a sample rate that no recording has.
     """
     try:
         mode = path.stat().st_mode
@@ -156,7 +156,7 @@ def _opus_header(path: Path) -> AudioHeader:
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:
-    """Yields blocks at the file's own rate."""
+    """Yield blocks at the file's own rate."""
     kind = audio_kind(path)
     if kind == "lossless":
         yield from _decode_blocks(path)
@@ -173,7 +173,7 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
 
 
 def _decode_blocks(path: Path) -> Iterator[np.ndarray]:
-    """Yields blocks of whole seconds, between which the file has exact positions."""
+    """Yield blocks of whole seconds, between which the file has exact positions."""
     reader, header = open_audio(path)
     overlap = OVERLAP_SEC * header.sample_rate
     start_sec, previous = 0, None
@@ -215,7 +215,7 @@ def _checked(
 def _resample(
     path: Path, blocks: Iterator[np.ndarray], header: AudioHeader, *, sample_rate: int
 ) -> Iterator[np.ndarray]:
-    """Yields blocks at another rate, together ``round(n * sample_rate / file_rate)`` samples."""
+    """Yield blocks at another rate, together `round(n * sample_rate / file_rate)` samples."""
     if header.sample_rate == sample_rate:
         yield from blocks
         return

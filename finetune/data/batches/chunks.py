@@ -9,9 +9,9 @@ class Chunk:
     """A run of consecutive frames of one recording.
 
     Attributes:
-        recording: Index of the recording in the data set.
-        start_frame: First frame.
-        num_frames: Frames with data; the last chunk of a recording may have fewer than the others.
+        recording: index of the recording in the data set.
+        start_frame: first frame.
+        num_frames: frames with data; the last chunk of a recording may have fewer than the others.
     """
 
     recording: int
@@ -22,18 +22,18 @@ class Chunk:
 def build_index(
     num_frames_per_recording: Sequence[int], *, chunk_frames: int, min_frames: int = 1
 ) -> list[Chunk]:
-    """Lists the chunks of all recordings, in order; together they hold every frame once.
+    """List the chunks of all recordings, in order; together they hold every frame once.
 
     Args:
-        num_frames_per_recording: Length of each recording in frames.
-        chunk_frames: Length of a chunk in frames.
-        min_frames: Shorter rests at the end of a recording are left out.
+        num_frames_per_recording: length of each recording in frames.
+        chunk_frames: length of a chunk in frames.
+        min_frames: shorter rests at the end of a recording are left out.
 
     Returns:
         The chunks by recording, then by time.
 
     Raises:
-        ValueError: ``min_frames`` is not within 1 to ``chunk_frames``.
+        ValueError: `min_frames` is not within 1 to `chunk_frames`.
     """
     if not 1 <= min_frames <= chunk_frames:
         raise ValueError(f"min_frames is {min_frames}, it must be 1 to chunk_frames = {chunk_frames}.")

@@ -14,8 +14,8 @@ from finetune.data.batches.shuffled_sampler import epoch_order
 class ContiguousBatchSampler(Sampler[list[int]]):
     """Endless micro-batches of chunk indices for one rank, a pure function of seed, step and lane.
 
-    A step trains on ``num_microbatches * world_size * batch_size`` chunks, one of each *lane*; lane
-    ``(micro_batch * world_size + rank) * batch_size + row`` is always the same row of the same micro-batch.
+    A step trains on `num_microbatches * world_size * batch_size` chunks, one of each *lane*; lane
+    `(micro_batch * world_size + rank) * batch_size + row` is always the same row of the same micro-batch.
     Each lane follows one recording from its first chunk to its last and then takes the next recording of
     the epoch, so that long and short recordings balance and every epoch visits every chunk once. The lanes
     depend on their number only, not on how it is split into micro-batches, ranks and rows. Of several
@@ -36,22 +36,22 @@ class ContiguousBatchSampler(Sampler[list[int]]):
         start_step: int = 0,
         shares: Sequence[Share] | None = None,
     ) -> None:
-        """Keeps the settings; every iteration starts at ``start_step``.
+        """Keep the settings; every iteration starts at `start_step`.
 
         Args:
-            chunks: By recording, then by time, as ``build_index`` lists them; at least one.
-            batch_size: Rows per micro-batch and rank.
+            chunks: by recording, then by time, as `build_index` lists them; at least one.
+            batch_size: rows per micro-batch and rank.
             num_microbatches: Micro-batches per step.
-            rank: This process, from 0.
-            world_size: Number of processes.
-            seed: Not negative.
-            shuffle: Draw a new order of the recordings for each epoch.
-            start_step: Steps to skip.
-            shares: Recordings and weights of the sources that they come from, one after the other; None means
+            rank: this process, from 0.
+            world_size: number of processes.
+            seed: not negative.
+            shuffle: draw a new order of the recordings for each epoch.
+            start_step: steps to skip.
+            shares: recordings and weights of the sources that they come from, one after the other; None means
                 one source.
 
         Raises:
-            ValueError: ``shares`` do not fit the recordings.
+            ValueError: `shares` do not fit the recordings.
         """
         self._recordings = _chunks_of_recordings(chunks)
         self._shares = [Share(len(self._recordings))] if shares is None else list(shares)
@@ -63,7 +63,7 @@ class ContiguousBatchSampler(Sampler[list[int]]):
         self._seed, self._shuffle, self._start_step = seed, shuffle, start_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields the micro-batches of one step after the other, without end."""
+        """Yield the micro-batches of one step after the other, without end."""
         visits = self._visits()
         free = [(0, lane) for lane in range(self.num_lanes)]  # when each lane has finished its recording
         first_chunk = [0] * self.num_lanes
@@ -80,7 +80,7 @@ class ContiguousBatchSampler(Sampler[list[int]]):
             step += 1
 
     def _visits(self) -> Iterator[tuple[int, int]]:
-        """Yields first chunk and number of chunks of the recordings in the order in which they start."""
+        """Yield first chunk and number of chunks of the recordings in the order in which they start."""
         firsts = [0, *accumulate(share.size for share in self._shares)]
         sources = [self._visits_of(source, firsts[source]) for source in range(len(self._shares))]
         mixer = SourceMixer(self._weights)
@@ -114,10 +114,10 @@ def follow_recordings(
     The longest recordings are dealt first, each to the lane with the least to do.
 
     Args:
-        chunks: By recording, then by time.
-        batch_size: Lanes per rank.
-        rank: This process, from 0.
-        world_size: Number of processes.
+        chunks: by recording, then by time.
+        batch_size: lanes per rank.
+        rank: this process, from 0.
+        world_size: number of processes.
 
     Returns:
         Pairs of lane and chunk index of each batch of this rank. Ranks have the same number of batches; those

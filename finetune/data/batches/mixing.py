@@ -9,8 +9,8 @@ class Share:
     """One source among others.
 
     Attributes:
-        size: Its things: chunks, or recordings; they follow those of the sources before it.
-        weight: Its share of the chunks trained on, relative to those of the others.
+        size: its things: chunks, or recordings; they follow those of the sources before it.
+        weight: its share of the chunks trained on, relative to those of the others.
     """
 
     size: int
@@ -20,16 +20,16 @@ class Share:
 class SourceMixer:
     """Names the source that is furthest behind its share, by the method of Webster and Sainte-Laguë.
 
-    A source with weight w that has had n chunks stands at ``(n + 0.5) / w``, and the lowest is next. So after
-    any number N of single chunks a source is less than one chunk per source away from ``w * N``.
+    A source with weight w that has had n chunks stands at `(n + 0.5) / w`, and the lowest is next. So after
+    any number N of single chunks a source is less than one chunk per source away from `w * N`.
     """
 
     def __init__(self, weights: Sequence[float], *, after: int = 0) -> None:
-        """Starts after a number of single chunks, without going through them.
+        """Start after a number of single chunks, without going through them.
 
         Args:
-            weights: Of the sources, above 0, in total 1.
-            after: Chunks that have been handed out one by one.
+            weights: of the sources, above 0, in total 1.
+            after: chunks that have been handed out one by one.
         """
         self._weights = tuple(weights)
         self.counts = [0] * len(weights)
@@ -41,11 +41,11 @@ class SourceMixer:
             self.add(self.next_source(), 1)
 
     def next_source(self) -> int:
-        """Returns the source that is furthest behind, of equal ones the first."""
+        """The source that is furthest behind, of equal ones the first."""
         return min(range(len(self._weights)), key=lambda source: self._stand(source, self.counts[source]))
 
     def add(self, source: int, num_chunks: int) -> None:
-        """Notes that chunks of a source have been handed out."""
+        """Note that chunks of a source have been handed out."""
         self.counts[source] += num_chunks
 
     def _stand(self, source: int, count: int) -> float:
@@ -62,7 +62,7 @@ class SourceMixer:
 
 
 def normalised(shares: Sequence[Share]) -> list[float]:
-    """Returns the weights, in total 1.
+    """The weights, in total 1.
 
     Raises:
         ValueError: there is no share, or one has no size or weight.

@@ -12,8 +12,8 @@ from finetune.data.batches.mixing import Share, SourceMixer, normalised
 class GlobalBatchSampler(Sampler[list[int]]):
     """Endless batches of chunk indices for one rank.
 
-    Epoch e visits all chunks in an order drawn from ``(seed, e)``; one epoch follows the other without a gap.
-    That sequence is cut into global batches of ``world_size * batch_size`` samples, of which each rank takes
+    Epoch e visits all chunks in an order drawn from `(seed, e)`; one epoch follows the other without a gap.
+    That sequence is cut into global batches of `world_size * batch_size` samples, of which each rank takes
     its slice. So batch size times ranks decides what a step is trained on, however it is split, and a run
     that resumes needs only the number of samples it has seen. Of several sources each has its own epochs.
     """
@@ -30,21 +30,21 @@ class GlobalBatchSampler(Sampler[list[int]]):
         start_sample: int = 0,
         shares: Sequence[Share] | None = None,
     ) -> None:
-        """Keeps the settings; every iteration starts at ``start_sample``.
+        """Keep the settings; every iteration starts at `start_sample`.
 
         Args:
-            num_chunks: Size of the data set, at least 1; may be smaller than a batch.
-            batch_size: Samples per batch and rank.
-            rank: This process, from 0.
-            world_size: Number of processes.
-            seed: Not negative.
-            shuffle: Draw a new order for each epoch; otherwise the order of the index.
-            start_sample: Samples to skip, over all ranks.
-            shares: Chunks and weights of the sources that the chunks come from, one after the other; None
+            num_chunks: size of the data set, at least 1; may be smaller than a batch.
+            batch_size: samples per batch and rank.
+            rank: this process, from 0.
+            world_size: number of processes.
+            seed: not negative.
+            shuffle: draw a new order for each epoch; otherwise the order of the index.
+            start_sample: samples to skip, over all ranks.
+            shares: chunks and weights of the sources that the chunks come from, one after the other; None
                 means one source.
 
         Raises:
-            ValueError: A number is out of its range.
+            ValueError: a number is out of its range.
         """
         if num_chunks < 1 or batch_size < 1 or seed < 0 or start_sample < 0:
             raise ValueError(
@@ -65,14 +65,14 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.start_sample = start_sample
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yields lists of ``batch_size`` chunk indices without end."""
+        """Yield lists of `batch_size` chunk indices without end."""
         sequence = self._sequence()
         while True:
             batch = [next(sequence) for _ in range(self.world_size * self.batch_size)]
             yield batch[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def _sequence(self) -> Iterator[int]:
-        """Yields the chunks of all ranks one by one."""
+        """Yield the chunks of all ranks one by one."""
         mixer = SourceMixer(self._weights, after=self.start_sample)
         first_chunk = [0, *accumulate(share.size for share in self.shares)]
         orders: dict[int, tuple[int, np.ndarray]] = {}
@@ -88,7 +88,7 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
 
 def epoch_order(size: int, epoch: int, *, seed: int, shuffle: bool, source: int = 0) -> np.ndarray:
-    """The order of ``size`` things in one epoch of a source, drawn from all three numbers, or as they are."""
+    """The order of `size` things in one epoch of a source, drawn from all three numbers, or as they are."""
     if not shuffle:
         return np.arange(size)
     return np.random.default_rng([seed, epoch, source]).permutation(size)

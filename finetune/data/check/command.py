@@ -20,7 +20,7 @@ from moshi_ttt.files.state_file import check_writable
 
 
 def check(arguments: Sequence[str] | None = None) -> int:
-    """Does what the command line says, see `python -m finetune.data.check --help`.
+    """Do what the command line says, see `python -m finetune.data.check --help`.
 
     Returns:
         The exit status: 1 where there are errors.
@@ -58,7 +58,7 @@ def _progress(outcomes: Iterable) -> Iterable:
 
 
 def _fix(items: Sequence[Item]) -> list[Item]:
-    """Writes the durations; what is returned has no findings about those any more."""
+    """Write the durations; what is returned has no findings about those any more."""
     for manifest, backup in fix_durations(items).items():
         count = sum(is_fixable(item) for item in items if item.line.manifest == manifest)
         print(f"fixed {count} durations in {short_name(manifest)}; before: {short_name(backup)}")

@@ -43,7 +43,7 @@ class Item:
 
 
 def check_data_set(manifest: Path, settings: Settings, *, num_jobs: int, follow: Follow = iter) -> list[Item]:
-    """Reads every file of a manifest.
+    """Read every file of a manifest.
 
     Args:
         manifest: a `.jsonl` file, or a folder of them, as `data.train_data`.

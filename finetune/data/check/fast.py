@@ -27,7 +27,7 @@ _NUMBERS = (float, int)
 
 
 def check_fast(recording: Recording, *, mono: MonoPolicy = "error") -> list[Finding]:
-    """Looks at a recording's files and the audio's header, and reads its word timings.
+    """Look at a recording's files and the audio's header, and read its word timings.
 
     Args:
         recording: a line of a manifest; its files need not exist.
@@ -45,7 +45,7 @@ def check_fast(recording: Recording, *, mono: MonoPolicy = "error") -> list[Find
 
 
 def refuse_faulty(recording: Recording, *, mono: MonoPolicy) -> None:
-    """Raises the first error that `check_fast` finds, if any, as DataError."""
+    """Raise the first error that `check_fast` finds, if any, as DataError."""
     for finding in check_fast(recording, mono=mono):
         if finding.code == "mono":
             raise mono_error(recording.path)
@@ -94,7 +94,7 @@ def check_channels(path: Path, header: AudioHeader, *, mono: MonoPolicy) -> list
 
 
 def compare_duration(recording: Recording, duration_sec: float) -> list[Finding]:
-    """Compares a length with the manifest's, as training does; with one of NaN nothing is compared."""
+    """Compare a length with the manifest's, as training does; with one of NaN nothing is compared."""
     if math.isnan(recording.duration_sec):
         return []
     try:

@@ -13,7 +13,7 @@ FIXABLE = frozenset({"duration", "manifest-duration"})
 
 
 def fix_durations(items: Iterable[Item]) -> dict[Path, Path]:
-    """Corrects the lines whose duration is missing, malformed or not that of the file.
+    """Correct the lines whose duration is missing, malformed or not that of the file.
 
     Args:
         items: checked lines. Those whose audio could not be decoded keep what they say.

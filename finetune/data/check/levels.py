@@ -21,8 +21,8 @@ class Levels:
 
     Attributes:
         num_samples: per channel.
-        dbfs: RMS level of each window of 20 ms in dB of full scale, ``[channels, windows]``.
-        clipped: samples of each channel at full scale, ``[channels]``.
+        dbfs: RMS level of each window of 20 ms in dB of full scale, `[channels, windows]`.
+        clipped: samples of each channel at full scale, `[channels]`.
     """
 
     num_samples: int
@@ -38,7 +38,7 @@ class Levels:
         return float(self.clipped[channel] / self.num_samples)
 
     def voiced(self, channel: int) -> np.ndarray:
-        """In which windows a voice is heard on a channel, bool ``[windows]``."""
+        """In which windows a voice is heard on a channel, bool `[windows]`."""
         dbfs = self.dbfs[channel]
         loud = np.percentile(dbfs, 95)
         return (dbfs >= SILENCE_DBFS) & (dbfs >= loud - VOICE_RANGE_DB)
@@ -65,7 +65,7 @@ class LevelMeter:
         return self._num_samples
 
     def add(self, samples: np.ndarray) -> None:
-        """Takes the next piece, ``[channels, n]``, finite."""
+        """Take the next piece, `[channels, n]`, finite."""
         self._num_samples += samples.shape[1]
         self._clipped += (np.abs(samples) >= FULL_SCALE).sum(axis=1)
         samples = np.concatenate([self._rest, samples], axis=1)

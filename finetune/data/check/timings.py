@@ -13,7 +13,7 @@ MAX_OVERLAP_SEC = 0.05
 
 
 def check_words(path: Path, words: Sequence[Word], *, duration_sec: float | None) -> list[Finding]:
-    """Finds words outside the audio, without text or length, of unknown speakers, and over each other.
+    """Find words outside the audio, without text or length, of unknown speakers, and over each other.
 
     Args:
         path: the file of the word timings.
@@ -39,7 +39,7 @@ def check_words(path: Path, words: Sequence[Word], *, duration_sec: float | None
 
 
 def check_text(path: Path, words: Sequence[Word], is_known: Callable[[str], bool]) -> list[Finding]:
-    """Finds words of Moshi that the tokenizer cannot spell.
+    """Find words of Moshi that the tokenizer cannot spell.
 
     Args:
         path: the file of the word timings.

@@ -57,17 +57,17 @@ class CodeCache:
         cache_dir: Path | None = None,
         key: str = "data.cache_dir",
     ) -> None:
-        """Hashes the Mimi weights, which takes about a second; writes nothing.
+        """Hash the Mimi weights, which takes about a second; writes nothing.
 
         Args:
-            mimi_weights: File with the weights of the codec.
-            mimi_config: Its configuration, None for Moshi's default.
+            mimi_weights: file with the weights of the codec.
+            mimi_config: its configuration, None for Moshi's default.
             num_codebooks: K.
-            cache_dir: One folder for all codes; by default ``.moshi_ttt_codes`` beside each audio file.
-            key: Configuration key or option that held ``cache_dir``, for messages.
+            cache_dir: one folder for all codes; by default `.moshi_ttt_codes` beside each audio file.
+            key: configuration key or option that held `cache_dir`, for messages.
 
         Raises:
-            DataError: The Mimi weights cannot be read.
+            DataError: the Mimi weights cannot be read.
         """
         self.num_codebooks = num_codebooks
         self.cache_dir = cache_dir
@@ -90,10 +90,10 @@ class CodeCache:
         cache_dir: str | None = None,
         key: str = "data.cache_dir",
     ) -> "CodeCache":
-        """The cache of a model's codec; the arguments and errors are those of ``CodeCache``.
+        """The cache of a model's codec; the arguments and errors are those of `CodeCache`.
 
         Raises:
-            ConfigError: ``cache_dir`` cannot be the name of a folder.
+            ConfigError: `cache_dir` cannot be the name of a folder.
         """
         return cls(
             mimi_weights=Path(info.mimi_weights),
@@ -104,23 +104,23 @@ class CodeCache:
         )
 
     def path(self, recording: Recording) -> Path:
-        """Returns where the codes of a recording are or would be.
+        """Where the codes of a recording are or would be.
 
         Raises:
-            DataError: The audio file cannot be found.
+            DataError: the audio file cannot be found.
         """
         return self.locate(recording)[0]
 
     def folder(self, recording: Recording) -> Path:
-        """Returns the folder of a recording's codes."""
+        """The folder of a recording's codes."""
         return self.cache_dir if self.cache_dir is not None else recording.path.parent / FOLDER_NAME
 
     def is_encoded(self, recording: Recording) -> bool:
-        """Says whether a recording has codes; raises DataError when the audio file cannot be found."""
+        """Say whether a recording has codes; raises DataError when the audio file cannot be found."""
         return self.path(recording).is_file()
 
     def missing(self, recordings: Sequence[Recording]) -> list[Recording]:
-        """Returns the recordings without codes, in their order."""
+        """The recordings without codes, in their order."""
         return [recording for recording in recordings if not self.is_encoded(recording)]
 
     def fill(
@@ -134,27 +134,27 @@ class CodeCache:
         world_size: int = 1,
         progress: bool,
     ) -> int:
-        """Encodes this rank's share of the missing recordings.
+        """Encode this rank's share of the missing recordings.
 
-        All ranks need the same ``recordings``. A rank returns when its own share is done: wait for the others
+        All ranks need the same `recordings`. A rank returns when its own share is done: wait for the others
         before loading.
 
         Args:
-            recordings: All recordings of the data set.
-            mimi: The codec with ``num_codebooks`` active codebooks, on any device.
-            allow_mono: Encode mono recordings too.
-            on_fault: Called with each recording that cannot be used and why; None raises the first error.
-            rank: This process, from 0.
-            world_size: Number of processes.
-            progress: Show a progress bar.
+            recordings: all recordings of the data set.
+            mimi: the codec with `num_codebooks` active codebooks, on any device.
+            allow_mono: encode mono recordings too.
+            on_fault: called with each recording that cannot be used and why; None raises the first error.
+            rank: this process, from 0.
+            world_size: number of processes.
+            progress: show a progress bar.
 
         Returns:
             How many recordings this rank encoded.
 
         Raises:
-            CacheError: The cache cannot be written.
-            DataError: A recording cannot be used, and ``on_fault`` is None.
-            ValueError: ``mimi`` has another number of codebooks.
+            CacheError: the cache cannot be written.
+            DataError: a recording cannot be used, and `on_fault` is None.
+            ValueError: `mimi` has another number of codebooks.
         """
         self._check_codebooks(mimi)
         # Shares are cut from all recordings: which ones are missing differs between ranks as soon as
@@ -177,17 +177,17 @@ class CodeCache:
         return count
 
     def encode(self, recording: Recording, mimi: MimiModel, *, allow_mono: bool = True) -> bool:
-        """Encodes one recording, unless its codes or those of the same audio bytes are there already.
+        """Encode one recording, unless its codes or those of the same audio bytes are there already.
 
-        A recording without a stated length (``duration_sec`` 0) may have any.
+        A recording without a stated length (`duration_sec` 0) may have any.
 
         Returns:
             Whether it was encoded now.
 
         Raises:
-            UnwritableCacheError: The cache cannot be written.
-            DataError: The recording cannot be used.
-            ValueError: ``mimi`` has another number of codebooks.
+            UnwritableCacheError: the cache cannot be written.
+            DataError: the recording cannot be used.
+            ValueError: `mimi` has another number of codebooks.
         """
         self._check_codebooks(mimi)
         path, key = self.locate(recording)
@@ -211,11 +211,11 @@ class CodeCache:
         return True
 
     def entry(self, recording: Recording) -> CodeEntry:
-        """Reads what is known of a recording's codes: channels, K, T, without the codes.
+        """Read what is known of a recording's codes: channels, K, T, without the codes.
 
         Raises:
-            CorruptCodesError: Their file is damaged or belongs to something else.
-            DataError: There are no codes.
+            CorruptCodesError: their file is damaged or belongs to something else.
+            DataError: there are no codes.
         """
         path, key = self.locate(recording)
         try:
@@ -231,36 +231,36 @@ class CodeCache:
         return entry
 
     def num_frames(self, recording: Recording) -> int:
-        """Returns T of an encoded recording; raises as ``entry`` does."""
+        """T of an encoded recording; raises as `entry` does."""
         return self.entry(recording).num_frames
 
     def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> Tensor:
-        """Reads codes, only the wanted frames, and checks them.
+        """Read codes, only the wanted frames, and check them.
 
         Args:
-            recording: A recording that has been encoded.
-            start_frame: First frame.
-            num_frames: How many frames; None for all up to the end.
+            recording: a recording that has been encoded.
+            start_frame: first frame.
+            num_frames: how many frames; None for all up to the end.
 
         Returns:
-            int64 codes, ``[channels * K, num_frames]``: the left channel's codebooks, then the
+            int64 codes, `[channels * K, num_frames]`: the left channel's codebooks, then the
             right channel's, if there is one.
 
         Raises:
-            CorruptCodesError: Their file is damaged or belongs to something else.
-            DataError: There are no codes.
-            ValueError: The frames are not within the recording.
+            CorruptCodesError: their file is damaged or belongs to something else.
+            DataError: there are no codes.
+            ValueError: the frames are not within the recording.
         """
         entry = self.entry(recording)
         stop = entry.num_frames if num_frames is None else start_frame + num_frames
         return read_codes(entry, start_frame, stop).flatten(0, 1)  # [channels, K, T] -> [channels * K, T]
 
     def verify(self, recording: Recording) -> None:
-        """Reads all codes of a recording and the audio that they were made from.
+        """Read all codes of a recording and the audio that they were made from.
 
         Raises:
-            CorruptCodesError: A part of the codes has changed, or the audio has.
-            DataError: There are no codes, or the audio cannot be read.
+            CorruptCodesError: a part of the codes has changed, or the audio has.
+            DataError: there are no codes, or the audio cannot be read.
         """
         entry = self.entry(recording)
         read_codes(entry, 0, entry.num_frames)
@@ -268,7 +268,7 @@ class CodeCache:
             raise corrupt(entry.path, f"{recording.path} holds other bytes than when it was encoded")
 
     def _reuse(self, recording: Recording, path: Path, key: str) -> bool:
-        """Takes codes over from another entry of the same audio bytes: after a copy, a move or a touch."""
+        """Take codes over from another entry of the same audio bytes: after a copy, a move or a touch."""
         digest = None
         for other in self._listing(path.parent).get(_short(recording.path.stem), ()):
             try:
@@ -287,7 +287,7 @@ class CodeCache:
         return False
 
     def _listing(self, folder: Path) -> dict[str, list[str]]:
-        """Returns the files of a folder by the stem of their audio file, as they were at the first look."""
+        """The files of a folder by the stem of their audio file, as they were at the first look."""
         if folder not in self._listings:
             by_stem: dict[str, list[str]] = {}
             for name in sorted(os.listdir(folder)):
@@ -297,7 +297,7 @@ class CodeCache:
         return self._listings[folder]
 
     def locate(self, recording: Recording) -> tuple[Path, str]:
-        """Returns the cache file's path and its full key."""
+        """The cache file's path and its full key."""
         audio = recording.path
         try:
             stat = audio.stat()
@@ -338,7 +338,7 @@ class CodeCache:
             raise ValueError(f"mimi has {mimi.num_codebooks} codebooks, the cache {self.num_codebooks}.")
 
     def _make_folder(self, folder: Path) -> None:
-        """Makes the folder and finds out that it cannot be written before minutes of encoding are spent."""
+        """Make the folder and find out that it cannot be written before minutes of encoding are spent."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):

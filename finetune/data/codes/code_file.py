@@ -42,17 +42,17 @@ class CodeEntry:
     """What a file of codes says about itself; the checksum of these facts has been verified.
 
     Attributes:
-        path: The file.
-        key: Hash of all that decides which file a recording has.
-        codec: Hash of the codec's weights and configuration and of K.
-        audio_bytes: Size of the audio file.
-        audio_sha256: Of the audio file's bytes.
+        path: the file.
+        key: hash of all that decides which file a recording has.
+        codec: hash of the codec's weights and configuration and of K.
+        audio_bytes: size of the audio file.
+        audio_sha256: of the audio file's bytes.
         channels: 1 or 2.
         num_codebooks: K.
         num_frames: T.
-        checksums: CRC-32 of each block of ``BLOCK_FRAMES`` frames, all channels and codebooks.
-        dtype: Of the stored codes.
-        offset: Where they start in the file, in bytes.
+        checksums: CRC-32 of each block of `BLOCK_FRAMES` frames, all channels and codebooks.
+        dtype: of the stored codes.
+        offset: where they start in the file, in bytes.
     """
 
     path: Path
@@ -69,16 +69,16 @@ class CodeEntry:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """``(channels, K, T)``."""
+        """`(channels, K, T)`."""
         return self.channels, self.num_codebooks, self.num_frames
 
 
 def code_file_bytes(codes: Tensor, *, key: str, codec: str, audio_bytes: int, audio_sha256: str) -> bytes:
-    """Returns the content of a file; the same arguments give the same bytes.
+    """The content of a file; the same arguments give the same bytes.
 
     Args:
-        codes: ``[channels, K, T]``, not negative.
-        key, codec, audio_bytes, audio_sha256: See ``CodeEntry``.
+        codes: `[channels, K, T]`, not negative.
+        key, codec, audio_bytes, audio_sha256: see `CodeEntry`.
     """
     small = codes.to(torch.int16 if codes.max() <= torch.iinfo(torch.int16).max else torch.int32).contiguous()
     facts = {
@@ -95,11 +95,11 @@ def code_file_bytes(codes: Tensor, *, key: str, codec: str, audio_bytes: int, au
 
 
 def read_entry(path: Path) -> CodeEntry:
-    """Reads a file's header, not its codes.
+    """Read a file's header, not its codes.
 
     Raises:
-        FileNotFoundError: There is no file.
-        CorruptCodesError: It is damaged, or something else.
+        FileNotFoundError: there is no file.
+        CorruptCodesError: it is damaged, or something else.
     """
     try:
         with open(path, "rb") as file:
@@ -118,14 +118,14 @@ def read_entry(path: Path) -> CodeEntry:
 
 
 def read_codes(entry: CodeEntry, start_frame: int, stop_frame: int) -> Tensor:
-    """Reads frames and checks the blocks that hold them.
+    """Read frames and check the blocks that hold them.
 
     Returns:
-        int64 codes, ``[channels, K, stop_frame - start_frame]``.
+        int64 codes, `[channels, K, stop_frame - start_frame]`.
 
     Raises:
-        CorruptCodesError: A bit of these blocks has changed, or they hold something else.
-        ValueError: The frames are not within the recording.
+        CorruptCodesError: a bit of these blocks has changed, or they hold something else.
+        ValueError: the frames are not within the recording.
     """
     if not 0 <= start_frame <= stop_frame <= entry.num_frames:
         raise ValueError(f"{entry.path}: frames {start_frame} to {stop_frame} of {entry.num_frames}.")
@@ -146,7 +146,7 @@ def read_codes(entry: CodeEntry, start_frame: int, stop_frame: int) -> Tensor:
 
 
 def corrupt(path: Path, reason: str) -> CorruptCodesError:
-    """Returns the error of a file that cannot be used."""
+    """The error of a file that cannot be used."""
     return CorruptCodesError(
         f"{path}: unusable cache file ({one_line(reason)}); delete it, the next start encodes it again."
     )
@@ -182,6 +182,6 @@ def _parse(path: Path, header: dict[str, Any], *, offset: int, num_bytes: int) -
 
 
 def _blocks(codes: np.ndarray) -> Iterator[bytes]:
-    """Yields the bytes of each block of frames of ``[channels, K, n]``."""
+    """Yield the bytes of each block of frames of `[channels, K, n]`."""
     for start in range(0, codes.shape[2], BLOCK_FRAMES):
         yield codes[:, :, start : start + BLOCK_FRAMES].tobytes()

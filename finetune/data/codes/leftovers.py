@@ -12,12 +12,12 @@ _DAY_SEC = 86_400
 
 
 def temporary_file(folder: Path) -> Path:
-    """Returns a new name for a file that is being written, which tells who writes it."""
+    """A new name for a file that is being written, which tells who writes it."""
     return folder / f".{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}.tmp"
 
 
 def remove_leftovers(folders: Iterable[Path]) -> int:
-    """Removes temporary files whose process has ended, or that are a day old; those of others at work stay.
+    """Remove temporary files whose process has ended, or that are a day old; those of others at work stay.
 
     Returns:
         How many.

@@ -16,7 +16,7 @@ MonoPolicy = Literal["error", "duplicate", "user_silent"]
 
 
 class Codes(Protocol):
-    """Where codes of recordings are loaded from, see ``CodeCache``."""
+    """Where codes of recordings are loaded from, see `CodeCache`."""
 
     @property
     def num_codebooks(self) -> int:
@@ -24,7 +24,7 @@ class Codes(Protocol):
         ...
 
     def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> Tensor:
-        """Returns int64 codes, ``[channels * K, num_frames]``."""
+        """Int64 codes, `[channels * K, num_frames]`."""
         ...
 
 
@@ -32,24 +32,24 @@ class TwoVoices:
     """Codes of two channels, whatever the recordings have."""
 
     def __init__(self, codes: Codes, policy: MonoPolicy, *, silence: Tensor | None = None) -> None:
-        """Keeps the pieces.
+        """Keep the pieces.
 
         Args:
-            codes: Of mono and stereo recordings.
-            policy: Of mono ones: ``error`` refuses them; ``duplicate`` gives both channels the same codes;
-                ``user_silent`` makes them Moshi's voice, on the left, beside a silent user.
-            silence: Codes of digital silence, ``[K, T]``, as long as the longest mono recording; needed with
-                ``user_silent``.
+            codes: of mono and stereo recordings.
+            policy: of mono ones: `error` refuses them; `duplicate` gives both channels the same codes;
+                `user_silent` makes them Moshi's voice, on the left, beside a silent user.
+            silence: codes of digital silence, `[K, T]`, as long as the longest mono recording; needed with
+                `user_silent`.
         """
         self._codes = codes
         self._policy = policy
         self._silence = silence
 
     def load(self, recording: Recording, start_frame: int = 0, num_frames: int | None = None) -> Tensor:
-        """Returns int64 codes, ``[2 * K, num_frames]``, the left channel first.
+        """Int64 codes, `[2 * K, num_frames]`, the left channel first.
 
         Raises:
-            DataError: The recording is mono and may not be, or see ``CodeCache.load``.
+            DataError: the recording is mono and may not be, or see `CodeCache.load`.
         """
         codes = self._codes.load(recording, start_frame, num_frames)
         if len(codes) == 2 * self._codes.num_codebooks:
@@ -63,7 +63,7 @@ class TwoVoices:
 
 
 def mono_error(path: Path) -> DataError:
-    """Returns the error of a mono recording under the policy ``error``."""
+    """The error of a mono recording under the policy `error`."""
     return DataError(
         f"{path}: mono, which trains 9 streams instead of 17; make it a stereo file with Moshi on the left "
         "and the user on the right, or set data.mono to duplicate (one voice on both channels) or "

@@ -21,7 +21,7 @@ class Measured:
 
 
 def measure_all(files: Sequence[Path], *, num_jobs: int) -> list[Measured]:
-    """Finds out how long recordings are, in processes of which one may die.
+    """Find out how long recordings are, in processes of which one may die.
 
     Args:
         files: audio files, or what is called so.
@@ -44,7 +44,7 @@ def prepare_worker(_number: int) -> Callable[[Path], Measured]:
 
 
 def measure(path: Path) -> Measured:
-    """Finds out how long a recording is: wav and flac say so in their headers, others are decoded."""
+    """Find out how long a recording is: wav and flac say so in their headers, others are decoded."""
     finding = find_file(path) or find_file(
         path.with_suffix(".json"), missing="no-timings", no_file="no-timings"
     )

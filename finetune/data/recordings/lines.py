@@ -17,12 +17,12 @@ class ManifestEntry:
     """A line of a manifest.
 
     Attributes:
-        path: The audio file.
-        duration_sec: Its stated length in seconds, None when the line has none.
-        fields: All that the line says.
-        line: Where it is; as a string, for messages.
-        folder: The manifest's folder, where relative paths start.
-        source: Which of several sources it comes from.
+        path: the audio file.
+        duration_sec: its stated length in seconds, None when the line has none.
+        fields: all that the line says.
+        line: where it is; as a string, for messages.
+        folder: the manifest's folder, where relative paths start.
+        source: which of several sources it comes from.
     """
 
     path: Path
@@ -39,22 +39,22 @@ class ManifestEntry:
 
 
 def load_manifest(source: str | Path | Sequence[DataSource], *, key: str) -> list[Recording]:
-    """Reads the recordings of a data set and looks at the files that it names.
+    """Read the recordings of a data set and look at the files that it names.
 
-    Each line of a manifest is ``{"path": "relative/or/absolute.wav", "duration": seconds}``; relative paths
+    Each line of a manifest is `{"path": "relative/or/absolute.wav", "duration": seconds}`; relative paths
     start at the manifest's folder. Further keys are ignored, blank lines too.
 
     Args:
-        source: A ``.jsonl`` file, or a folder: every ``*.jsonl`` below it, in the order of their paths; or
-            several of them, see ``finetune.data.recordings.sources``.
-        key: Name of the configuration key that held ``source``, for messages (``data.train_data``).
+        source: a `.jsonl` file, or a folder: every `*.jsonl` below it, in the order of their paths; or
+            several of them, see `finetune.data.recordings.sources`.
+        key: name of the configuration key that held `source`, for messages (`data.train_data`).
 
     Returns:
         The recordings in the manifests' order, at least one.
 
     Raises:
-        DataError: ``source`` cannot be used, a line is malformed, a recording is listed twice, or
-            ``check_recording`` refuses it.
+        DataError: `source` cannot be used, a line is malformed, a recording is listed twice, or
+            `check_recording` refuses it.
     """
     faults: list[Fault] = []
     recordings = check_manifest(source, key=key, on_fault=faults.append)
@@ -63,14 +63,14 @@ def load_manifest(source: str | Path | Sequence[DataSource], *, key: str) -> lis
 
 
 def raise_first(faults: Sequence[Fault], *, source: object) -> None:
-    """Raises the first fault and says how many more there are.
+    """Raise the first fault and says how many more there are.
 
     Args:
-        faults: Of the recordings of one source, or none.
-        source: What was to be read, for messages.
+        faults: of the recordings of one source, or none.
+        source: what was to be read, for messages.
 
     Raises:
-        DataError: There is a fault.
+        DataError: there is a fault.
     """
     if not faults:
         return
@@ -87,7 +87,7 @@ def check_manifest(
     on_fault: Callable[[Fault], None],
     check: Callable[[Recording], None] | None = None,
 ) -> list[Recording]:
-    """Reads the recordings as `load_manifest` does, but goes on after faults.
+    """Read the recordings as `load_manifest` does, but goes on after faults.
 
     Args:
         source: see `load_manifest`.
@@ -99,7 +99,7 @@ def check_manifest(
         The others.
 
     Raises:
-        DataError: ``source`` itself cannot be used.
+        DataError: `source` itself cannot be used.
     """
     usable = []
     timings: dict[str, Path] = {}
@@ -123,7 +123,7 @@ def check_manifest(
 
 
 def to_recording(entry: ManifestEntry) -> Recording:
-    """Returns the recording of a manifest's line that has a duration."""
+    """The recording of a manifest's line that has a duration."""
     assert entry.duration_sec is not None
     return Recording(
         entry.path, entry.duration_sec, entry.path.with_suffix(".json"), entry.line, entry.source
@@ -131,10 +131,10 @@ def to_recording(entry: ManifestEntry) -> Recording:
 
 
 def check_recording(recording: Recording) -> None:
-    """Looks whether a recording's files are there.
+    """Look whether a recording's files are there.
 
     Raises:
-        DataError: One is missing.
+        DataError: one is missing.
     """
     if not _is_file(recording.path):
         start = "" if recording.line is None else f"; paths are relative to {recording.line.manifest.parent}"
@@ -160,7 +160,7 @@ def read_manifest(
     need_duration: bool = True,
     on_fault: Callable[[Fault], None] | None = None,
 ) -> Iterator[ManifestEntry]:
-    """Yields the lines of manifests, without a look at the files that they name.
+    """Yield the lines of manifests, without a look at the files that they name.
 
     Args:
         source: see `load_manifest`.
@@ -169,7 +169,7 @@ def read_manifest(
         on_fault: called with each line that cannot be used; None raises the first.
 
     Raises:
-        DataError: ``source`` cannot be used; or without `on_fault`, a line is malformed, or a recording is
+        DataError: `source` cannot be used; or without `on_fault`, a line is malformed, or a recording is
             listed twice.
     """
     if isinstance(source, str | Path):
@@ -231,7 +231,7 @@ def _manifest_files(source: Path, *, key: str) -> list[Path]:
 
 
 def _numbered_lines(manifest: Path, *, key: str) -> Iterator[tuple[Line, str]]:
-    """Yields where it is and the text of each line that is not blank."""
+    """Yield where it is and the text of each line that is not blank."""
     try:
         text = manifest.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -295,14 +295,14 @@ class ManifestLine:
 
 
 def read_lines(source: str | Path, *, key: str) -> Iterator[ManifestLine]:
-    """Yields all lines of manifests that are not blank, those with faults too.
+    """Yield all lines of manifests that are not blank, those with faults too.
 
     Args:
         source: see `load_manifest`.
         key: see `load_manifest`.
 
     Raises:
-        DataError: ``source`` cannot be read at all.
+        DataError: `source` cannot be read at all.
     """
     for number, part in enumerate(parse_sources(str(source), key=key)):
         for manifest in _manifest_files(part.path, key=key):

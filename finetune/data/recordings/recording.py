@@ -13,11 +13,11 @@ class Recording:
     """One stereo recording: left channel Moshi, right channel the user.
 
     Attributes:
-        path: The audio file.
-        duration_sec: Its length in seconds as the manifest states it.
-        alignment_path: Word timings, the file beside the audio with the suffix ``.json``.
-        line: Where a manifest lists it, None when it comes from elsewhere.
-        source: Which of several sources it comes from.
+        path: the audio file.
+        duration_sec: its length in seconds as the manifest states it.
+        alignment_path: word timings, the file beside the audio with the suffix `.json`.
+        line: where a manifest lists it, None when it comes from elsewhere.
+        source: which of several sources it comes from.
     """
 
     path: Path
@@ -33,7 +33,7 @@ class Recording:
         return manifest, number, str(self.path)
 
     def fault(self, reason: str) -> "Fault":
-        """Returns a fault of this recording."""
+        """A fault of this recording."""
         return Fault(*self.identity, reason, self.line.key if self.line is not None else "")
 
 
@@ -55,11 +55,11 @@ class Fault:
     """Why a line of a manifest cannot be used.
 
     Attributes:
-        manifest: Its file.
-        line: Its number, from 1.
-        path: The audio file, empty when the line names none.
-        reason: In one line, without the manifest.
-        key: Configuration key or option, for messages.
+        manifest: its file.
+        line: its number, from 1.
+        path: the audio file, empty when the line names none.
+        reason: in one line, without the manifest.
+        key: configuration key or option, for messages.
     """
 
     manifest: str
@@ -70,7 +70,7 @@ class Fault:
 
     @property
     def identity(self) -> tuple[str, int, str]:
-        """See ``Recording.identity``."""
+        """See `Recording.identity`."""
         return self.manifest, self.line, self.path
 
     @property
@@ -80,12 +80,12 @@ class Fault:
 
 
 def noted_before(noted: dict[str, _T], path: Path, value: _T) -> _T | None:
-    """Tells a file that was met before: an audio file that is listed twice, or word timings that are shared.
+    """Tell a file that was met before: an audio file that is listed twice, or word timings that are shared.
 
     Args:
-        noted: What was noted so far, by file.
-        path: The file.
-        value: Noted with it when it is met for the first time.
+        noted: what was noted so far, by file.
+        path: the file.
+        value: noted with it when it is met for the first time.
 
     Returns:
         What was noted at the first time; None where this is it.

@@ -28,15 +28,15 @@ class SkipList:
     """Faults of recordings that are left out; the same in all processes."""
 
     def __init__(self) -> None:
-        """Starts empty."""
+        """Start empty."""
         self.faults: list[Fault] = []
 
     def leave_out(self, found: Checked, *, key: str) -> list[Recording]:
-        """Notes what every process found, and warns; every process must call it.
+        """Note what every process found, and warn; every process must call it.
 
         Args:
-            found: By this process, of recordings that all processes have in this order.
-            key: Configuration key of the manifest, for messages.
+            found: by this process, of recordings that all processes have in this order.
+            key: configuration key of the manifest, for messages.
 
         Returns:
             The recordings that all processes can use.
@@ -58,14 +58,14 @@ class SkipList:
         return usable
 
     def write(self, run_dir: Path) -> None:
-        """Writes ``data_skipped.json`` into a run directory, whole or not at all."""
+        """Write `data_skipped.json` into a run directory, whole or not at all."""
         text = json.dumps([_record(fault) for fault in self.faults], indent=2)
         with replacing(run_dir / SKIPPED_FILE) as partial:
             partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _agree(faults: Collection[Fault]) -> list[Fault]:
-    """Returns the faults that any process has found, in the order of the manifests' lines."""
+    """The faults that any process has found, in the order of the manifests' lines."""
     first_found: dict[tuple, Fault] = {}
     for part in gather_objects(list(faults)):
         for fault in part:

@@ -1,4 +1,4 @@
-"""Which manifests are trained on, and in which shares: ``a.jsonl:0.7,b.jsonl:0.3``."""
+"""Which manifests are trained on, and in which shares: `a.jsonl:0.7,b.jsonl:0.3`."""
 
 import math
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ class DataSource:
     """A manifest or a folder of manifests.
 
     Attributes:
-        path: It; nothing has looked whether it exists.
-        weight: Its share, relative to those of the others; None when no shares are given.
+        path: it; nothing has looked whether it exists.
+        weight: its share, relative to those of the others; None when no shares are given.
     """
 
     path: Path
@@ -22,19 +22,19 @@ class DataSource:
 
 
 def parse_sources(text: str, *, key: str) -> list[DataSource]:
-    """Reads one source or several, separated by commas, each with ``:weight`` or none.
+    """Read one source or several, separated by commas, each with `:weight` or none.
 
     An existing path is taken as it is, whatever characters it has.
 
     Args:
-        text: As the configuration has it.
-        key: Configuration key or option that held it, for messages.
+        text: as the configuration has it.
+        key: configuration key or option that held it, for messages.
 
     Returns:
         The sources in their order; the weights add up to 1.
 
     Raises:
-        DataError: A part is empty, a weight is no finite number above 0, or only some parts have one.
+        DataError: a part is empty, a weight is no finite number above 0, or only some parts have one.
     """
     sources = [_parse_part(part, key=key) for part in _split(text, key=key)]
     weights = [source.weight for source in sources if source.weight is not None]
@@ -57,7 +57,7 @@ def parse_sources(text: str, *, key: str) -> list[DataSource]:
 
 
 def refuse_weights(sources: Sequence[DataSource], *, key: str) -> None:
-    """Raises DataError where sources have weights that would mean nothing."""
+    """Raise DataError where sources have weights that would mean nothing."""
     for source in sources:
         if source.weight is not None:
             raise DataError(
@@ -73,7 +73,7 @@ def _exists(text: str) -> bool:
 
 
 def _split(text: str, *, key: str) -> list[str]:
-    """Cuts at commas that do not belong to an existing path, the longest one first."""
+    """Cut at commas that do not belong to an existing path, the longest one first."""
     pieces = text.split(",")
     parts = []
     start = 0

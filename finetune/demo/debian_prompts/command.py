@@ -45,7 +45,7 @@ class Spoken(NamedTuple):
 
 
 def debian_prompts(arguments: Sequence[str] | None = None) -> int:
-    """Makes the dialogues and prints what there is.
+    """Make the dialogues and print what there is.
 
     Args:
         arguments: of the command line, without the program's name; None takes the process's own.
@@ -76,7 +76,7 @@ def debian_prompts(arguments: Sequence[str] | None = None) -> int:
 
 
 def align_all(packages: Packages, aligner: Aligner) -> tuple[list[Spoken], list[tuple[str, str]]]:
-    """Aligns every prompt; returns those accepted, and name and reason of the others."""
+    """Align every prompt; returns those accepted, and name and reason of the others."""
     accepted, rejected = [], []
     for prompt in packages.prompts:
         try:
@@ -89,7 +89,7 @@ def align_all(packages: Packages, aligner: Aligner) -> tuple[list[Spoken], list[
 def write_dialogues(
     data_dir: Path, accepted: Sequence[Spoken], options: argparse.Namespace
 ) -> dict[str, float]:
-    """Writes recordings, word timings and the manifests `train.jsonl` and `eval.jsonl`.
+    """Write recordings, word timings and the manifests `train.jsonl` and `eval.jsonl`.
 
     Args:
         data_dir: made here.

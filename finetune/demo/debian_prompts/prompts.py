@@ -42,7 +42,7 @@ class Packages(NamedTuple):
 
 
 def read_prompts(folder: Path) -> Packages:
-    """Reads the two packages.
+    """Read the two packages.
 
     Prompts without speech (tones, silences) are left out, and so are those whose description says that
     something else is heard, too.
@@ -70,10 +70,10 @@ def read_prompts(folder: Path) -> Packages:
 
 
 def decode_g722(data: bytes) -> np.ndarray:
-    """Returns samples [num_samples], float32 in -1..1 at 16 kHz.
+    """Samples [num_samples], float32 in -1..1 at 16 kHz.
 
     Raises:
-        UserError: PyAV is not installed.
+        UserError: pyAV is not installed.
         DataError: the data cannot be decoded.
     """
     try:
@@ -91,7 +91,7 @@ def decode_g722(data: bytes) -> np.ndarray:
 
 
 def align_prompt(prompt: Prompt, aligner: Aligner) -> Speech:
-    """Decodes a prompt, finds its words and brings it to the sample rate of the demo.
+    """Decode a prompt, find its words and bring it to the sample rate of the demo.
 
     Raises:
         DataError: it cannot be decoded, or the transcript does not match.

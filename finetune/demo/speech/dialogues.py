@@ -42,7 +42,7 @@ class Turn:
 
 
 def make_dialogue(seed: str, *, duration_sec: float) -> list[Turn]:
-    """Writes one dialogue.
+    """Write one dialogue.
 
     Args:
         seed: any text; the same text gives the same dialogue.
@@ -56,7 +56,7 @@ def make_dialogue(seed: str, *, duration_sec: float) -> list[Turn]:
 
 
 def make_sentences(seed: str, *, count: int) -> Iterator[str]:
-    """Yields `count` turns of dialogues that differ from those of every other seed, to train a tokenizer."""
+    """Yield `count` turns of dialogues that differ from those of every other seed, to train a tokenizer."""
     part = 0
     while count > 0:
         for turn in make_dialogue(f"{seed}/{part}", duration_sec=180.0)[:count]:
@@ -131,7 +131,7 @@ class _Writer:
             self.say(speaker, line.format(recap=recap, name=self.name))
 
     def say(self, speaker: str, text: str) -> None:
-        """Adds a turn, and now and then a word of the listener into its end."""
+        """Add a turn, and now and then a word of the listener into its end."""
         gap_sec = -0.15 if self.rng.random() < 0.06 else self.rng.uniform(0.25, 0.9)
         self.add(Turn(speaker, text, round(gap_sec, 3) if self.turns else 0.4))
         if len(text) > 40 and self.rng.random() < 0.1:
@@ -139,7 +139,7 @@ class _Writer:
             self.add(Turn(listener, self.rng.choice(BACKCHANNELS), -1.0))
 
     def add(self, turn: Turn) -> None:
-        """Appends a turn and estimates how long it lasts."""
+        """Append a turn and estimate how long it lasts."""
         self.turns.append(turn)
         self.elapsed_sec += max(0.0, turn.gap_sec + len(turn.text) / _CHARS_PER_SEC)
 

@@ -66,7 +66,7 @@ class WordEvent:
 
 
 def find_espeak() -> tuple[str, str]:
-    """Returns the paths of the shared library and of its data directory.
+    """The paths of the shared library and of its data directory.
 
     Raises:
         UserError: the package that brings espeak-ng is not installed.
@@ -108,7 +108,7 @@ class Espeak:
         self._library.espeak_SetSynthCallback(self._callback)
 
     def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[WordEvent]]:
-        """Speaks a text.
+        """Speak a text.
 
         Args:
             text: ASCII.

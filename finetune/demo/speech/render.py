@@ -49,13 +49,13 @@ class Job:
 
 
 def draw_user_voice(seed: str) -> Voice:
-    """Picks a voice for the user; the same seed gives the same voice."""
+    """Pick a voice for the user; the same seed gives the same voice."""
     rng = random.Random(seed)
     return Voice(rng.choice(_USER_VOICES), words_per_minute=rng.randint(160, 190), pitch=rng.randint(45, 70))
 
 
 def render_all(jobs: Sequence[Job]) -> list[float]:
-    """Renders dialogues in parallel and returns their durations in seconds, in order.
+    """Render dialogues in parallel and return their durations in seconds, in order.
 
     Raises:
         UserError: a recording cannot be made.
@@ -74,7 +74,7 @@ def render(espeak: Espeak, job: Job) -> float:
 
 
 def write_dialogue(turns: Sequence[Turn], speeches: Sequence[Speech], wav_path: Path) -> float:
-    """Mixes and writes what was spoken, and returns its duration in seconds.
+    """Mix and write what was spoken, and return its duration in seconds.
 
     Writes 24 kHz 16-bit stereo, the main speaker on the left, and beside it
     `{"alignments": [[word, [start_sec, end_sec], speaker], ...]}` sorted by start.
@@ -96,7 +96,7 @@ def write_dialogue(turns: Sequence[Turn], speeches: Sequence[Speech], wav_path: 
 
 
 def place_turns(turns: Sequence[Turn], num_samples: Sequence[int]) -> list[int]:
-    """Returns the first sample of every turn.
+    """The first sample of every turn.
 
     A turn starts `gap_sec` after the end of all earlier speech, but never while its speaker still talks.
     """
@@ -114,7 +114,7 @@ def place_turns(turns: Sequence[Turn], num_samples: Sequence[int]) -> list[int]:
 def _mix(
     turns: Sequence[Turn], speeches: Sequence[Speech], starts: Sequence[int]
 ) -> tuple[np.ndarray, list[list]]:
-    """Returns int16 samples [num_samples, 2] and the alignments."""
+    """Int16 samples [num_samples, 2] and the alignments."""
     spoken = list(zip(turns, speeches, starts, strict=True))
     total = max(start + len(speech.samples) for _, speech, start in spoken) + round(_TAIL_SEC * SAMPLE_RATE)
     stereo = np.zeros((total, len(_CHANNELS)), dtype=np.float32)

@@ -24,14 +24,14 @@ class Speech:
 
 
 def speak(espeak: Espeak, text: str, voice: Voice) -> Speech:
-    """Speaks a text and aligns it: one word per whitespace-separated part of `text`."""
+    """Speak a text and align it: one word per whitespace-separated part of `text`."""
     samples, events = espeak.say(text, voice)
     words = align_words(text, events, samples, sample_rate=espeak.sample_rate)
     return Speech(soxr.resample(samples, espeak.sample_rate, SAMPLE_RATE), words)
 
 
 def align_words(text: str, events: list[WordEvent], samples: np.ndarray, *, sample_rate: int) -> list[Word]:
-    """Gives every written word its time.
+    """Give every written word its time.
 
     A word starts at its first event. It lasts until the next word starts, less the silence in between
     (events mark no pauses). Written words that espeak-ng speaks as one share its time by their length.
@@ -72,7 +72,7 @@ def _start_times(text: str, events: list[WordEvent]) -> list[float | None]:
 
 
 def _hand_on_spare_events(written: list[str], times: list[list[float]]) -> None:
-    """Moves events to words that have none from the word before.
+    """Move events to words that have none from the word before.
 
     A number has several events of its own. Any other word with two has the event of its successor:
     espeak-ng reports a wrong text position after words that it looks up together ("live in").
@@ -85,7 +85,7 @@ def _hand_on_spare_events(written: list[str], times: list[list[float]]) -> None:
 
 
 def _keep_increasing(starts: list[float | None]) -> list[float | None]:
-    """Drops starts that do not come after all earlier ones; their words share with the word before."""
+    """Drop starts that do not come after all earlier ones; their words share with the word before."""
     latest, kept = -1.0, []
     for start in starts:
         if start is not None and start <= latest:

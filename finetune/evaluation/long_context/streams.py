@@ -38,15 +38,15 @@ class StreamOptions:
     """What the streams are made of.
 
     Attributes:
-        user: The user's codebooks: ``empty``, no input at all; ``silent``, digital silence; ``real``, the
+        user: the user's codebooks: `empty`, no input at all; `silent`, digital silence; `real`, the
             right channel of stereo files.
-        text: The text row: ``none``, no input; ``given``, the word timings beside each file; ``own``, what
-            the model says, which whoever measures fills in: here it is as ``none``.
-        group: ``single``, one stream per recording; ``speaker``, the recordings of a speaker one after
+        text: the text row: `none`, no input; `given`, the word timings beside each file; `own`, what
+            the model says, which whoever measures fills in: here it is as `none`.
+        group: `single`, one stream per recording; `speaker`, the recordings of a speaker one after
             another.
-        max_frames: Longer streams are cut.
-        min_frames: Shorter streams are left out.
-        cache_dir: One folder for all codes; by default ``.moshi_ttt_codes`` beside each audio file.
+        max_frames: longer streams are cut.
+        min_frames: shorter streams are left out.
+        cache_dir: one folder for all codes; by default `.moshi_ttt_codes` beside each audio file.
     """
 
     user: UserMode = "empty"
@@ -57,7 +57,7 @@ class StreamOptions:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a value that is not allowed."""
+        """Raise ConfigError for a value that is not allowed."""
         for name, modes in (("user", UserMode), ("text", TextMode), ("group", GroupMode)):
             if getattr(self, name) not in get_args(modes):
                 allowed = ", ".join(get_args(modes))
@@ -78,10 +78,10 @@ class Part:
     """A recording's place in a stream.
 
     Attributes:
-        source: The recording.
-        header: What its file says about itself.
-        start_frame: Where it starts in the stream.
-        num_frames: How many of its frames, from its first one, are in the stream.
+        source: the recording.
+        header: what its file says about itself.
+        start_frame: where it starts in the stream.
+        num_frames: how many of its frames, from its first one, are in the stream.
     """
 
     source: Source
@@ -94,9 +94,9 @@ class Stream:
     """Consecutive frames of text and audio tokens.
 
     Attributes:
-        name: The recording's path relative to the data, or the speaker; unique.
+        name: the recording's path relative to the data, or the speaker; unique.
         num_frames: T.
-        parts: The recordings that it is made of, in order, without gaps.
+        parts: the recordings that it is made of, in order, without gaps.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Stream:
         speech: SpeechModel,
         store: CodeStore,
     ) -> None:
-        """Keeps the pieces; codes are read when frames are asked for."""
+        """Keep the pieces; codes are read when frames are asked for."""
         self.name = name
         self.parts = tuple(parts)
         self.num_frames = sum(part.num_frames for part in parts)
@@ -118,14 +118,14 @@ class Stream:
         self._last_text: tuple[Part, Tensor] | None = None
 
     def frames(self, start: int, stop: int) -> Tensor:
-        """Returns some frames, int64 on the CPU, ``[1 + n_q, stop - start]``.
+        """Some frames, int64 on the CPU, `[1 + n_q, stop - start]`.
 
         Rows are the text, Moshi's own K codebooks and the user's K codebooks. Rows without input hold the
         model's zero token, whose embedding is exactly zero.
 
         Raises:
-            DataError: Codes or word timings have changed or vanished since the stream was opened.
-            ValueError: The frames are not within the stream.
+            DataError: codes or word timings have changed or vanished since the stream was opened.
+            ValueError: the frames are not within the stream.
         """
         if not 0 <= start <= stop <= self.num_frames:
             raise ValueError(f"{self.name}: frames {start} to {stop} of {self.num_frames}.")
@@ -151,7 +151,7 @@ class Stream:
         return codes
 
     def _text(self, part: Part) -> Tensor:
-        """Returns the text tokens of a recording as training interleaves them."""
+        """The text tokens of a recording as training interleaves them."""
         if self._last_text is None or self._last_text[0] != part:
             lm, mimi = self._speech.lm, self._speech.mimi
             num_frames = self._store.num_frames(part.source, part.header)
@@ -172,9 +172,9 @@ class OpenedStreams:
     """What became of a data set.
 
     Attributes:
-        streams: What can be measured, at least one.
-        left_out: Names of streams that are shorter than asked for, and how long they are.
-        failures: Names of streams that cannot be used, and why: one sentence each that names the file.
+        streams: what can be measured, at least one.
+        left_out: names of streams that are shorter than asked for, and how long they are.
+        failures: names of streams that cannot be used, and why: one sentence each that names the file.
     """
 
     streams: list[Stream]
@@ -185,20 +185,20 @@ class OpenedStreams:
 def open_streams(
     data: str, options: StreamOptions, speech: SpeechModel, info: CheckpointInfo
 ) -> OpenedStreams:
-    """Finds the recordings, encodes what is not in the cache yet, and lines them up.
+    """Find the recordings, encode what is not in the cache yet, and line them up.
 
     Args:
-        data: A manifest, a folder or an audio file; see ``find_sources``.
-        options: What the streams are made of.
-        speech: The model, whose codec and tokenizer are used.
-        info: The files that its codec was loaded from.
+        data: a manifest, a folder or an audio file; see `find_sources`.
+        options: what the streams are made of.
+        speech: the model, whose codec and tokenizer are used.
+        info: the files that its codec was loaded from.
 
     Returns:
-        The streams in the order of ``find_sources``, or sorted by speaker.
+        The streams in the order of `find_sources`, or sorted by speaker.
 
     Raises:
-        ConfigError: The options do not fit each other.
-        DataError: There is nothing to measure, or the cache cannot be written.
+        ConfigError: the options do not fit each other.
+        DataError: there is nothing to measure, or the cache cannot be written.
     """
     groups = group_sources(find_sources(data), options.group)
     opening = _Opening(options, CodeStore(speech.mimi, info, options.cache_dir))
@@ -228,7 +228,7 @@ class _Opening:
         self.failures: dict[str, str] = {}
 
     def plan(self, groups: dict[str, list[Source]]) -> dict[str, Plan]:
-        """Returns the files that each stream needs, by what they say about themselves."""
+        """The files that each stream needs, by what they say about themselves."""
         plans = {}
         min_frames = self.options.min_frames or 1
         for name, sources in groups.items():
@@ -241,7 +241,7 @@ class _Opening:
         return plans
 
     def encode(self, plans: dict[str, Plan]) -> None:
-        """Encodes what is missing; streams with a file that cannot be are struck from ``plans``."""
+        """Encode what is missing; streams with a file that cannot be are struck from `plans`."""
         missing = {
             name: [source for source, _ in plan if not self.store.is_encoded(source)]
             for name, plan in plans.items()
@@ -262,7 +262,7 @@ class _Opening:
                     del plans[name]
 
     def line_up(self, plans: dict[str, Plan]) -> dict[str, list[Part]]:
-        """Returns each stream's parts."""
+        """Each stream's parts."""
         streams = {}
         for name, plan in plans.items():
             with self._failing(name):
@@ -278,7 +278,7 @@ class _Opening:
         return streams
 
     def why_nothing(self, data: str) -> str:
-        """Says why there is no stream."""
+        """Say why there is no stream."""
         if not self.failures:
             return (
                 f"--data: every stream of {data} is shorter than --min-frames "
@@ -306,7 +306,7 @@ class _Opening:
 
     @contextmanager
     def _failing(self, name: str) -> Iterator[None]:
-        """Notes what keeps a stream from being used."""
+        """Note what keeps a stream from being used."""
         try:
             yield
         except UnwritableCacheError:

@@ -60,30 +60,30 @@ def encode_items(
     cache_key: str = "--cache-dir",
     progress: bool = False,
 ) -> tuple[list[Tensor | None], dict[str, str]]:
-    """Puts audio files into Moshi's own stream.
+    """Put audio files into Moshi's own stream.
 
     A file of any sample rate is resampled to the codec's. Of a stereo file the left channel is taken, which
     is Moshi's everywhere here, and a warning says how many there are. Files are encoded one by one, so that
     the codes of a file do not depend on what else is encoded; the last frame is filled up with zeros.
 
     Args:
-        items: The files.
-        speech: Codec and shape of the streams.
-        user: The user's codebooks: `empty`, zero tokens, whose embedding is exactly zero; `silent`, encoded
+        items: the files.
+        speech: codec and shape of the streams.
+        user: the user's codebooks: `empty`, zero tokens, whose embedding is exactly zero; `silent`, encoded
             digital silence.
-        text: The text row: `none`, zero tokens; `own`, Moshi's `ungenerated_token_id`, for which
+        text: the text row: `none`, zero tokens; `own`, Moshi's `ungenerated_token_id`, for which
             `finetune.evaluation.spoken.likelihood.score_items` puts in what the model says.
-        cache_dir: One folder for all codes; by default `.moshi_ttt_codes` beside each audio file.
-        cache_key: Configuration key or option that held `cache_dir`, for messages.
-        progress: Show a progress bar.
+        cache_dir: one folder for all codes; by default `.moshi_ttt_codes` beside each audio file.
+        cache_key: configuration key or option that held `cache_dir`, for messages.
+        progress: show a progress bar.
 
     Returns:
         Codes of each item, int64 `[1 + n_q, N]` on the CPU, rows text, own codebooks, user's codebooks; None
         where the file cannot be used. And why not, by the item's name.
 
     Raises:
-        ConfigError: An unknown `user` or `text`.
-        DataError: The codec's weights cannot be read, or the cache cannot be written.
+        ConfigError: an unknown `user` or `text`.
+        DataError: the codec's weights cannot be read, or the cache cannot be written.
     """
     for key, value, modes in (("user", user, UserMode), ("text", text, TextMode)):
         if value not in get_args(modes):

@@ -13,8 +13,8 @@ class Item:
     """One audio file.
 
     Attributes:
-        name: Unique in its benchmark, as the benchmark names it.
-        path: The file. Nothing has listened to it yet.
+        name: unique in its benchmark, as the benchmark names it.
+        path: the file. Nothing has listened to it yet.
     """
 
     name: str
@@ -26,10 +26,10 @@ class Pair:
     """A correct recording and its incorrect counterpart.
 
     Attributes:
-        id: Pairs of one id differ in voice only.
-        voice: Who speaks, empty where nothing says so.
-        subtype: A row of tables by subtype, empty where there is none.
-        correct, incorrect: The recordings.
+        id: pairs of one id differ in voice only.
+        voice: who speaks, empty where nothing says so.
+        subtype: a row of tables by subtype, empty where there is none.
+        correct, incorrect: the recordings.
     """
 
     id: str
@@ -45,9 +45,9 @@ class Benchmark:
 
     Attributes:
         name: `swuggy`, `sblimp`, `tstory` or `sstory`.
-        pairs: At least one.
-        failures: Items or pairs that are left out, and why: one sentence each.
-        failed_ids: The ids of failures, by name, as far as they are known.
+        pairs: at least one.
+        failures: items or pairs that are left out, and why: one sentence each.
+        failed_ids: the ids of failures, by name, as far as they are known.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Benchmark:
         return {pair.id for pair in self.pairs} | set(self.failed_ids.values())
 
     def items(self) -> Iterator[Item]:
-        """Yields every audio file of the pairs once, in their order."""
+        """Yield every audio file of the pairs once, in their order."""
         seen: set[str] = set()
         for pair in self.pairs:
             for item in (pair.correct, pair.incorrect):

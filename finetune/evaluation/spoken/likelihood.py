@@ -32,7 +32,7 @@ class ItemScore:
         log_likelihood: `[K]` float64 on the CPU, by codebook of Moshi's own stream: the sum of log p over
             the frames, in nats. NaN or infinite where the model's is.
         num_tokens: `[K]` int64 on the CPU, how many tokens that are.
-        seconds: The item's share of its batch's time, by steps.
+        seconds: the item's share of its batch's time, by steps.
     """
 
     num_frames: int
@@ -52,22 +52,22 @@ def score_items(
     conditions: TextConditions | None = None,
     on_items: Callable[[int], None] | None = None,
 ) -> list[ItemScore]:
-    """Scores items, each by itself: memory starts at `W0` for every one.
+    """Score items, each by itself: memory starts at `W0` for every one.
 
     Batch size, order and padding change the scores by rounding only.
 
     Args:
-        lm: In evaluation mode, not streaming. The caller chooses autocast.
+        lm: in evaluation mode, not streaming. The caller chooses autocast.
         codes: `[1 + n_q, N]` each, N >= 1. Zero tokens are no targets. Where the text row holds
             `lm.ungenerated_token_id`, the model's own text is put in, greedily and step by step, until the
             last token of the item is predicted.
-        batch_size: At most so many rows per pass.
-        max_frames_per_batch: At most so many steps per pass, padding and prompt included; a longer item is
+        batch_size: at most so many rows per pass.
+        max_frames_per_batch: at most so many steps per pass, padding and prompt included; a longer item is
             a batch of its own.
         prompt: `[1 + n_q, P]`, a recording in front of every item, in the same pass, so that attention and
             memory have met it; its own tokens do not count.
-        conditions: Texts that a model with conditions is told with every item.
-        on_items: Called after each batch with its number of items.
+        conditions: texts that a model with conditions is told with every item.
+        on_items: called after each batch with its number of items.
 
     Returns:
         In the order of `codes`.
@@ -98,7 +98,7 @@ def score_items(
 
 
 def _batches(lengths: Sequence[int], *, batch_size: int, max_steps: int) -> Iterator[list[int]]:
-    """Yields indices of items of similar length, the longest first, so that too much memory fails early."""
+    """Yield indices of items of similar length, the longest first, so that too much memory fails early."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         full = len(batch) == batch_size
@@ -116,7 +116,7 @@ def _own(lm: LMModel) -> slice:
 
 
 def _score(lm: LMModel, codes: Tensor, log_probs: Tensor, seconds: float) -> ItemScore:
-    """Sums log-probabilities `[K, >= N]` of an item's own tokens, `[1 + n_q, N]`."""
+    """Sum log-probabilities `[K, >= N]` of an item's own tokens, `[1 + n_q, N]`."""
     targets = codes[_own(lm)].cpu()
     valid = targets != lm.zero_token_id
     values = log_probs[:, : codes.shape[1]].double().masked_fill(~valid, 0)

@@ -185,7 +185,7 @@ def measure(
 
 
 def collect(encoded: Encoded, likelihoods: dict[str, ItemScore], *, semantic_weight: float) -> Measured:
-    """Scores from likelihoods; an item whose scores are not finite is a failure, and so are its pairs."""
+    """Score from likelihoods; an item whose scores are not finite is a failure, and so are its pairs."""
     scores, failures = {}, dict(encoded.failures)
     for name, likelihood in likelihoods.items():
         found = item_scores(likelihood, semantic_weight=semantic_weight)

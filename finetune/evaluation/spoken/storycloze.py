@@ -44,7 +44,7 @@ _WAYS: dict[str, Callable[[_File], str | None]] = {
 
 
 def load_storycloze(folder: Path, name: StoryName, *, split: Split = "dev") -> Benchmark:
-    """Finds the pairs of a StoryCloze folder at any depth, without a look into the audio.
+    """Find the pairs of a StoryCloze folder at any depth, without a look into the audio.
 
     Files are paired within a folder. When names end with `correct` and `incorrect`, they are paired by the
     rest of the name, by the number in front, or by the rest without that number, as the release needs it;
@@ -54,16 +54,16 @@ def load_storycloze(folder: Path, name: StoryName, *, split: Split = "dev") -> B
     logged.
 
     Args:
-        folder: With audio files, for example `tSC` or `sSC`; or with folders `dev` and `test` of them.
-        name: Of the benchmark.
-        split: Which of `dev` and `test`, where there are such folders.
+        folder: with audio files, for example `tSC` or `sSC`; or with folders `dev` and `test` of them.
+        name: of the benchmark.
+        split: which of `dev` and `test`, where there are such folders.
 
     Returns:
         The pairs sorted by name, named by path relative to the folder without suffix. Files without a
         counterpart are failures.
 
     Raises:
-        DataError: The folder cannot be used, there is no pair in it, or names pair in more than one way.
+        DataError: the folder cannot be used, there is no pair in it, or names pair in more than one way.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():

@@ -47,7 +47,7 @@ class _Row:
 
 
 def load_zerospeech(folder: Path, task: Task, *, split: Split = "dev") -> Benchmark:
-    """Reads a benchmark of the ZeroSpeech Challenge 2021, without a look into its audio.
+    """Read a benchmark of the ZeroSpeech Challenge 2021, without a look into its audio.
 
     Ids of sBLIMP count within a subtype only, so a pair's id there is `type/subtype/id`. Subtypes are the
     official frequency bands of sWUGGY (`oov`, `1-5`, `6-20`, `21-100`, `>100`) and `type/subtype` of sBLIMP.
@@ -55,7 +55,7 @@ def load_zerospeech(folder: Path, task: Task, *, split: Split = "dev") -> Benchm
     other side.
 
     Args:
-        folder: The data set (with `lexical/dev/gold.csv` and the wav files beside it), one of its task
+        folder: the data set (with `lexical/dev/gold.csv` and the wav files beside it), one of its task
             folders, or the folder of the split itself.
         task: `swuggy`, the folder `lexical`; or `sblimp`, `syntactic`.
         split: `dev` or `test`; the gold of `test` is not part of every release.
@@ -66,7 +66,7 @@ def load_zerospeech(folder: Path, task: Task, *, split: Split = "dev") -> Benchm
         form. Rows without a counterpart are failures.
 
     Raises:
-        DataError: There is no such folder or gold, it is malformed, or no pair has both files.
+        DataError: there is no such folder or gold, it is malformed, or no pair has both files.
     """
     folder = _find_split(Path(folder).expanduser(), task, split)
     gold = folder / GOLD_FILE
@@ -235,7 +235,7 @@ def _say_unknown_files(gold: Path, rows: Sequence[_Row], files: Mapping[str, Seq
 
 
 def _by_id_and_voice(rows: Sequence[_Row], task: Task) -> Iterator[tuple[str, list[_Row]]]:
-    """Yields the id of pairs and its rows of one voice, as the official scorers group them."""
+    """Yield the id of pairs and its rows of one voice, as the official scorers group them."""
     groups: dict[tuple[str, str], list[_Row]] = {}
     for row in rows:
         id_ = f"{row.subtype}/{row.id}" if task == "sblimp" else row.id
