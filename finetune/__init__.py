@@ -1,4 +1,8 @@
-"""Fine-tuning of Moshi with Test-Time-Training layers: configuration, data, training loop."""
+"""Fine-tuning of Moshi with Test-Time-Training layers, and what one does with the result.
+
+A folder is a room of one subject; what lies directly here is shared by all, or is where people of
+moshi-finetune look for it. docs/architecture.md shows the rooms and the ways through them.
+"""
 
 import os
 

@@ -89,7 +89,7 @@ def process_group(device: torch.device, *, alone: bool = False) -> Iterator[None
 
 
 def set_up_logging() -> None:
-    """Log lines of this project to standard output, from the main process only."""
+    """Log lines of this project to standard error, from the main process only."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     level = logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.ERROR
     for name in ("finetune", "moshi_ttt"):

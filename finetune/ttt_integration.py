@@ -1,4 +1,7 @@
-"""TTT layers and attention windows into a Moshi model, as the configuration says."""
+"""TTT layers and attention windows into a Moshi model, as the configuration says.
+
+Which layers they are, `TTTArgs.layer_indices` in `finetune.args` decides.
+"""
 
 from collections.abc import Iterable, Sequence
 

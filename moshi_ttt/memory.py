@@ -76,7 +76,7 @@ def load_ttt_states(model: LMModel | LMGen, path: str | Path, *, rows: Sequence[
     Args:
         model: a patched model inside `streaming()`; unchanged when the file does not fit.
         path: written by `save_ttt_states`.
-        rows: for each row of the model, the row of the file (null: the same; a file with one row goes to
+        rows: for each row of the model, the row of the file (None: the same; a file with one row goes to
             every row).
 
     Raises:

@@ -10,7 +10,7 @@ from finetune.args import TrainArgs
 from finetune.config_io import build_args
 from finetune.demo.assets import DemoAssets
 from finetune.diagnose.verdict import diagnose_run
-from finetune.monitoring.metrics import LogRecord, read_records
+from finetune.monitoring.metrics_file import LogRecord, read_records
 from finetune.ttt_utils import outer_learning_rates
 
 

@@ -11,7 +11,7 @@ from finetune.args import TrainArgs
 from finetune.config_io import build_args
 from finetune.demo.assets import DemoAssets
 from finetune.diagnose.verdict import Diagnosis, diagnose_run
-from finetune.monitoring.metrics import read_records
+from finetune.monitoring.metrics_file import read_records
 
 
 def case_args(case: Case, demo: DemoAssets, run_dir: Path, *, num_steps: int) -> TrainArgs:

@@ -20,21 +20,9 @@ from finetune.base_model.locate import (
     lm_arguments,
     lm_config,
 )
-from finetune.base_model.weight_files import (
-    check_finite,
-    check_headers,
-    name_in,
-    read_files,
-    read_headers,
-)
+from finetune.base_model.weight_files import check_finite, check_headers, name_in, read_files, read_headers
 from finetune.checkpoint.description import CheckpointDescription
-from finetune.checkpoint.layout import (
-    CONFIG_FILE,
-    LORA_FILE,
-    TTT_FILE,
-    WEIGHT_FILES,
-    list_checkpoints,
-)
+from finetune.checkpoint.layout import CONFIG_FILE, LORA_FILE, TTT_FILE, WEIGHT_FILES, list_checkpoints
 from finetune.errors import CheckpointError, ConfigError
 from finetune.ttt_integration import apply_ttt_to_model, keep_ttt_precision
 from finetune.ttt_utils import is_ttt_parameter

@@ -26,7 +26,7 @@ from finetune.data.codes.cache import CodeCache
 from finetune.data.codes.code_file import CacheError, CodeEntry
 from finetune.data.codes.encode_audio import encode_silence
 from finetune.data.codes.leftovers import remove_leftovers
-from finetune.data.codes.two_voices import TwoVoices, mono_error
+from finetune.data.codes.mono import TwoVoices, mono_error
 from finetune.data.recordings.lines import Fault, Recording, check_manifest, raise_first
 from finetune.data.recordings.skipped import Checked, SkipList
 from finetune.data.recordings.sources import DataSource, parse_sources, refuse_weights

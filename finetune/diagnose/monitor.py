@@ -13,7 +13,7 @@ from finetune.diagnose.layer_probe import LayerProbe
 from finetune.diagnose.rules import SPLIT, Facts, configuration_findings, configuration_remarks
 from finetune.diagnose.update_probe import UpdateProbe
 from finetune.distributed import is_main
-from finetune.monitoring.metrics import MetricsWriter, read_records
+from finetune.monitoring.metrics_file import MetricsWriter, read_records
 from finetune.monitoring.ttt_metrics import GateMonitor
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,4 @@
-"""What is healthy: a range for each quantity that a run logs, what to try outside it, and the judge.
-
-The judge is a pure function of the series of records, so that the monitor of a run that trains and the
-diagnosis of its log say the same.
+"""What is healthy: a range for each quantity that a run logs, and what to try outside it.
 
 The ranges were set where runs that work and those of `experiments.failures` part. The quickstart (200
 steps, measured every 5) stays inside all of them, and far from most: fast weights changed by at most 0.03,

@@ -19,7 +19,7 @@ from finetune.diagnose.rules import (
     has_ttt,
 )
 from finetune.errors import ConfigError
-from finetune.monitoring.metrics import METRICS_FILE, LogRecord, read_records
+from finetune.monitoring.metrics_file import METRICS_FILE, LogRecord, read_records
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Evaluating checkpoints: long recordings and what their memory does."""
+"""Measuring checkpoints: losses along long recordings, what their memory does, and spoken benchmarks."""

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from finetune.monitoring.metrics import LogRecord, read_records
+from finetune.monitoring.metrics_file import LogRecord, read_records
 
 _SMOOTHED_FROM = 512  # frames
 

@@ -1,4 +1,7 @@
-"""One AdamW with three outer learning rates, each on its own OneCycle schedule."""
+"""One AdamW with three outer learning rates, each on its own OneCycle schedule.
+
+The rates at their peak and the parameters of each come from `finetune.ttt_utils`.
+"""
 
 from functools import partial
 

@@ -19,7 +19,7 @@ from finetune.base_model.conditions import check_conditions
 from finetune.base_model.locate import base_fingerprint, find_model_files, lm_config
 from finetune.checkpoint.layout import FULL_FILE, run_dir_of
 from finetune.checkpoint.reading import find_checkpoint, warm_start
-from finetune.checkpoint.resume_point import (
+from finetune.checkpoint.resume_check import (
     ResumePoint,
     check_configuration,
     find_resume_point,
@@ -43,7 +43,7 @@ from finetune.eval import unigram_losses
 from finetune.evaluation.spoken.items import Benchmark
 from finetune.files import hash_json
 from finetune.monitoring.inner_loop_log import INNER_LOSSES_FILE, read_inner_losses
-from finetune.monitoring.metrics import MetricsWriter, check_wandb
+from finetune.monitoring.metrics_file import MetricsWriter, check_wandb
 from finetune.monitoring.plots import plot_run, plot_trajectories
 from finetune.monitoring.trajectories import summarise
 from finetune.training.parallel import build_parallel_model, choose_strategy

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from finetune.args import TrainArgs
 from finetune.checkpoint.layout import run_dir_of
-from finetune.checkpoint.resume_point import ResumePoint, step_of_newest
+from finetune.checkpoint.resume_check import ResumePoint, step_of_newest
 from finetune.config_io import ARGS_FILE, dump_yaml
 from finetune.distributed import is_main
 from finetune.errors import ConfigError
 from finetune.files import rename_to_backup
 from finetune.monitoring.inner_loop_log import INNER_LOSSES_FILE
-from finetune.monitoring.metrics import METRICS_FILE
+from finetune.monitoring.metrics_file import METRICS_FILE
 from moshi_ttt.files.atomic_file import replacing
 
 logger = logging.getLogger(__name__)

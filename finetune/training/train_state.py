@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from finetune.args import TrainArgs
-from finetune.checkpoint.resume_point import ResumePoint, global_batch
+from finetune.checkpoint.resume_check import ResumePoint, global_batch
 from finetune.checkpoint.resume_tensors import collect_state, load_state
 from finetune.checkpointing import Checkpointer, ResumeState
 from finetune.config_io import public_values

@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import prepare_conditions
-from finetune.checkpoint.resume_point import ResumePoint, global_batch
+from finetune.checkpoint.resume_check import ResumePoint, global_batch
 from finetune.commands import StopRequest
 from finetune.data.batches.contiguous_sampler import lane_rows
 from finetune.data.batches.dataset import Batch, ChunkDataset
@@ -33,7 +33,7 @@ from finetune.eval import evaluate
 from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.monitoring.inner_loop_log import InnerLoopLog
 from finetune.monitoring.log_lines import eval_line, train_line
-from finetune.monitoring.metrics import MetricsWriter
+from finetune.monitoring.metrics_file import MetricsWriter
 from finetune.monitoring.step_timer import StepTimer
 from finetune.monitoring.ttt_metrics import GateMonitor, InnerLoopRecorder
 from finetune.sharding import full_tensor

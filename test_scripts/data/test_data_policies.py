@@ -11,7 +11,7 @@ import torch
 
 from finetune.base_model.codec import load_codec
 from finetune.base_model.locate import find_model_files
-from finetune.data.codes.two_voices import TwoVoices
+from finetune.data.codes.mono import TwoVoices
 from finetune.data.pipeline import build_datasets, load_recordings
 from finetune.data.recordings.skipped import MAX_WARNINGS, SKIPPED_FILE
 from finetune.errors import ConfigError, DataError

@@ -145,7 +145,7 @@ def test_no_folder_has_more_files_than_a_reader_can_take_in():
     [
         ("moshi_ttt.ops", "from finetune.errors import UserError"),
         ("finetune.data.words", "from finetune.training.optim import build_optimizer"),
-        ("finetune.files", "import finetune.monitoring.metrics"),
+        ("finetune.files", "import finetune.monitoring.metrics_file"),
         ("finetune.checkpoint.reading", "def late():\n    from finetune.inference import outputs"),
         ("finetune.evaluation.sources", "from finetune.annotation.command import annotate"),
     ],

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from finetune import checkpointing
 from finetune.checkpoint.layout import list_checkpoints
 from finetune.checkpoint.reading import load_checkpoint_model
-from finetune.checkpoint.resume_point import find_resume_point
+from finetune.checkpoint.resume_check import find_resume_point
 from finetune.errors import CheckpointError, ConfigError
 from finetune.training import run as run_module
 from finetune.training.run import run_training

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.data.batches.chunks import Chunk
 from finetune.data.batches.interleaver import Tokenizer, interleave_text
 from finetune.data.batches.mixing import Share
-from finetune.data.codes.two_voices import TwoVoices
+from finetune.data.codes.mono import TwoVoices
 from finetune.data.recordings.lines import Recording
 from finetune.data.words import load_alignments
 from finetune.errors import DataError

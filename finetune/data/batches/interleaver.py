@@ -27,16 +27,16 @@ def interleave_text(
     end_of_text_padding_id: int,
     main_speaker: str = "SPEAKER_MAIN",
 ) -> Tensor:
-    """Build the text tokens of a chunk, one per frame, as moshi-finetune does by default.
+    """Build the text tokens of a recording, or a part of one, a token per frame, as moshi-finetune does.
 
     A word's tokens start at frame `floor(start_sec * frame_rate)` and take one frame each; the next word
     replaces what is left of them. When the frame before a word is padding, it becomes end-of-padding. All
     other frames are padding.
 
     Args:
-        words: words with times in seconds from the start of the chunk. Left out: other speakers than
-            `main_speaker`, words that do not end after they start, words that start before the chunk.
-        num_frames: frames T of the chunk.
+        words: words with times in seconds from its start. Left out: other speakers than
+            `main_speaker`, words that do not end after they start, words that start before it.
+        num_frames: frames T.
         frame_rate: frames per second.
         tokenizer: text tokenizer of the model.
         text_padding_id: token of frames without text.

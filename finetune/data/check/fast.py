@@ -15,7 +15,7 @@ from typing import get_args
 from finetune.data.audio.checks import AudioHeader, check_duration
 from finetune.data.audio.read import audio_kind, read_header
 from finetune.data.check.findings import Finding, reason_of
-from finetune.data.codes.two_voices import MonoPolicy, mono_error
+from finetune.data.codes.mono import MonoPolicy, mono_error
 from finetune.data.recordings.lines import Recording
 from finetune.data.words import load_alignments
 from finetune.errors import DataError

@@ -11,7 +11,7 @@ from finetune.data.check.findings import Finding, reason_of
 from finetune.data.check.levels import LevelMeter, Levels
 from finetune.data.check.sound import check_levels, check_swapped
 from finetune.data.check.timings import SPEAKERS, check_text, check_words
-from finetune.data.codes.two_voices import MonoPolicy
+from finetune.data.codes.mono import MonoPolicy
 from finetune.data.recordings.lines import Recording
 from finetune.data.words import Word, load_alignments
 from finetune.errors import DataError

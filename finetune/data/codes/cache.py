@@ -26,7 +26,7 @@ from finetune.data.codes.code_file import (
 )
 from finetune.data.codes.encode_audio import encode_recording
 from finetune.data.codes.leftovers import temporary_file
-from finetune.data.codes.two_voices import mono_error
+from finetune.data.codes.mono import mono_error
 from finetune.data.recordings.lines import Recording
 from finetune.errors import ConfigError, DataError
 from finetune.files import hash_file, hash_json
