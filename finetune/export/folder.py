@@ -1,7 +1,7 @@
 """A checkpoint as a folder to hand to others, and its way to the Hub.
 
-The folder gets the weight files, config.json and training.json of the checkpoint and README.md, a model card; merged
-the whole model instead of adapters.
+The folder gets the weight files, config.json and training.json of the checkpoint and README.md, a model card;
+merged, the whole model instead of adapters.
 Nothing in it names a path of this machine, but for the base model where that is local.
 """
 
