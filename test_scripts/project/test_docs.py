@@ -54,6 +54,23 @@ def test_a_block_of_several_equations_becomes_as_many():
     assert math_block("x = 1\n\ny = \\frac{1}{2}").count("<math") == 2
 
 
+def test_the_architecture_page_shows_every_room_and_every_module():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("## The rooms")[2].split("```")[1]
+    shown, path = {}, []
+    for line in tree.splitlines():
+        room = re.match(r"( *)(\w+)/ ", line)
+        if room:
+            path = [*path[: len(room[1]) // 2], room[2]]
+            shown["/".join(path)] = set()
+        else:
+            shown.setdefault("/".join(path), set()).update(re.findall(r"\w+(?!\w*/)", line))
+    for package in ("moshi_ttt", "finetune"):
+        for folder in {file.parent for file in (ROOT / package).rglob("*.py")}:
+            modules = {file.stem for file in folder.glob("*.py")} - {"__init__", "__main__"}
+            assert shown[folder.relative_to(ROOT).as_posix()] - {"page"} == modules - {"page"}, folder
+
+
 def test_the_configuration_reference_is_in_step_with_the_code():
     written = config_reference.PAGE.read_text(encoding="utf-8")
     assert written == config_reference.render(), "run python -m site_tools.config_reference"
