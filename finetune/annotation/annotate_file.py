@@ -11,10 +11,8 @@ import numpy as np
 from finetune.annotation.engines import Engine
 from finetune.annotation.recordings import CHANNELS, Recording, read_transcript
 from finetune.data.audio.read import read_audio
-from finetune.data.words import Word, load_alignments, load_transcript
+from finetune.data.words import SPEAKERS, Word, load_alignments, load_transcript
 from finetune.errors import DataError
-
-SPEAKERS = {"left": "SPEAKER_MAIN", "right": "SPEAKER_USER"}
 
 _INAUDIBLE = 1e-3  # a channel whose samples all stay below says nothing; full scale is 1
 
@@ -65,8 +63,9 @@ def write_alignments(path: Path, words: dict[str, list[Word]]) -> None:
     Raises:
         OSError: it cannot be written; an older file is intact.
     """
+    speakers = dict(zip(CHANNELS, SPEAKERS, strict=True))
     ordered = sorted(
-        ((word, SPEAKERS[channel]) for channel, spoken in words.items() for word in spoken),
+        ((word, speakers[channel]) for channel, spoken in words.items() for word in spoken),
         key=lambda entry: round(entry[0].start_sec, 3),
     )
     entries = [

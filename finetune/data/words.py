@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from finetune.errors import DataError
 
+SPEAKERS = ("SPEAKER_MAIN", "SPEAKER_USER")  # Moshi on the left channel, the user on the right
 _EXPECTED = '["word", [start_sec, end_sec], "SPEAKER_MAIN"]'
 
 

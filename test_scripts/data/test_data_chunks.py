@@ -23,14 +23,3 @@ def test_every_frame_is_covered_once_in_order(chunk_frames):
         for frame in range(chunk.num_frames)
     ]
     assert covered == [(recording, frame) for recording, n in enumerate(lengths) for frame in range(n)]
-
-
-@pytest.mark.parametrize(("num_frames", "num_chunks"), [(2, 0), (3, 1), (10, 1), (12, 1), (13, 2)])
-def test_rests_shorter_than_min_frames_are_left_out(num_frames, num_chunks):
-    assert len(build_index([num_frames], chunk_frames=10, min_frames=3)) == num_chunks
-
-
-@pytest.mark.parametrize("min_frames", [0, 11])
-def test_min_frames_out_of_range_is_refused(min_frames):
-    with pytest.raises(ValueError, match="min_frames"):
-        build_index([5], chunk_frames=10, min_frames=min_frames)

@@ -48,9 +48,10 @@ def noise(num_samples):
 
 @pytest.mark.parametrize("block_frames", [1, 7, 16, 59, 60, 1000])
 @pytest.mark.parametrize("num_samples", [60 * FRAME_SIZE, 59 * FRAME_SIZE + 1, 3 * FRAME_SIZE - 5, 1])
-def test_blocks_have_the_codes_of_one_pass(mimi, block_frames, num_samples):
+def test_blocks_have_the_codes_of_one_pass(mimi, block_frames, num_samples, monkeypatch):
     audio = noise(num_samples)
-    codes = encode_recording(mimi, audio, block_sec=block_frames / mimi.frame_rate)
+    monkeypatch.setattr(codec, "BLOCK_SEC", block_frames / mimi.frame_rate)
+    codes = encode_recording(mimi, audio)
     with torch.no_grad():
         one_pass = mimi.encode(torch.from_numpy(audio)[:, None])
     assert codes.shape == (2, NUM_CODEBOOKS, math.ceil(num_samples / FRAME_SIZE))
@@ -59,11 +60,12 @@ def test_blocks_have_the_codes_of_one_pass(mimi, block_frames, num_samples):
 
 
 @pytest.mark.parametrize("piece", [1, 100, 4 * FRAME_SIZE, 7 * FRAME_SIZE + 3, 10**6])
-def test_pieces_have_the_codes_of_the_whole(mimi, piece):
+def test_pieces_have_the_codes_of_the_whole(mimi, piece, monkeypatch):
     audio = noise(40 * FRAME_SIZE + 5)[:, : 41 * FRAME_SIZE if piece > 1 else 500]
     pieces = (audio[:, start : start + piece] for start in range(0, audio.shape[1], piece))
     expected = encode_recording(mimi, audio)
-    assert torch.equal(encode_recording(mimi, pieces, block_sec=7 / mimi.frame_rate), expected)
+    monkeypatch.setattr(codec, "BLOCK_SEC", 7 / mimi.frame_rate)
+    assert torch.equal(encode_recording(mimi, pieces), expected)
 
 
 def test_one_channel_has_the_codes_that_it_has_in_a_stereo_recording(mimi):
@@ -80,7 +82,8 @@ def test_blocks_without_context_would_have_other_codes(mimi, monkeypatch):
     audio = noise(60 * FRAME_SIZE)
     expected = encode_recording(mimi, audio)
     monkeypatch.setattr(codec, "context_frames", lambda mimi: 0)
-    assert not torch.equal(encode_recording(mimi, audio, block_sec=1.0), expected)
+    monkeypatch.setattr(codec, "BLOCK_SEC", 1.0)
+    assert not torch.equal(encode_recording(mimi, audio), expected)
 
 
 def test_codes_depend_on_nothing_before_the_context(mimi):

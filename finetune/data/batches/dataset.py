@@ -38,10 +38,10 @@ class Batch(NamedTuple):
 
 
 class ChunkDataset(Dataset[Tensor]):
-    """The token streams of chunks: item i is `[1 + 2K, L + T]`, int64, the text row first.
+    """The token streams of chunks: item i is ``[1 + 2K, L + T]``, int64, the text row first.
 
     A chunk is a cut through its recording, text included. It is preceded by up to L frames of context, and
-    followed by `ZERO_TOKEN_ID`.
+    followed by ``ZERO_TOKEN_ID``.
     """
 
     def __init__(
@@ -56,25 +56,23 @@ class ChunkDataset(Dataset[Tensor]):
         tokenizer: Tokenizer,
         text_padding_id: int,
         end_of_text_padding_id: int,
-        main_speaker: str = "SPEAKER_MAIN",
         conditions: Sequence[Mapping[str, str]] | None = None,
         source_weights: Sequence[float] = (1.0,),
     ) -> None:
-        """Keep the pieces; files are read when items are asked for.
+        """Keeps the pieces; files are read when items are asked for.
 
         Args:
-            recordings: what the chunks' `recording` counts.
-            chunks: the items.
-            voices: codes of all recordings, both channels.
+            recordings: What the chunks' ``recording`` counts.
+            chunks: The items.
+            voices: Codes of all recordings, both channels.
             chunk_frames: T.
             context_frames: L.
-            frame_rate: frames per second.
-            tokenizer: see `interleave_text`, as are the other arguments.
-            text_padding_id: token of frames without text.
-            end_of_text_padding_id: token of the last padding frame before a word.
-            main_speaker: label of the words on the left channel.
-            conditions: text conditions of each recording; None: batches come without.
-            source_weights: shares of the recordings' sources.
+            frame_rate: Frames per second.
+            tokenizer: See ``interleave_text``, as are the other arguments.
+            text_padding_id: Token of frames without text.
+            end_of_text_padding_id: Token of the last padding frame before a word.
+            conditions: Text conditions of each recording; None: batches come without.
+            source_weights: Shares of the recordings' sources.
         """
         self.recordings = recordings
         self.chunks = chunks
@@ -90,20 +88,19 @@ class ChunkDataset(Dataset[Tensor]):
             tokenizer=tokenizer,
             text_padding_id=text_padding_id,
             end_of_text_padding_id=end_of_text_padding_id,
-            main_speaker=main_speaker,
         )
         self._num_frames = {chunk.recording: chunk.start_frame + chunk.num_frames for chunk in chunks}
         self._texts: OrderedDict[int, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
-        """The number of chunks."""
+        """Returns the number of chunks."""
         return len(self.chunks)
 
     def __getitem__(self, index: int) -> Tensor:
-        """The codes of one chunk, `[1 + 2K, L + T]`.
+        """Returns the codes of one chunk, ``[1 + 2K, L + T]``.
 
         Raises:
-            DataError: the codes or the word timings of the recording cannot be used.
+            DataError: The codes or the word timings of the recording cannot be used.
         """
         chunk = self.chunks[index]
         start, end = chunk.start_frame - self.context_of(chunk), chunk.start_frame + chunk.num_frames
@@ -114,11 +111,11 @@ class ChunkDataset(Dataset[Tensor]):
         return codes
 
     def context_of(self, chunk: Chunk) -> int:
-        """The frames of context that a chunk has."""
+        """Returns the frames of context that a chunk has."""
         return min(self.context_frames, chunk.start_frame)
 
     def shares(self, *, of_recordings: bool) -> list[Share]:
-        """How many chunks, or recordings, each source has, and its weight."""
+        """Returns how many chunks, or recordings, each source has, and its weight."""
         if of_recordings:
             counts = Counter(recording.source for recording in self.recordings)
         else:
@@ -126,7 +123,7 @@ class ChunkDataset(Dataset[Tensor]):
         return [Share(counts[source], weight) for source, weight in enumerate(self.source_weights)]
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Several chunks as a batch; raises as `__getitem__` does."""
+        """Returns several chunks as a batch; raises as ``__getitem__`` does."""
         chunks = [self.chunks[index] for index in indices]
         return Batch(
             codes=torch.stack([self[index] for index in indices]),
@@ -137,7 +134,7 @@ class ChunkDataset(Dataset[Tensor]):
         )
 
     def _text(self, recording: int) -> Tensor:
-        """The text tokens of a whole recording, one per frame."""
+        """Returns the text tokens of a whole recording, one per frame."""
         if recording not in self._texts:
             if len(self._texts) >= MAX_CACHED_TEXTS:
                 self._texts.popitem(last=False)
@@ -151,34 +148,31 @@ class ChunkDataset(Dataset[Tensor]):
 def build_train_loader(
     dataset: ChunkDataset, sampler: Iterable[list[int]], *, num_workers: int, pin_memory: bool = False
 ) -> Iterable[Batch]:
-    """Endless batches of this rank; the same ones for any `num_workers`.
+    """Returns endless batches of this rank; the same ones for any ``num_workers``.
 
     Args:
-        dataset: the chunks, at least one.
-        sampler: chunk indices of each batch, `GlobalBatchSampler` or `ContiguousBatchSampler`.
-        num_workers: loader processes; 0 loads in this process.
-        pin_memory: put batches into pinned memory, for copies to a GPU.
+        dataset: The chunks, at least one.
+        sampler: Chunk indices of each batch, ``GlobalBatchSampler`` or ``ContiguousBatchSampler``.
+        num_workers: Loader processes; 0 loads in this process.
+        pin_memory: Put batches into pinned memory, for copies to a GPU.
 
     Raises:
-        DataError: while iterating, when a chunk cannot be loaded.
+        DataError: While iterating, when a chunk cannot be loaded.
     """
     return _Batches(dataset, sampler, num_workers=num_workers, pin_memory=pin_memory)
 
 
-def build_eval_loader(
-    dataset: ChunkDataset, batches: Iterable[list[int]], *, num_workers: int = 0
-) -> Iterable[Batch]:
-    """The batches of one pass.
+def build_eval_loader(dataset: ChunkDataset, batches: Iterable[list[int]]) -> Iterable[Batch]:
+    """Returns the batches of one pass, loaded in this process.
 
     Args:
-        dataset: the chunks.
-        batches: chunk indices of each batch, of `eval_rows` or `follow_recordings`; none is empty.
-        num_workers: loader processes; 0 loads in this process.
+        dataset: The chunks.
+        batches: Chunk indices of each batch, of ``eval_rows`` or ``follow_recordings``; none is empty.
 
     Raises:
-        DataError: while iterating, when a chunk cannot be loaded.
+        DataError: While iterating, when a chunk cannot be loaded.
     """
-    return _Batches(dataset, batches, num_workers=num_workers, pin_memory=False)
+    return _Batches(dataset, batches, num_workers=0, pin_memory=False)
 
 
 class _Batches:

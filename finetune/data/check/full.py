@@ -10,10 +10,10 @@ from finetune.data.check.fast import check_channels, check_fast, compare_duratio
 from finetune.data.check.findings import Finding, reason_of
 from finetune.data.check.levels import LevelMeter, Levels
 from finetune.data.check.sound import check_levels, check_swapped
-from finetune.data.check.timings import SPEAKERS, check_text, check_words
+from finetune.data.check.timings import check_text, check_words
 from finetune.data.codes.mono import MonoPolicy
 from finetune.data.recordings.lines import Recording
-from finetune.data.words import Word, load_alignments
+from finetune.data.words import SPEAKERS, Word, load_alignments
 from finetune.errors import DataError
 from finetune.files import hash_file
 
@@ -87,7 +87,7 @@ class Checker:
         self._tokenizer = None if settings.tokenizer is None else Spelling(settings.tokenizer)
 
     def check(self, recording: Recording) -> Checked:
-        """Read a recording from its first to its last byte, in bounded memory for wav and flac files.
+        """Reads a recording from its first to its last byte, in bounded memory for wav and flac files.
 
         Args:
             recording: with a `duration_sec` of NaN where the manifest's is unknown, which is not compared.

@@ -7,14 +7,14 @@ import numpy as np
 
 from finetune.data.check.findings import Finding
 from finetune.data.check.levels import CLIPPED_SHARE, SILENCE_DBFS, SILENT_SHARE, WINDOW_SEC, Levels
-from finetune.data.words import Word
+from finetune.data.words import SPEAKERS, Word
 
 MIN_SWAPPED_WORDS = 5
 _NAMES = {1: ("the only",), 2: ("the left", "the right")}
 
 
 def check_levels(path: Path, levels: Levels) -> list[Finding]:
-    """Find channels that are silent all the time, and those with many samples at full scale."""
+    """Finds channels that are silent all the time, and those with many samples at full scale."""
     findings = []
     names = _NAMES[len(levels.dbfs)]
     silent = [name for i, name in enumerate(names) if levels.silent_share(i) >= SILENT_SHARE]
@@ -28,16 +28,13 @@ def check_levels(path: Path, levels: Levels) -> list[Finding]:
     return findings
 
 
-def check_swapped(
-    path: Path, levels: Levels, words: Sequence[Word], *, main_speaker: str = "SPEAKER_MAIN"
-) -> list[Finding]:
-    """Find a recording whose words of Moshi are said on the user's channel.
+def check_swapped(path: Path, levels: Levels, words: Sequence[Word]) -> list[Finding]:
+    """Finds a recording whose words of Moshi are said on the user's channel.
 
     Args:
         path: the audio file.
         levels: of it.
         words: of both speakers.
-        main_speaker: whose words should be on the left.
     """
     if len(levels.dbfs) != 2:
         return []
@@ -46,11 +43,11 @@ def check_swapped(
     for word in words:
         first = int(word.start_sec / WINDOW_SEC) if word.start_sec < len(left) * WINDOW_SEC else len(left)
         last = min(len(left), int(np.ceil(min(word.end_sec, len(left) * WINDOW_SEC) / WINDOW_SEC)))
-        if word.speaker != main_speaker or first >= last:
+        if word.speaker != SPEAKERS[0] or first >= last:
             continue
         count += 1
         swapped += left[first:last].mean() < 0.5 <= right[first:last].mean()
     if swapped < MIN_SWAPPED_WORDS or swapped <= count / 2:
         return []
-    reason = f"{swapped} of {count} words of {main_speaker} are heard on the right channel only"
+    reason = f"{swapped} of {count} words of {SPEAKERS[0]} are heard on the right channel only"
     return [Finding("swapped-channels", path, reason)]

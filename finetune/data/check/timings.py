@@ -5,9 +5,8 @@ from pathlib import Path
 
 from finetune.data.check.fast import count_outside, outside_finding
 from finetune.data.check.findings import Finding
-from finetune.data.words import Word
+from finetune.data.words import SPEAKERS, Word
 
-SPEAKERS = ("SPEAKER_MAIN", "SPEAKER_USER")
 # Aligners round the end of a word and the start of the next one apart.
 MAX_OVERLAP_SEC = 0.05
 

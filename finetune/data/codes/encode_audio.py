@@ -16,35 +16,35 @@ from torch import Tensor, nn
 
 from moshi_ttt.hybrid_model import transformer_layers
 
+# New audio per pass. A block of the published Mimi needs about 80 s of context before it: larger blocks waste
+# less work, smaller ones need less memory.
+BLOCK_SEC = 60.0
+
 
 @torch.no_grad()
-def encode_recording(
-    mimi: MimiModel, audio: np.ndarray | Tensor | Iterable[np.ndarray], *, block_sec: float = 60.0
-) -> Tensor:
-    """Encode a recording of any length.
+def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor | Iterable[np.ndarray]) -> Tensor:
+    """Encodes a recording of any length.
 
     Mimi is causal with a finite reach, so a block that is preceded by that much audio has the codes of one
-    pass over the whole recording, up to floating point. A block of the published Mimi needs about 80 s of
-    context: larger blocks waste less work, smaller ones need less memory.
+    pass over the whole recording, up to floating point.
 
     Args:
-        mimi: the codec, not in streaming mode; it decides device, dtype and K.
-        audio: float samples `[channels, num_samples]` at `mimi.sample_rate`, one or two channels, or an
+        mimi: The codec, not in streaming mode; it decides device, dtype and K.
+        audio: float samples ``[channels, num_samples]`` at ``mimi.sample_rate``, one or two channels, or an
             iterable of consecutive pieces of it; the end is padded with zeros to a whole frame.
-        block_sec: new audio per pass, in seconds.
 
     Returns:
-        int64 codes on the CPU, `[channels, K, T]`: left channel, right channel;
-        `T = ceil(num_samples / mimi.frame_size)`.
+        int64 codes on the CPU, ``[channels, K, T]``: left channel, right channel;
+        ``T = ceil(num_samples / mimi.frame_size)``.
 
     Raises:
-        ValueError: `audio` has another shape or no samples, or `mimi` is streaming.
+        ValueError: ``audio`` has another shape or no samples, or ``mimi`` is streaming.
     """
     if mimi.is_streaming:
         raise ValueError("mimi is in streaming mode; encode recordings outside of it.")
     parameter = next(mimi.parameters())
     frame_size = mimi.frame_size
-    block_samples = max(1, round(block_sec * mimi.frame_rate)) * frame_size
+    block_samples = max(1, round(BLOCK_SEC * mimi.frame_rate)) * frame_size
     reach = context_frames(mimi)
     if isinstance(audio, np.ndarray | Tensor):
         audio = _checked(audio).split(block_samples, dim=1)
@@ -61,7 +61,7 @@ def encode_recording(
 
 
 def encode_silence(mimi: MimiModel, num_frames: int) -> Tensor:
-    """The codes of digital silence, int64 `[K, num_frames]` on the CPU, of at least one frame.
+    """Returns the codes of digital silence, int64 ``[K, num_frames]`` on the CPU, of at least one frame.
 
     They change at first, while the codec's reach fills with silence, and then no more.
     """
@@ -74,7 +74,7 @@ def encode_silence(mimi: MimiModel, num_frames: int) -> Tensor:
 def _blocks(
     pieces: Iterable[np.ndarray | Tensor], *, block_samples: int, context: int | None
 ) -> Iterator[tuple[Tensor, int]]:
-    """Yield blocks of samples, each after what precedes it, and how many samples that is."""
+    """Yields blocks of samples, each after what precedes it, and how many samples that is."""
     buffer, known = None, 0
     for piece in map(_checked, pieces):
         buffer = piece if buffer is None else torch.cat([buffer, piece], 1)
@@ -97,7 +97,7 @@ def _checked(audio: np.ndarray | Tensor) -> Tensor:
 
 
 def context_frames(mimi: MimiModel) -> int | None:
-    """How many frames before a frame its codes depend on, generously; None when all of them."""
+    """Returns how many frames before a frame its codes depend on, generously; None when all of them."""
     encoder_steps_per_frame = mimi.encoder_frame_rate / mimi.frame_rate
     frames = math.ceil(_conv_reach(mimi.encoder) / mimi.frame_size) + 1
     if encoder_steps_per_frame != 1:
@@ -114,7 +114,7 @@ def context_frames(mimi: MimiModel) -> int | None:
 
 
 def _conv_reach(module: nn.Module) -> int:
-    """The receptive field of a chain of causal convolutions, in steps of its input.
+    """Returns the receptive field of a chain of causal convolutions, in steps of its input.
 
     Skip branches count as if they were part of the chain, which can only make it larger.
     """

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from finetune.data.words import SPEAKERS
 from finetune.demo.speech.sentences import (
     ANSWER_TAILS,
     BACKCHANNELS,
@@ -17,7 +18,7 @@ from finetune.demo.speech.sentences import (
     Fact,
 )
 
-MAIN, USER = "SPEAKER_MAIN", "SPEAKER_USER"
+MAIN, USER = SPEAKERS
 
 # Measured on the synthesiser at the speeds of `recording.py`; only used to plan the length of a dialogue.
 _CHARS_PER_SEC = 16.5
