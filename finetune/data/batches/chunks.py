@@ -9,9 +9,9 @@ class Chunk:
     """A run of consecutive frames of one recording.
 
     Attributes:
-        recording: Index of the recording in the data set.
-        start_frame: First frame.
-        num_frames: Frames with data; the last chunk of a recording may have fewer than the others.
+        recording: index of the recording in the data set.
+        start_frame: first frame.
+        num_frames: frames with data; the last chunk of a recording may have fewer than the others.
     """
 
     recording: int
@@ -20,11 +20,11 @@ class Chunk:
 
 
 def build_index(num_frames_per_recording: Sequence[int], *, chunk_frames: int) -> list[Chunk]:
-    """Lists the chunks of all recordings, in order; together they hold every frame once.
+    """List the chunks of all recordings, in order; together they hold every frame once.
 
     Args:
-        num_frames_per_recording: Length of each recording in frames.
-        chunk_frames: Length of a chunk in frames.
+        num_frames_per_recording: length of each recording in frames.
+        chunk_frames: length of a chunk in frames.
 
     Returns:
         The chunks by recording, then by time.

@@ -38,10 +38,10 @@ class Batch(NamedTuple):
 
 
 class ChunkDataset(Dataset[Tensor]):
-    """The token streams of chunks: item i is ``[1 + 2K, L + T]``, int64, the text row first.
+    """The token streams of chunks: item i is `[1 + 2K, L + T]`, int64, the text row first.
 
     A chunk is a cut through its recording, text included. It is preceded by up to L frames of context, and
-    followed by ``ZERO_TOKEN_ID``.
+    followed by `ZERO_TOKEN_ID`.
     """
 
     def __init__(
@@ -59,20 +59,20 @@ class ChunkDataset(Dataset[Tensor]):
         conditions: Sequence[Mapping[str, str]] | None = None,
         source_weights: Sequence[float] = (1.0,),
     ) -> None:
-        """Keeps the pieces; files are read when items are asked for.
+        """Keep the pieces; files are read when items are asked for.
 
         Args:
-            recordings: What the chunks' ``recording`` counts.
-            chunks: The items.
-            voices: Codes of all recordings, both channels.
+            recordings: what the chunks' `recording` counts.
+            chunks: the items.
+            voices: codes of all recordings, both channels.
             chunk_frames: T.
             context_frames: L.
-            frame_rate: Frames per second.
-            tokenizer: See ``interleave_text``, as are the other arguments.
-            text_padding_id: Token of frames without text.
-            end_of_text_padding_id: Token of the last padding frame before a word.
-            conditions: Text conditions of each recording; None: batches come without.
-            source_weights: Shares of the recordings' sources.
+            frame_rate: frames per second.
+            tokenizer: see `interleave_text`, as are the other arguments.
+            text_padding_id: token of frames without text.
+            end_of_text_padding_id: token of the last padding frame before a word.
+            conditions: text conditions of each recording; None: batches come without.
+            source_weights: shares of the recordings' sources.
         """
         self.recordings = recordings
         self.chunks = chunks
@@ -93,14 +93,14 @@ class ChunkDataset(Dataset[Tensor]):
         self._texts: OrderedDict[int, Tensor] = OrderedDict()
 
     def __len__(self) -> int:
-        """Returns the number of chunks."""
+        """The number of chunks."""
         return len(self.chunks)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Returns the codes of one chunk, ``[1 + 2K, L + T]``.
+        """The codes of one chunk, `[1 + 2K, L + T]`.
 
         Raises:
-            DataError: The codes or the word timings of the recording cannot be used.
+            DataError: the codes or the word timings of the recording cannot be used.
         """
         chunk = self.chunks[index]
         start, end = chunk.start_frame - self.context_of(chunk), chunk.start_frame + chunk.num_frames
@@ -111,11 +111,11 @@ class ChunkDataset(Dataset[Tensor]):
         return codes
 
     def context_of(self, chunk: Chunk) -> int:
-        """Returns the frames of context that a chunk has."""
+        """The frames of context that a chunk has."""
         return min(self.context_frames, chunk.start_frame)
 
     def shares(self, *, of_recordings: bool) -> list[Share]:
-        """Returns how many chunks, or recordings, each source has, and its weight."""
+        """How many chunks, or recordings, each source has, and its weight."""
         if of_recordings:
             counts = Counter(recording.source for recording in self.recordings)
         else:
@@ -123,7 +123,7 @@ class ChunkDataset(Dataset[Tensor]):
         return [Share(counts[source], weight) for source, weight in enumerate(self.source_weights)]
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Returns several chunks as a batch; raises as ``__getitem__`` does."""
+        """Several chunks as a batch; raises as `__getitem__` does."""
         chunks = [self.chunks[index] for index in indices]
         return Batch(
             codes=torch.stack([self[index] for index in indices]),
@@ -134,7 +134,7 @@ class ChunkDataset(Dataset[Tensor]):
         )
 
     def _text(self, recording: int) -> Tensor:
-        """Returns the text tokens of a whole recording, one per frame."""
+        """The text tokens of a whole recording, one per frame."""
         if recording not in self._texts:
             if len(self._texts) >= MAX_CACHED_TEXTS:
                 self._texts.popitem(last=False)
@@ -148,29 +148,29 @@ class ChunkDataset(Dataset[Tensor]):
 def build_train_loader(
     dataset: ChunkDataset, sampler: Iterable[list[int]], *, num_workers: int, pin_memory: bool = False
 ) -> Iterable[Batch]:
-    """Returns endless batches of this rank; the same ones for any ``num_workers``.
+    """Endless batches of this rank; the same ones for any `num_workers`.
 
     Args:
-        dataset: The chunks, at least one.
-        sampler: Chunk indices of each batch, ``GlobalBatchSampler`` or ``ContiguousBatchSampler``.
-        num_workers: Loader processes; 0 loads in this process.
-        pin_memory: Put batches into pinned memory, for copies to a GPU.
+        dataset: the chunks, at least one.
+        sampler: chunk indices of each batch, `GlobalBatchSampler` or `ContiguousBatchSampler`.
+        num_workers: loader processes; 0 loads in this process.
+        pin_memory: put batches into pinned memory, for copies to a GPU.
 
     Raises:
-        DataError: While iterating, when a chunk cannot be loaded.
+        DataError: while iterating, when a chunk cannot be loaded.
     """
     return _Batches(dataset, sampler, num_workers=num_workers, pin_memory=pin_memory)
 
 
 def build_eval_loader(dataset: ChunkDataset, batches: Iterable[list[int]]) -> Iterable[Batch]:
-    """Returns the batches of one pass, loaded in this process.
+    """The batches of one pass, loaded in this process.
 
     Args:
-        dataset: The chunks.
-        batches: Chunk indices of each batch, of ``eval_rows`` or ``follow_recordings``; none is empty.
+        dataset: the chunks.
+        batches: chunk indices of each batch, of `eval_rows` or `follow_recordings`; none is empty.
 
     Raises:
-        DataError: While iterating, when a chunk cannot be loaded.
+        DataError: while iterating, when a chunk cannot be loaded.
     """
     return _Batches(dataset, batches, num_workers=0, pin_memory=False)
 

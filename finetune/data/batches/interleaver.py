@@ -10,10 +10,10 @@ from finetune.data.words import SPEAKERS, Word
 
 
 class Tokenizer(Protocol):
-    """The part of ``sentencepiece.SentencePieceProcessor`` that is used here."""
+    """The part of `sentencepiece.SentencePieceProcessor` that is used here."""
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of a text, without begin or end tokens."""
+        """The token ids of a text, without begin or end tokens."""
         ...
 
 
@@ -26,23 +26,23 @@ def interleave_text(
     text_padding_id: int,
     end_of_text_padding_id: int,
 ) -> Tensor:
-    """Builds the text tokens of a chunk, one per frame, as moshi-finetune does by default.
+    """Build the text tokens of a recording, or a part of one, a token per frame, as moshi-finetune does.
 
-    A word's tokens start at frame ``floor(start_sec * frame_rate)`` and take one frame each; the next word
+    A word's tokens start at frame `floor(start_sec * frame_rate)` and take one frame each; the next word
     replaces what is left of them. When the frame before a word is padding, it becomes end-of-padding. All
     other frames are padding.
 
     Args:
-        words: Words with times in seconds from the start of the chunk. Left out: other speakers than
-            Moshi, words that do not end after they start, words that start before the chunk.
-        num_frames: Frames T of the chunk.
-        frame_rate: Frames per second.
-        tokenizer: Text tokenizer of the model.
-        text_padding_id: Token of frames without text.
-        end_of_text_padding_id: Token of the last padding frame before a word.
+        words: words with times in seconds from its start. Left out: other speakers than
+            Moshi, words that do not end after they start, words that start before it.
+        num_frames: frames T.
+        frame_rate: frames per second.
+        tokenizer: text tokenizer of the model.
+        text_padding_id: token of frames without text.
+        end_of_text_padding_id: token of the last padding frame before a word.
 
     Returns:
-        int64 tokens, ``[T]``.
+        int64 tokens, `[T]`.
     """
     kept = sorted(
         (w for w in words if w.speaker == SPEAKERS[0] and 0 <= w.start_sec < w.end_sec),

@@ -87,7 +87,7 @@ class Checker:
         self._tokenizer = None if settings.tokenizer is None else Spelling(settings.tokenizer)
 
     def check(self, recording: Recording) -> Checked:
-        """Reads a recording from its first to its last byte, in bounded memory for wav and flac files.
+        """Read a recording from its first to its last byte, in bounded memory for wav and flac files.
 
         Args:
             recording: with a `duration_sec` of NaN where the manifest's is unknown, which is not compared.

@@ -24,7 +24,7 @@ _STYLE = (
 
 
 def write_overview(path: Path, items: Sequence[Item], findings: Sequence[Finding]) -> None:
-    """Writes a picture (`.png`) or a page that holds everything it shows (`.html`), whole or not at all.
+    """Write a picture (`.png`) or a page that holds everything it shows (`.html`), whole or not at all.
 
     Raises:
         OSError: it cannot be written.

@@ -41,7 +41,7 @@ def summary(items: Sequence[Item], findings: Sequence[Finding]) -> str:
 
 
 def write_json_report(path: Path, items: Sequence[Item], findings: Sequence[Finding]) -> None:
-    """Writes findings and what is known of each recording, whole or not at all.
+    """Write findings and what is known of each recording, whole or not at all.
 
     Raises:
         OSError: it cannot be written.

@@ -14,7 +14,7 @@ _NAMES = {1: ("the only",), 2: ("the left", "the right")}
 
 
 def check_levels(path: Path, levels: Levels) -> list[Finding]:
-    """Finds channels that are silent all the time, and those with many samples at full scale."""
+    """Find channels that are silent all the time, and those with many samples at full scale."""
     findings = []
     names = _NAMES[len(levels.dbfs)]
     silent = [name for i, name in enumerate(names) if levels.silent_share(i) >= SILENT_SHARE]
@@ -29,7 +29,7 @@ def check_levels(path: Path, levels: Levels) -> list[Finding]:
 
 
 def check_swapped(path: Path, levels: Levels, words: Sequence[Word]) -> list[Finding]:
-    """Finds a recording whose words of Moshi are said on the user's channel.
+    """Find a recording whose words of Moshi are said on the user's channel.
 
     Args:
         path: the audio file.

@@ -23,22 +23,22 @@ BLOCK_SEC = 60.0
 
 @torch.no_grad()
 def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor | Iterable[np.ndarray]) -> Tensor:
-    """Encodes a recording of any length.
+    """Encode a recording of any length.
 
     Mimi is causal with a finite reach, so a block that is preceded by that much audio has the codes of one
     pass over the whole recording, up to floating point.
 
     Args:
-        mimi: The codec, not in streaming mode; it decides device, dtype and K.
-        audio: float samples ``[channels, num_samples]`` at ``mimi.sample_rate``, one or two channels, or an
+        mimi: the codec, not in streaming mode; it decides device, dtype and K.
+        audio: float samples `[channels, num_samples]` at `mimi.sample_rate`, one or two channels, or an
             iterable of consecutive pieces of it; the end is padded with zeros to a whole frame.
 
     Returns:
-        int64 codes on the CPU, ``[channels, K, T]``: left channel, right channel;
-        ``T = ceil(num_samples / mimi.frame_size)``.
+        int64 codes on the CPU, `[channels, K, T]`: left channel, right channel;
+        `T = ceil(num_samples / mimi.frame_size)`.
 
     Raises:
-        ValueError: ``audio`` has another shape or no samples, or ``mimi`` is streaming.
+        ValueError: `audio` has another shape or no samples, or `mimi` is streaming.
     """
     if mimi.is_streaming:
         raise ValueError("mimi is in streaming mode; encode recordings outside of it.")
@@ -61,7 +61,7 @@ def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor | Iterable[np.n
 
 
 def encode_silence(mimi: MimiModel, num_frames: int) -> Tensor:
-    """Returns the codes of digital silence, int64 ``[K, num_frames]`` on the CPU, of at least one frame.
+    """The codes of digital silence, int64 `[K, num_frames]` on the CPU, of at least one frame.
 
     They change at first, while the codec's reach fills with silence, and then no more.
     """
@@ -74,7 +74,7 @@ def encode_silence(mimi: MimiModel, num_frames: int) -> Tensor:
 def _blocks(
     pieces: Iterable[np.ndarray | Tensor], *, block_samples: int, context: int | None
 ) -> Iterator[tuple[Tensor, int]]:
-    """Yields blocks of samples, each after what precedes it, and how many samples that is."""
+    """Yield blocks of samples, each after what precedes it, and how many samples that is."""
     buffer, known = None, 0
     for piece in map(_checked, pieces):
         buffer = piece if buffer is None else torch.cat([buffer, piece], 1)
@@ -97,7 +97,7 @@ def _checked(audio: np.ndarray | Tensor) -> Tensor:
 
 
 def context_frames(mimi: MimiModel) -> int | None:
-    """Returns how many frames before a frame its codes depend on, generously; None when all of them."""
+    """How many frames before a frame its codes depend on, generously; None when all of them."""
     encoder_steps_per_frame = mimi.encoder_frame_rate / mimi.frame_rate
     frames = math.ceil(_conv_reach(mimi.encoder) / mimi.frame_size) + 1
     if encoder_steps_per_frame != 1:
@@ -114,7 +114,7 @@ def context_frames(mimi: MimiModel) -> int | None:
 
 
 def _conv_reach(module: nn.Module) -> int:
-    """Returns the receptive field of a chain of causal convolutions, in steps of its input.
+    """The receptive field of a chain of causal convolutions, in steps of its input.
 
     Skip branches count as if they were part of the chain, which can only make it larger.
     """

@@ -12,7 +12,7 @@ _HEADER_BYTES = 60
 
 
 def read_package(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields (name, content) of the plain files in a `.deb`; names begin at the root, without `/` or `./`.
+    """Yield (name, content) of the plain files in a `.deb`; names begin at the root, without `/` or `./`.
 
     Raises:
         UserError: the file is missing or damaged, or no Debian package.
