@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.annotation.engines import Engine
-from finetune.annotation.recordings import CHANNELS, Recording, read_transcript
+from finetune.annotation.recordings import CHANNELS, AudioRecording, read_transcript
 from finetune.data.audio.read import read_audio
 from finetune.data.words import SPEAKERS, Word, load_alignments, load_transcript
 from finetune.errors import DataError
@@ -17,7 +17,7 @@ from finetune.errors import DataError
 _INAUDIBLE = 1e-3  # a channel whose samples all stay below says nothing; full scale is 1
 
 
-def is_annotated(recording: Recording) -> bool:
+def is_annotated(recording: AudioRecording) -> bool:
     """Whether there are word timings already.
 
     Raises:
@@ -32,7 +32,7 @@ def is_annotated(recording: Recording) -> bool:
     return True
 
 
-def annotate_file(recording: Recording, engine: Engine, *, channels: Sequence[str] = CHANNELS) -> None:
+def annotate_file(recording: AudioRecording, engine: Engine, *, channels: Sequence[str] = CHANNELS) -> None:
     """Write the word timings of a recording.
 
     Args:
@@ -95,7 +95,7 @@ def _text_conditions(path: Path) -> dict[str, dict[str, str]]:
     return {"text_conditions": conditions} if conditions else {}
 
 
-def _words(recording: Recording, engine: Engine, stereo: np.ndarray, channel: str) -> list[Word]:
+def _words(recording: AudioRecording, engine: Engine, stereo: np.ndarray, channel: str) -> list[Word]:
     samples = stereo[CHANNELS.index(channel)]
     transcript = read_transcript(recording, channel) if engine.needs_transcript else None
     is_audible = bool(np.abs(samples).max() >= _INAUDIBLE)

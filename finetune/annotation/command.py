@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune.annotation.aligner import LOCAL_WORDS, MIN_LOCAL_SCORE, MIN_SCORE
 from finetune.annotation.annotate_file import annotate_file, is_annotated
 from finetune.annotation.engines import ENGINES, EngineSettings
-from finetune.annotation.recordings import CHANNELS, Recording, find_recordings, take_shard
+from finetune.annotation.recordings import CHANNELS, AudioRecording, find_recordings, take_shard
 from finetune.commands import Parser
 from finetune.data.check.findings import reason_of
 from finetune.data.workers import run_tasks
@@ -69,7 +69,7 @@ def annotate(arguments: Sequence[str] | None = None) -> int:
 
 
 def annotate_all(
-    recordings: Sequence[Recording],
+    recordings: Sequence[AudioRecording],
     settings: EngineSettings,
     *,
     channels: Sequence[str] = CHANNELS,
@@ -89,7 +89,7 @@ def annotate_all(
         UserError: the engine's package is missing.
     """
     report = Report([], [], [])
-    todo: list[Recording] = []
+    todo: list[AudioRecording] = []
     for recording in recordings:
         try:
             done = not overwrite and is_annotated(recording)
@@ -112,7 +112,7 @@ def annotate_all(
     return report
 
 
-def _reject(report: Report, recording: Recording, reason: str) -> None:
+def _reject(report: Report, recording: AudioRecording, reason: str) -> None:
     reason = reason_of(recording.path, reason)
     report.rejected.append((recording.path, reason))
     logger.warning("rejected %s: %s", recording.path, reason)
@@ -120,10 +120,10 @@ def _reject(report: Report, recording: Recording, reason: str) -> None:
 
 def _prepare(
     settings: EngineSettings, channels: tuple[str, ...], worker: int
-) -> Callable[[Recording], str | None]:
+) -> Callable[[AudioRecording], str | None]:
     engine = settings.build(worker)
 
-    def work(recording: Recording) -> str | None:
+    def work(recording: AudioRecording) -> str | None:
         try:
             annotate_file(recording, engine, channels=channels)
         except DataError as error:

@@ -15,7 +15,7 @@ _TEXT_FORM = 'expected {"left": "what Moshi says", "right": "what the user says"
 
 
 @dataclass(frozen=True)
-class Recording:
+class AudioRecording:
     """One stereo recording.
 
     Attributes:
@@ -32,7 +32,7 @@ class Recording:
         return self.path.with_suffix(".json")
 
 
-def find_recordings(source: Path) -> list[Recording]:
+def find_recordings(source: Path) -> list[AudioRecording]:
     """List the recordings of a manifest, or the audio files below a folder.
 
     Args:
@@ -48,12 +48,12 @@ def find_recordings(source: Path) -> list[Recording]:
     """
     source = source.expanduser()
     if source.is_dir():
-        recordings = [Recording(path) for path in find_audio_files(source)]
+        recordings = [AudioRecording(path) for path in find_audio_files(source)]
         if not recordings:
             raise no_audio_files(source)
     elif source.suffix == ".jsonl" and source.is_file():
         entries = read_manifest(source, key="manifest", need_duration=False)
-        recordings = [Recording(entry.path, entry.fields.get("text")) for entry in entries]
+        recordings = [AudioRecording(entry.path, entry.fields.get("text")) for entry in entries]
     elif source.exists():
         raise DataError(f"{source}: is neither a folder nor a manifest (.jsonl).")
     else:
@@ -62,7 +62,7 @@ def find_recordings(source: Path) -> list[Recording]:
     return recordings
 
 
-def take_shard(recordings: list[Recording], shard: str) -> list[Recording]:
+def take_shard(recordings: list[AudioRecording], shard: str) -> list[AudioRecording]:
     """The share of one of several jobs; together, shards 1/N to N/N are all recordings, each once.
 
     Raises:
@@ -76,7 +76,7 @@ def take_shard(recordings: list[Recording], shard: str) -> list[Recording]:
     return recordings[int(index) - 1 :: int(count)]
 
 
-def read_transcript(recording: Recording, channel: str) -> str | None:
+def read_transcript(recording: AudioRecording, channel: str) -> str | None:
     """What is said on one channel.
 
     It is the entry "left" or "right" of the manifest's field "text", or else the file `name.left.txt` or
@@ -111,7 +111,7 @@ def _text_of_manifest(texts: Any, channel: str) -> str | None:
     return texts.get(channel)
 
 
-def _check_distinct(recordings: list[Recording]) -> None:
+def _check_distinct(recordings: list[AudioRecording]) -> None:
     seen: dict[str, Path] = {}
     for recording in recordings:
         other = noted_before(seen, recording.alignment_path, recording.path)

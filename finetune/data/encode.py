@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_SEC = 10**9  # what a manifest may say without upsetting the progress bar: 30 years
 
 
-class Encoded(NamedTuple):
+class EncodedRecording(NamedTuple):
     """What became of a recording: encoded now, there before, or why it cannot be used."""
 
     now: bool
@@ -176,7 +176,7 @@ def _look(cache: CodeCache, recordings: Sequence[Recording]) -> tuple[list[Recor
 
 def _encode_all(
     codec: Codec, recordings: Sequence[Recording], devices: Sequence[str]
-) -> Generator[tuple[Recording, Encoded], None, None]:
+) -> Generator[tuple[Recording, EncodedRecording], None, None]:
     """Yield what became of each recording, the long ones first."""
     by_length = sorted(recordings, key=lambda recording: -recording.duration_sec)
     total = sum(map(_whole_sec, by_length))
@@ -188,7 +188,7 @@ def _encode_all(
         for recording, result, failure in outcomes:
             if isinstance(result, UserError):
                 raise result
-            yield recording, result or Encoded(False, failure)
+            yield recording, result or EncodedRecording(False, failure)
             bar.update(_whole_sec(recording))
 
 
@@ -196,7 +196,9 @@ def _whole_sec(recording: Recording) -> int:
     return round(min(recording.duration_sec, _LONGEST_SEC))
 
 
-def _prepare(codec: Codec, devices: Sequence[str], number: int) -> Callable[[Recording], Encoded | UserError]:
+def _prepare(
+    codec: Codec, devices: Sequence[str], number: int
+) -> Callable[[Recording], EncodedRecording | UserError]:
     """A worker: the codec on its device."""
     device = choose_device(devices[number])
     if device.type == "cpu":
@@ -205,13 +207,13 @@ def _prepare(codec: Codec, devices: Sequence[str], number: int) -> Callable[[Rec
     return partial(_encode_one, cache, mimi)
 
 
-def _encode_one(cache: CodeCache, mimi: MimiModel, recording: Recording) -> Encoded | UserError:
+def _encode_one(cache: CodeCache, mimi: MimiModel, recording: Recording) -> EncodedRecording | UserError:
     try:
-        return Encoded(cache.encode(recording, mimi), None)
+        return EncodedRecording(cache.encode(recording, mimi), None)
     except CacheError as error:
         return error  # no recording is to blame: it ends the run
     except DataError as error:
-        return Encoded(False, str(error))
+        return EncodedRecording(False, str(error))
     except torch.OutOfMemoryError:
         device = next(mimi.parameters()).device
         return ConfigError(f"--devices: {device} has not enough free memory; free some or name another.")

@@ -28,7 +28,7 @@ from finetune.data.codes.encode_audio import encode_silence
 from finetune.data.codes.leftovers import remove_leftovers
 from finetune.data.codes.mono import TwoVoices, mono_error
 from finetune.data.recordings.lines import Fault, Recording, check_manifest, raise_first
-from finetune.data.recordings.skipped import Checked, SkipList
+from finetune.data.recordings.skipped import CheckedSource, SkipList
 from finetune.data.recordings.sources import DataSource, parse_sources, refuse_weights
 from finetune.data.words import load_text_conditions
 from finetune.distributed import alike, barrier, gather_objects, get_rank, get_world_size, is_main
@@ -90,10 +90,10 @@ def _load(args: TrainArgs, sources: Sequence[DataSource], split: str, skipped: S
     faults: list[Fault] = []
     check = partial(refuse_faulty, mono=args.data.mono)
     recordings = check_manifest(sources, key=f"data.{split}_data", on_fault=faults.append, check=check)
-    return _usable(args, Checked(recordings, faults), split, skipped)
+    return _usable(args, CheckedSource(recordings, faults), split, skipped)
 
 
-def _usable(args: TrainArgs, checked: Checked, split: str, skipped: SkipList) -> list[Recording]:
+def _usable(args: TrainArgs, checked: CheckedSource, split: str, skipped: SkipList) -> list[Recording]:
     """The recordings that can be used, by the policy `data.on_error`."""
     key = f"data.{split}_data"
     if args.data.on_error == "raise":
@@ -196,7 +196,7 @@ def _encode(
 
 def look_up(
     args: TrainArgs, cache: CodeCache, recordings: Sequence[Recording], reasons: Mapping[Recording, str]
-) -> tuple[Checked, dict[Recording, CodeEntry]]:
+) -> tuple[CheckedSource, dict[Recording, CodeEntry]]:
     """What the cache has of the recordings, and which of them training cannot use."""
     entries: dict[Recording, CodeEntry] = {}
     faults: list[Fault] = []
@@ -220,7 +220,7 @@ def look_up(
             faults.append(recording.fault(str(error)))
         else:
             entries[recording] = entry
-    return Checked(list(entries), faults), entries
+    return CheckedSource(list(entries), faults), entries
 
 
 def _silence(args: TrainArgs, entries: Sequence[CodeEntry], mimi: MimiModel) -> Tensor | None:

@@ -16,7 +16,7 @@ from finetune.errors import UserError
 Prepare = Callable[[int], Callable[[Any], Any]]
 
 
-class Outcome(NamedTuple):
+class TaskOutcome(NamedTuple):
     """What became of one task.
 
     Attributes:
@@ -47,7 +47,7 @@ def run_tasks(
     num_workers: int,
     isolated: bool = False,
     time_limit_sec: Callable[[Any], float] | None = None,
-) -> Generator[Outcome, None, None]:
+) -> Generator[TaskOutcome, None, None]:
     """Do tasks in several processes and yield what became of each, in the order in which they end.
 
     Closing it ends the processes.
@@ -66,7 +66,7 @@ def run_tasks(
     if num_workers == 1 and not isolated:
         work = prepare(0)
         for task in tasks:
-            yield Outcome(task, work(task), None)
+            yield TaskOutcome(task, work(task), None)
         return
     limit = time_limit_sec or (lambda _: math.inf)
     waiting = deque(tasks)
@@ -133,7 +133,7 @@ def _hand_out(worker: _Worker, waiting: deque, busy: Busy, limit: Callable[[Any]
 
 def _collect(
     worker: _Worker, task: Any, prepare: Prepare, *, has_more: bool
-) -> tuple[Outcome, _Worker | None]:
+) -> tuple[TaskOutcome, _Worker | None]:
     """Read a worker's answer; a new worker takes the place of a dead one while there is work."""
     try:
         answer = worker.connection.recv()
@@ -141,20 +141,20 @@ def _collect(
         worker.process.join()
         status = worker.process.exitcode
         how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        outcome = Outcome(task, None, f"the process that worked on it was {how}.")
+        outcome = TaskOutcome(task, None, f"the process that worked on it was {how}.")
         return outcome, _start(prepare, worker.number) if has_more else None
     if isinstance(answer, UserError):
         _stop(worker)
         raise answer
-    return Outcome(task, answer, None), worker
+    return TaskOutcome(task, answer, None), worker
 
 
 def _end_overdue(
     worker: _Worker, task: Any, prepare: Prepare, *, has_more: bool
-) -> tuple[Outcome, _Worker | None]:
+) -> tuple[TaskOutcome, _Worker | None]:
     worker.process.kill()  # what hangs in a library does not heed a request to end
     _stop(worker)
-    outcome = Outcome(task, None, "it took too long; the process that worked on it was ended.")
+    outcome = TaskOutcome(task, None, "it took too long; the process that worked on it was ended.")
     return outcome, _start(prepare, worker.number) if has_more else None
 
 

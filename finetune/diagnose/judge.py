@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from finetune.diagnose.rules import RULES, Facts, Finding, Record, Rule
+from finetune.diagnose.rules import RULES, Facts, HealthFinding, Record, Rule
 
 
 class Judge:
@@ -23,11 +23,11 @@ class Judge:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
-        self.findings: list[Finding] = []
+        self.findings: list[HealthFinding] = []
         self.judged: dict[tuple[Rule, str], Span] = {}
         self._courses: dict[tuple[Rule, str], _Course] = {}
 
-    def see(self, step: int, record: Record) -> list[Finding]:
+    def see(self, step: int, record: Record) -> list[HealthFinding]:
         """Judge a record; returns the findings that are new."""
         new = []
         for name, value in with_gains(record).items():
@@ -43,7 +43,7 @@ class Judge:
         self.findings += new
         return new
 
-    def findings_of(self, rule: Rule, where: str) -> list[Finding]:
+    def findings_of(self, rule: Rule, where: str) -> list[HealthFinding]:
         """Those of one rule in one place."""
         course = self._courses.get((rule, where))
         return [] if course is None else course.findings
@@ -77,10 +77,10 @@ class _Course:
         self._outside: list[int] = []  # steps in a row
         self._inside: list[int] = []
         self._last_outside = 0
-        self._current: Finding | None = None
-        self.findings: list[Finding] = []
+        self._current: HealthFinding | None = None
+        self.findings: list[HealthFinding] = []
 
-    def see(self, step: int, value: float) -> Finding | None:
+    def see(self, step: int, value: float) -> HealthFinding | None:
         rule = self._rule
         if rule.holds(value):
             self._outside.clear()
@@ -97,7 +97,7 @@ class _Course:
             return None
         number = f"{value:.3g}" if math.isfinite(value) else "not finite"
         found = f"{rule.quantity} is {number}, healthy is {rule.range_text}"
-        self._current = Finding(rule.name, self._where, self._outside[0], None, found, rule.advice)
+        self._current = HealthFinding(rule.name, self._where, self._outside[0], None, found, rule.advice)
         self.findings.append(self._current)
         return self._current
 

@@ -87,7 +87,7 @@ class Rule:
 
 
 @dataclass
-class Finding:
+class HealthFinding:
     """Something that is wrong with a run.
 
     Attributes:
@@ -189,12 +189,12 @@ RULES = (
 )
 
 
-def configuration_findings(args: TrainArgs) -> list[Finding]:
+def configuration_findings(args: TrainArgs) -> list[HealthFinding]:
     """What is wrong before the first step."""
     if not has_ttt(args) or args.ttt.causal:
         return []
     return [
-        Finding(
+        HealthFinding(
             "future leaks",
             "configuration",
             0,

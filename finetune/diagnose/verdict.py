@@ -12,7 +12,7 @@ from finetune.diagnose.rules import (
     RULES,
     SPLIT,
     Facts,
-    Finding,
+    HealthFinding,
     Rule,
     configuration_findings,
     configuration_remarks,
@@ -36,7 +36,7 @@ class Judgement:
     rule: Rule
     where: str
     span: Span
-    findings: Sequence[Finding]
+    findings: Sequence[HealthFinding]
 
     @property
     def verdict(self) -> str:
@@ -71,7 +71,7 @@ class Diagnosis:
     num_records: int
     last_step: int
     judgements: Sequence[Judgement]
-    findings: Sequence[Finding]
+    findings: Sequence[HealthFinding]
     missing: Sequence[str]
     remarks: Sequence[str]
     series: dict[str, dict[str, tuple[list[int], list[float]]]]

@@ -10,7 +10,7 @@ from moshi.models.loaders import CheckpointInfo
 from torch import Tensor
 
 from finetune.data.audio.checks import AudioHeader, check_duration
-from finetune.data.audio.read import read_header
+from finetune.data.audio.read import read_audio_header
 from finetune.data.codes.cache import CodeCache
 from finetune.data.codes.encode_audio import encode_silence
 from finetune.data.recordings.lines import Recording
@@ -47,7 +47,7 @@ class CodeStore:
         Raises:
             DataError: it cannot be read, has more than two channels, or holds nothing.
         """
-        header = read_header(source.path)
+        header = read_audio_header(source.path)
         if self.expected_frames(header) == 0:
             raise DataError(f"{source.path}: holds no samples; remove it or export it again.")
         return header

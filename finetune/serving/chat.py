@@ -15,9 +15,9 @@ from moshi.models.loaders import FRAME_RATE
 from finetune.errors import StateError
 from finetune.files import finite_or_null
 from finetune.serving.limits import Limits, Throttle
-from finetune.serving.protocol import IGNORED_KINDS, CloseCode, Kind, message, metadata
+from finetune.serving.protocol import IGNORED_KINDS, CloseCode, MessageKind, message, metadata
 from finetune.serving.turns import Turns
-from finetune.serving.voice import Spoken, Voice
+from finetune.serving.voice import SpokenFrame, Voice
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Chat:
             if received.type == WSMsgType.ERROR:
                 break
             await throttle.wait()
-            if received.type == WSMsgType.BINARY and received.data[:1] == bytes([Kind.AUDIO]):
+            if received.type == WSMsgType.BINARY and received.data[:1] == bytes([MessageKind.AUDIO]):
                 await self._inbox.put(_decode(opus, received.data[1:]))
             elif not (received.type == WSMsgType.BINARY and set(received.data[:1]) & IGNORED_KINDS):
                 num_wrong += 1
@@ -193,7 +193,7 @@ class Chat:
         limits, voice = self._limits, self._voice
         opus = sphn.OpusStreamWriter(voice.sample_rate)
         self._inbox.open = True
-        await self._send(message(Kind.HANDSHAKE))
+        await self._send(message(MessageKind.HANDSHAKE))
         logger.info("%s: conversation begins", self._name)
         for number in range(int(limits.conversation_sec * FRAME_RATE)):
             try:
@@ -205,12 +205,12 @@ class Chat:
             self._report_lag()
         raise Ended(CloseCode.NORMAL, f"conversations last {limits.conversation_sec / 60:g} minutes at most")
 
-    async def _speak(self, spoken: Spoken, opus: sphn.OpusStreamWriter, number: int) -> None:
+    async def _speak(self, spoken: SpokenFrame, opus: sphn.OpusStreamWriter, number: int) -> None:
         audio = opus.append_pcm(spoken.audio)
         if audio:
-            await self._send(message(Kind.AUDIO, audio))
+            await self._send(message(MessageKind.AUDIO, audio))
         if spoken.text:
-            await self._send(message(Kind.TEXT, spoken.text.encode()))
+            await self._send(message(MessageKind.TEXT, spoken.text.encode()))
         if self._wants_metadata and number % _FRAMES_BETWEEN_METADATA == 0:
             activity = [finite_or_null(value) for value in spoken.activity.values()]
             values = {
@@ -236,7 +236,7 @@ class Chat:
         if ended is not None and not gone and not self.ws.closed:
             reason = str(ended).encode()
             try:
-                await asyncio.wait_for(self.ws.send_bytes(message(Kind.ERROR, reason)), 1.0)
+                await asyncio.wait_for(self.ws.send_bytes(message(MessageKind.ERROR, reason)), 1.0)
                 await asyncio.wait_for(self.ws.close(code=ended.code, message=reason[:120]), 3.0)
             except (asyncio.TimeoutError, ConnectionError):
                 gone = True

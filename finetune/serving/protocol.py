@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """First byte of a message."""
 
     HANDSHAKE = 0  # server: the conversation has begun
@@ -21,7 +21,9 @@ class Kind(IntEnum):
     PING = 6  # client: has no effect here
 
 
-IGNORED_KINDS = frozenset((Kind.HANDSHAKE, Kind.TEXT, Kind.CONTROL, Kind.METADATA, Kind.PING))
+IGNORED_KINDS = frozenset(
+    (MessageKind.HANDSHAKE, MessageKind.TEXT, MessageKind.CONTROL, MessageKind.METADATA, MessageKind.PING)
+)
 
 
 class CloseCode(IntEnum):
@@ -35,11 +37,11 @@ class CloseCode(IntEnum):
     BUSY = 1013
 
 
-def message(kind: Kind, payload: bytes = b"") -> bytes:
+def message(kind: MessageKind, payload: bytes = b"") -> bytes:
     """A binary message."""
     return bytes([kind]) + payload
 
 
 def metadata(values: Mapping[str, Any]) -> bytes:
     """A metadata message."""
-    return message(Kind.METADATA, json.dumps(values).encode())
+    return message(MessageKind.METADATA, json.dumps(values).encode())

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpokenFrame:
     """What the model says in one frame.
 
     Attributes:
@@ -108,7 +108,7 @@ class Voice:
         """
         await self._run(lambda: self._begin(fresh))
 
-    async def answer(self, frame: np.ndarray) -> Spoken:
+    async def answer(self, frame: np.ndarray) -> SpokenFrame:
         """Hear a frame, float32 `[frame_size]`, and answer it."""
         return await self._run(lambda: self._answer(frame))
 
@@ -140,7 +140,7 @@ class Voice:
             return
         load_ttt_states(self._conversation.lm, load)
 
-    def _answer(self, frame: np.ndarray) -> Spoken:
+    def _answer(self, frame: np.ndarray) -> SpokenFrame:
         start = time.perf_counter()
         reply = self._conversation.listen(torch.from_numpy(frame)[None])
         text = "" if reply.tokens is None else self._speech.text_piece(int(reply.tokens[0, 0]))
@@ -149,7 +149,7 @@ class Voice:
         activity = {index: state.activity[0].item() for index, state in states.items()}
         frame_ms = (time.perf_counter() - start) * 1000
         self._recent_ms.append(frame_ms)
-        return Spoken(reply.audio[0].numpy(), text, activity, frame_ms, self._conversation.num_resets)
+        return SpokenFrame(reply.audio[0].numpy(), text, activity, frame_ms, self._conversation.num_resets)
 
     def _end(self) -> None:
         self._conversation.check_memory()

@@ -17,7 +17,7 @@ from finetune.errors import DataError
 from finetune.evaluation.spoken.accuracy import HEADLINE, SEMANTIC, mean_outcome, outcomes, scored_pairs
 from finetune.evaluation.spoken.items import Benchmark, Split
 from finetune.evaluation.spoken.likelihood import ItemScore, score_items
-from finetune.evaluation.spoken.measure import Encoded, Measured, collect, encode, take_ids
+from finetune.evaluation.spoken.measure import EncodedPairs, MeasuredItems, collect, encode_pairs, take_ids
 from finetune.evaluation.spoken.tasks import TASKS, find_tasks
 from finetune.sharding import put_back_into_shards
 from finetune.wrapped_model import autocast
@@ -64,7 +64,7 @@ class SpokenEvaluator:
         encoded: the benchmarks, the same in every process.
     """
 
-    def __init__(self, args: TrainArgs, encoded: Sequence[Encoded]) -> None:
+    def __init__(self, args: TrainArgs, encoded: Sequence[EncodedPairs]) -> None:
         self._args = args
         self._encoded = encoded
 
@@ -170,7 +170,7 @@ class SpokenEvaluator:
         return batches
 
 
-def _warn_of_failures(encoded: Encoded, measured: Measured) -> None:
+def _warn_of_failures(encoded: EncodedPairs, measured: MeasuredItems) -> None:
     names = sorted(measured.failures.keys() - encoded.failures.keys())
     if names:
         logger.warning(
@@ -182,8 +182,8 @@ def _warn_of_failures(encoded: Encoded, measured: Measured) -> None:
         )
 
 
-def _encode(args: TrainArgs, benchmark: Benchmark, speech: _Speech) -> Encoded:
-    encoded = encode(benchmark, speech, cache_dir=args.data.cache_dir, cache_key="data.cache_dir")
+def _encode(args: TrainArgs, benchmark: Benchmark, speech: _Speech) -> EncodedPairs:
+    encoded = encode_pairs(benchmark, speech, cache_dir=args.data.cache_dir, cache_key="data.cache_dir")
     if not scored_pairs(encoded.pairs, encoded.codes.keys()):
         name, reason = next(iter(encoded.failures.items()))
         raise DataError(f"eval.spoken.data: no pair of {benchmark.name} can be used; {name}: {reason}")

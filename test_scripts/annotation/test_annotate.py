@@ -25,7 +25,7 @@ from annotation_helpers import (
 from finetune.annotation.aligner import Aligner
 from finetune.data.words import load_alignments
 from finetune.demo.speech.dialogues import MAIN, USER, Turn, make_dialogue
-from finetune.demo.speech.espeak import Espeak, Voice
+from finetune.demo.speech.espeak import Espeak, EspeakVoice
 from finetune.demo.speech.render import Job, render
 from finetune.errors import DataError
 from project_root import ROOT
@@ -59,7 +59,7 @@ def spoken(tmp_path_factory) -> Path:
     espeak = Espeak()
     for name, (turns, voice) in DIALOGUES.items():
         path = folder / name
-        render(espeak, Job(turns, Voice(voice, 170, 55), path))
+        render(espeak, Job(turns, EspeakVoice(voice, 170, 55), path))
         path.with_suffix(".json").rename(folder / "times" / path.with_suffix(".json").name)
         texts = {
             channel: " ".join(turn.text for turn in turns if turn.speaker == speaker)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetune.annotation.annotate_file import write_alignments
-from finetune.annotation.recordings import Recording, take_shard
+from finetune.annotation.recordings import AudioRecording, take_shard
 from finetune.data.words import Word
 
 
@@ -53,7 +53,7 @@ def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path, monkeyp
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
 def test_shards_partition_the_recordings(count):
-    recordings = [Recording(Path(f"{index}.wav")) for index in range(11)]
+    recordings = [AudioRecording(Path(f"{index}.wav")) for index in range(11)]
     shards = [take_shard(recordings, f"{index}/{count}") for index in range(1, count + 1)]
     assert sorted(chain(*shards), key=recordings.index) == recordings
     assert max(map(len, shards)) - min(map(len, shards)) <= 1

@@ -11,7 +11,7 @@ from faulty_data import Case, write_corpus
 from finetune.args import TrainArgs
 from finetune.base_model.codec import load_codec
 from finetune.config_io import build_args
-from finetune.data.check.data_set import Item, check_data_set
+from finetune.data.check.data_set import CheckedLine, check_data_set
 from finetune.data.check.fast import check_fast
 from finetune.data.check.findings import KINDS
 from finetune.data.check.full import Settings
@@ -33,7 +33,7 @@ class Corpus(NamedTuple):
 
     folder: Path
     cases: list[Case]
-    items: list[list[Item]]
+    items: list[list[CheckedLine]]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def corpus(tmp_path_factory):
     return Corpus(folder, cases, [[items[n] for n in numbers if n in items] for numbers in lines])
 
 
-def codes_of(items: list[Item]) -> set[str]:
+def codes_of(items: list[CheckedLine]) -> set[str]:
     return {finding.code for item in items for finding in item.findings} - {"resampled"}
 
 

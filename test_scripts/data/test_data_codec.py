@@ -9,7 +9,7 @@ from moshi.models import get_mimi
 from moshi.quantization.core_vq import EuclideanCodebook
 
 from finetune.data.codes import encode_audio as codec
-from finetune.data.codes.encode_audio import context_frames, encode_recording
+from finetune.data.codes.encode_audio import codec_context_frames, encode_recording
 
 FRAME_SIZE = 128
 NUM_CODEBOOKS = 3
@@ -81,13 +81,13 @@ def test_no_pieces_are_refused(mimi):
 def test_blocks_without_context_would_have_other_codes(mimi, monkeypatch):
     audio = noise(60 * FRAME_SIZE)
     expected = encode_recording(mimi, audio)
-    monkeypatch.setattr(codec, "context_frames", lambda mimi: 0)
+    monkeypatch.setattr(codec, "codec_context_frames", lambda mimi: 0)
     monkeypatch.setattr(codec, "BLOCK_SEC", 1.0)
     assert not torch.equal(encode_recording(mimi, audio), expected)
 
 
 def test_codes_depend_on_nothing_before_the_context(mimi):
-    reach = context_frames(mimi)
+    reach = codec_context_frames(mimi)
     audio = noise((reach + 6) * FRAME_SIZE)
     changed = audio.copy()
     changed[:, : 2 * FRAME_SIZE] = 0
@@ -99,7 +99,7 @@ def test_codes_depend_on_nothing_before_the_context(mimi):
 def test_context_covers_transformer_and_convolutions(mimi):
     # Encoder, in samples: 6 + (2 + 7) + 4 * (2 + 7) + 16 * (2 + 7) + 64 * 2 = 323, 3 frames and 1 to spare.
     # Downsampling reaches 3 steps of half a frame: 2 frames and 1. Transformer: 2 layers * 10 steps: 10.
-    assert context_frames(mimi) == 4 + 3 + 10
+    assert codec_context_frames(mimi) == 4 + 3 + 10
 
 
 def test_rows_are_left_and_right(mimi):

@@ -10,7 +10,7 @@ import sphn
 
 from audio_helpers import noise, write_flac
 from finetune.data.audio import read as long_audio
-from finetune.data.audio.read import read_audio, read_header, read_pieces
+from finetune.data.audio.read import read_audio, read_audio_header, read_pieces
 from finetune.errors import DataError
 
 
@@ -68,7 +68,7 @@ def test_every_format_and_rate_has_exactly_the_length_of_its_samples(tmp_path, s
         assert num_samples > 2 * rate
     elif suffix == ".opus":
         rate = 48000
-        num_samples = read_header(path).num_samples
+        num_samples = read_audio_header(path).num_samples
     assert read(path).shape == (2, round(num_samples * 24000 / rate))
     assert read_audio(path, sample_rate=24000).shape == (2, round(num_samples * 24000 / rate))
 
@@ -77,7 +77,7 @@ def test_every_format_and_rate_has_exactly_the_length_of_its_samples(tmp_path, s
 def test_mono_files_have_one_channel(tmp_path, suffix):
     samples = noise(30000)
     path = write(tmp_path / f"a{suffix}", samples, 24000)
-    assert read_header(path) == long_audio.AudioHeader(channels=1, sample_rate=24000, num_samples=30000)
+    assert read_audio_header(path) == long_audio.AudioHeader(channels=1, sample_rate=24000, num_samples=30000)
     np.testing.assert_allclose(read(path), samples, atol=1e-4)
 
 
@@ -85,7 +85,7 @@ def test_mono_files_have_one_channel(tmp_path, suffix):
 def test_opus_is_read_whole_as_sphn_reads_it(tmp_path, channels):
     path = write(tmp_path / "a.opus", noise(96000, channels), 48000)
     (tmp_path / "b.ogg").write_bytes(path.read_bytes())  # the contents count, not the name
-    assert read_header(path) == long_audio.AudioHeader(channels, 48000, 96000)
+    assert read_audio_header(path) == long_audio.AudioHeader(channels, 48000, 96000)
     whole = sphn.read_opus(str(path))[0]
     for file in (path, tmp_path / "b.ogg"):
         pieces = list(read_pieces(file, sample_rate=48000))
@@ -113,7 +113,7 @@ def test_file_that_is_no_audio_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "a.flac").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.flac: cannot "):
-        read_header(tmp_path / "a.flac")
+        read_audio_header(tmp_path / "a.flac")
 
 
 def test_pipes_and_devices_are_no_recordings(tmp_path):
@@ -121,7 +121,7 @@ def test_pipes_and_devices_are_no_recordings(tmp_path):
     (tmp_path / "b.wav").symlink_to("/dev/zero")
     for name in ("a.wav", "b.wav"):  # to open a pipe would be to wait for ever
         with pytest.raises(DataError, match=rf"{name}: is a pipe or device"):
-            read_header(tmp_path / name)
+            read_audio_header(tmp_path / name)
 
 
 @pytest.mark.parametrize("rate", [0, 1, 2**32 - 1])
@@ -131,7 +131,7 @@ def test_rates_that_no_recording_has_are_refused(tmp_path, capfd, rate):
     content[24:28] = rate.to_bytes(4, "little")
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"a\.wav: has .* samples per second, 1,000 to 768,000 are read"):
-        read_header(path)
+        read_audio_header(path)
     assert capfd.readouterr().err == ""  # sphn panics with a page of text
 
 

@@ -16,7 +16,7 @@ from finetune.commands import run_command
 from finetune.data.audio.read import read_audio
 from finetune.data.recordings.lines import load_manifest
 from finetune.demo.debian_prompts.command import debian_prompts
-from finetune.demo.speech.espeak import Espeak, Voice
+from finetune.demo.speech.espeak import Espeak, EspeakVoice
 from finetune.demo.speech.word_times import SAMPLE_RATE, speak
 
 SOUNDS, TEXTS = "asterisk-core-sounds-en-g722_1_all.deb", "asterisk-core-sounds-en_1_all.deb"
@@ -84,7 +84,7 @@ def packages(tmp_path_factory) -> Path:
     listing = "; Core Asterisk Sounds in English\n\n"
     for name, text in {**SPOKEN, **NOT_SPOKEN, **WRONG}.items():
         spoken = "Goodbye to all of you." if name in WRONG else text.replace(" [-]", "").strip("[]()")
-        speech = speak(espeak, spoken, Voice("en-us", 160, 45))
+        speech = speak(espeak, spoken, EspeakVoice("en-us", 160, 45))
         samples = soxr.resample(speech.samples, SAMPLE_RATE, 16_000)
         sounds[f"usr/share/asterisk/sounds/en_US_f_Voice/{name}.g722"] = encode_g722(samples)
         listing += f"{name}: {text}\n"

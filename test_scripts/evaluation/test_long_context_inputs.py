@@ -15,7 +15,7 @@ from finetune.data.batches.chunks import Chunk
 from finetune.data.batches.dataset import ChunkDataset
 from finetune.data.codes import cache as code_cache
 from finetune.data.codes.cache import CodeCache
-from finetune.data.codes.encode_audio import context_frames, encode_recording
+from finetune.data.codes.encode_audio import codec_context_frames, encode_recording
 from finetune.data.recordings.lines import Recording
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.long_context.streams import StreamOptions, open_streams
@@ -104,7 +104,7 @@ def test_right_channel_of_a_stereo_file_is_the_user_when_asked_for(tmp_path, spe
 
 
 def test_silent_user_has_the_codes_of_digital_silence(tmp_path, speech, open_data):
-    num_frames = context_frames(speech.mimi) + 40
+    num_frames = codec_context_frames(speech.mimi) + 40
     add(tmp_path / "s" / "a.wav", num_frames - 10)
     add(tmp_path / "s" / "b.wav", 20, channels=2)
     silence = encode_recording(speech.mimi, np.zeros((1, (num_frames + 10) * FRAME), np.float32))[0]

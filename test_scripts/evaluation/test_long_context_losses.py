@@ -11,7 +11,7 @@ from moshi.models.lm import LMGen, LMModel
 
 from conftest import make_tiny_lm
 from evaluation_helpers import FakeStream, nearly_equal, open_ttt, random_stream
-from finetune.evaluation.long_context.measure import LossFiles, measure
+from finetune.evaluation.long_context.measure import LossFiles, measure_recordings
 from finetune.evaluation.long_context.stream_losses import delayed_codes, stream_losses
 from finetune.monitoring.trajectories import StreamTrajectories, load_trajectories
 from moshi_ttt.hybrid_model import set_ttt_mode, streaming_states, ttt_layers
@@ -228,7 +228,7 @@ def test_trajectories_are_those_of_the_pass_in_which_the_memory_learns(tmp_path)
     files = LossFiles(tmp_path / "streams", {}, own_text=False)
     files.folder.mkdir()
     settings = {"arms": ("on", "off"), "files": files, "trajectories": tmp_path / "inner"}
-    (recording,) = measure(lm, [stream], chunk_frames=32, **settings).recordings
+    (recording,) = measure_recordings(lm, [stream], chunk_frames=32, **settings).recordings
     (path,) = (tmp_path / "inner").iterdir()
     assert recording.trajectories == path
     found = load_trajectories(path)
@@ -246,9 +246,11 @@ def test_trajectories_asked_for_later_are_measured_then(tmp_path):
     lm = ttt_lm()
     files = LossFiles(tmp_path, {}, own_text=False)
     settings = {"arms": ("on",), "files": files, "chunk_frames": 32}
-    assert measure(lm, [random_stream(lm, 40)], **settings).recordings[0].trajectories is None
+    assert measure_recordings(lm, [random_stream(lm, 40)], **settings).recordings[0].trajectories is None
     for num_reused in (0, 1):
-        measured = measure(lm, [random_stream(lm, 40)], trajectories=tmp_path / "inner", **settings)
+        measured = measure_recordings(
+            lm, [random_stream(lm, 40)], trajectories=tmp_path / "inner", **settings
+        )
         assert measured.num_reused == num_reused
         assert measured.recordings[0].trajectories.is_file()
 

@@ -27,7 +27,7 @@ from finetune.evaluation.spoken.accuracy import (
 )
 from finetune.evaluation.spoken.items import Benchmark, Item, Pair
 from finetune.evaluation.spoken.likelihood import ItemScore
-from finetune.evaluation.spoken.measure import Encoded, collect, take_ids
+from finetune.evaluation.spoken.measure import EncodedPairs, collect, take_ids
 from finetune.evaluation.spoken.options import MOSHI_WEIGHT, semantic_weight
 from finetune.files import read_json_object, write_json
 from run_helpers import checkpoint_content
@@ -198,7 +198,7 @@ def test_items_that_failed_take_their_pairs_out_by_name():
     likelihoods["bA-"] = likelihood([-math.inf, -6.0], [3, 3])
     likelihoods["aB+"] = likelihood([math.nan, -6.0], [3, 3])
     likelihoods["cA+"] = likelihood([-3.0, 0.0], [3, 0])  # nothing to score in a codebook
-    encoded = Encoded("swuggy", pairs, {}, {"zz": "does not exist"})
+    encoded = EncodedPairs("swuggy", pairs, {}, {"zz": "does not exist"})
     measured = collect(encoded, likelihoods, semantic_weight=1)
     assert [each.id + each.voice for each in measured.pairs] == ["aA"] and measured.num_asked == 4
     assert sorted(measured.failures) == ["aB+", "bA-", "cA+", "zz"]

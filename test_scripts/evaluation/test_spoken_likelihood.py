@@ -13,7 +13,7 @@ from finetune.evaluation.long_context.stream_losses import stream_losses
 from finetune.evaluation.spoken import measure
 from finetune.evaluation.spoken.accuracy import item_scores
 from finetune.evaluation.spoken.likelihood import score_items
-from finetune.evaluation.spoken.measure import Encoded
+from finetune.evaluation.spoken.measure import EncodedPairs
 from moshi_ttt.hybrid_model import set_ttt_mode, ttt_layers
 
 LENGTHS = [7, 1, 12, 3, 9]
@@ -137,7 +137,7 @@ def test_the_same_codes_score_exactly_the_same_and_once(monkeypatch):
     )
     for limits in (BATCHED, {"batch_size": 4, "max_frames_per_batch": 40}):
         scored.clear()
-        found = measure.measure(lm, Encoded("swuggy", [], codes, {}), semantic_weight=10, **limits)
+        found = measure.measure_items(lm, EncodedPairs("swuggy", [], codes, {}), semantic_weight=10, **limits)
         assert len(scored) == len(once) and list(found.scores) == list(codes)
         for index, row in enumerate(once):
             assert found.scores[f"a{index}"] == found.scores[f"b{index}"]
@@ -202,8 +202,8 @@ def test_an_item_that_is_not_finite_is_a_failure_and_spoils_no_other():
     codes[2][1, 4] = lm.card - 1
     lm.emb[0].weight.data[lm.card - 1] = math.nan
     by_name = {f"item{index}": row for index, row in enumerate(codes)}
-    encoded = Encoded("swuggy", [], by_name, {"lost": "cannot be read"})
-    found = measure.measure(lm, encoded, semantic_weight=10, **BATCHED)
+    encoded = EncodedPairs("swuggy", [], by_name, {"lost": "cannot be read"})
+    found = measure.measure_items(lm, encoded, semantic_weight=10, **BATCHED)
     assert found.failures == {
         "lost": "cannot be read",
         "item2": "its log-likelihood under the model is not finite",

@@ -46,14 +46,14 @@ def read(path: Path) -> dict:
 
 def interrupt(monkeypatch, task: str) -> None:
     """Ctrl-C when a task is about to be scored."""
-    original = spoken.measure
+    original = spoken.measure_items
 
     def measure(lm, encoded, **settings):
         if encoded.name == task:
             raise KeyboardInterrupt
         return original(lm, encoded, **settings)
 
-    monkeypatch.setattr(spoken, "measure", measure)
+    monkeypatch.setattr(spoken, "measure_items", measure)
 
 
 def results_of(run_dir: Path) -> Path:
@@ -136,7 +136,7 @@ def test_a_default_folder_that_cannot_be_made_is_refused_before_anything_slow(
 
 
 def test_a_folder_that_cannot_be_written_after_all_is_refused_before_the_encoding(command, monkeypatch):
-    monkeypatch.setattr(spoken, "encode", None)
+    monkeypatch.setattr(spoken, "encode_pairs", None)
     status, _, errors = command("swuggy", "--out", "/proc/nowhere/out", out=None)
     assert (status, len(errors)) == (2, 1) and "cannot be written: " in errors[0]
 

@@ -94,7 +94,7 @@ def check_length(path: Path, num_samples: int, header: AudioHeader) -> None:
         )
 
 
-def check_finite(path: Path, samples: np.ndarray) -> None:
+def check_finite_samples(path: Path, samples: np.ndarray) -> None:
     """Raise DataError when a sample is NaN or infinite."""
     if not np.isfinite(samples).all():
         raise DataError(f"{path}: holds NaN or infinite samples; export the audio again.", code="not-finite")

@@ -17,7 +17,7 @@ import sphn
 from finetune.data.audio.checks import (
     AudioHeader,
     check_duration,
-    check_finite,
+    check_finite_samples,
     check_length,
     fit_length,
     open_audio,
@@ -35,7 +35,7 @@ WAV_FORMATS = (1, 3, 0xFFFE)
 SAMPLE_RATES = (1000, 768_000)
 
 
-def read_header(path: Path) -> AudioHeader:
+def read_audio_header(path: Path) -> AudioHeader:
     """Read how many channels and samples a file claims, without decoding it.
 
     Raises:
@@ -67,7 +67,7 @@ def read_pieces(
         DataError: the file is unreadable, truncated or empty, holds NaN or infinite samples, or does not last
             as long as expected; which may become known after some pieces.
     """
-    header = read_header(path)
+    header = read_audio_header(path)
     blocks = _checked(path, _decode(path), header, expected_duration_sec=expected_duration_sec)
     return _resample(path, blocks, header, sample_rate=sample_rate)
 
@@ -81,7 +81,7 @@ def read_audio(path: Path, *, sample_rate: int) -> np.ndarray:
     Raises:
         DataError: it is not stereo, or see `read_pieces`.
     """
-    if read_header(path).channels == 1:
+    if read_audio_header(path).channels == 1:
         raise DataError(
             f"{path}: mono, which trains 9 streams instead of 17; make it a stereo file with Moshi on the "
             "left and the user on the right."
@@ -203,7 +203,7 @@ def _checked(
 ) -> Iterator[np.ndarray]:
     num_samples = 0
     for block in blocks:
-        check_finite(path, block)
+        check_finite_samples(path, block)
         num_samples += block.shape[1]
         yield block
     check_length(path, num_samples, header)

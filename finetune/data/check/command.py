@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from finetune.commands import Parser
-from finetune.data.check.data_set import Item, check_data_set, sorted_findings
+from finetune.data.check.data_set import CheckedLine, check_data_set, sorted_findings
 from finetune.data.check.fast import MONO
 from finetune.data.check.fix import FIXABLE, fix_durations, is_fixable
 from finetune.data.check.full import Settings, Spelling
@@ -57,7 +57,7 @@ def _progress(outcomes: Iterable) -> Iterable:
     return tqdm(outcomes, unit="recording", disable=not sys.stderr.isatty(), leave=False)
 
 
-def _fix(items: Sequence[Item]) -> list[Item]:
+def _fix(items: Sequence[CheckedLine]) -> list[CheckedLine]:
     """Write the durations; what is returned has no findings about those any more."""
     for manifest, backup in fix_durations(items).items():
         count = sum(is_fixable(item) for item in items if item.line.manifest == manifest)
@@ -65,7 +65,7 @@ def _fix(items: Sequence[Item]) -> list[Item]:
     return [_without_fixed(item) if is_fixable(item) else item for item in items]
 
 
-def _without_fixed(item: Item) -> Item:
+def _without_fixed(item: CheckedLine) -> CheckedLine:
     left = [finding for finding in item.checked.findings if finding.code not in FIXABLE]
     return replace(item, checked=replace(item.checked, findings=left))
 

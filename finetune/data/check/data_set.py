@@ -7,17 +7,17 @@ from pathlib import Path
 
 from finetune.data.audio.read import limit_sec, silence_stderr
 from finetune.data.check.findings import SEVERITIES, Finding
-from finetune.data.check.full import Checked, Checker, Settings
+from finetune.data.check.full import CheckedRecording, Checker, Settings
 from finetune.data.recordings.lines import ManifestEntry, ManifestLine, Recording, read_lines
 from finetune.data.recordings.recording import noted_before
-from finetune.data.workers import Outcome, run_tasks
+from finetune.data.workers import TaskOutcome, run_tasks
 from finetune.errors import DataError, one_line
 
-Follow = Callable[[Iterator[Outcome]], Iterable[Outcome]]
+Follow = Callable[[Iterator[TaskOutcome]], Iterable[TaskOutcome]]
 
 
 @dataclass(frozen=True)
-class Item:
+class CheckedLine:
     """A line of the manifest and what is known of its recording.
 
     Attributes:
@@ -29,7 +29,7 @@ class Item:
 
     line: ManifestLine
     recording: Recording | None
-    checked: Checked
+    checked: CheckedRecording
 
     @property
     def where(self) -> str:
@@ -42,7 +42,9 @@ class Item:
         return [replace(finding, line=self.where) for finding in self.checked.findings]
 
 
-def check_data_set(manifest: Path, settings: Settings, *, num_jobs: int, follow: Follow = iter) -> list[Item]:
+def check_data_set(
+    manifest: Path, settings: Settings, *, num_jobs: int, follow: Follow = iter
+) -> list[CheckedLine]:
     """Read every file of a manifest.
 
     Args:
@@ -63,26 +65,28 @@ def check_data_set(manifest: Path, settings: Settings, *, num_jobs: int, follow:
             f'{manifest}: lists no recordings; add lines like {{"path": "a.wav", "duration": 12.5}}.'
         )
     tasks = [(index, item.recording) for index, item in enumerate(items) if item.recording is not None]
-    prepare = partial(prepare_worker, settings)
+    prepare = partial(prepare_check_worker, settings)
     outcomes = run_tasks(prepare, tasks, num_workers=num_jobs, isolated=True, time_limit_sec=_limit_sec)
     for outcome in follow(outcomes):
         index, recording = outcome.task
         checked = outcome.result
         if outcome.failure is not None:
-            checked = Checked([Finding("check-failed", recording.path, outcome.failure)])
+            checked = CheckedRecording([Finding("check-failed", recording.path, outcome.failure)])
         about_line = items[index].checked.findings
         checked = replace(checked, findings=about_line + checked.findings)
         items[index] = replace(items[index], checked=checked)
     return _find_same_audio(items)
 
 
-def sorted_findings(items: Iterable[Item]) -> list[Finding]:
+def sorted_findings(items: Iterable[CheckedLine]) -> list[Finding]:
     """All findings, errors first, then in the manifest's order."""
     findings = [finding for item in items for finding in item.findings]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def prepare_worker(settings: Settings, _number: int) -> Callable[[tuple[int, Recording]], Checked]:
+def prepare_check_worker(
+    settings: Settings, _number: int
+) -> Callable[[tuple[int, Recording]], CheckedRecording]:
     """What a process does with its recordings; called in it.
 
     Raises:
@@ -91,13 +95,13 @@ def prepare_worker(settings: Settings, _number: int) -> Callable[[tuple[int, Rec
     checker = Checker(settings)
     silence_stderr()
 
-    def work(task: tuple[int, Recording]) -> Checked:
+    def work(task: tuple[int, Recording]) -> CheckedRecording:
         recording = task[1]
         try:
             return checker.check(recording)
         except Exception as error:  # whatever a file brings about, the others are to be checked
             reason = one_line(f"{type(error).__name__}: {error}")
-            return Checked([Finding("check-failed", recording.path, reason)])
+            return CheckedRecording([Finding("check-failed", recording.path, reason)])
 
     return work
 
@@ -106,7 +110,7 @@ def _limit_sec(task: tuple[int, Recording]) -> float:
     return limit_sec(task[1].path)
 
 
-def _read(manifest: Path) -> Iterator[Item]:
+def _read(manifest: Path) -> Iterator[CheckedLine]:
     """The lines with what is wrong with them as lines."""
     first_seen: dict[str, str] = {}
     timings: dict[str, Path] = {}
@@ -117,20 +121,20 @@ def _read(manifest: Path) -> Iterator[Item]:
             path = line.manifest if line.entry is None else line.entry.path
             findings.append(Finding(code, path, line.fault))
         if line.entry is None:
-            yield Item(line, None, Checked(findings))
+            yield CheckedLine(line, None, CheckedRecording(findings))
             continue
         recording = _recording(line.entry)
         first = noted_before(first_seen, recording.path, _where(line))
         if first is not None:
             reason = f"is already listed ({first})"
             findings.append(Finding("listed-twice", recording.path, reason))
-            yield Item(line, None, Checked(findings))
+            yield CheckedLine(line, None, CheckedRecording(findings))
             continue
         other = noted_before(timings, recording.alignment_path, recording.path)
         if other is not None:
             reason = f"has its word timings in the same file as {other}"
             findings.append(Finding("shared-timings", recording.path, reason))
-        yield Item(line, recording, Checked(findings))
+        yield CheckedLine(line, recording, CheckedRecording(findings))
 
 
 def _recording(entry: ManifestEntry) -> Recording:
@@ -140,7 +144,7 @@ def _recording(entry: ManifestEntry) -> Recording:
     return Recording(path, duration_sec, alignment_path)
 
 
-def _find_same_audio(items: list[Item]) -> list[Item]:
+def _find_same_audio(items: list[CheckedLine]) -> list[CheckedLine]:
     first_seen: dict[str, Path] = {}
     compared = []
     for item in items:

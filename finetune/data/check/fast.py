@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from finetune.data.audio.checks import AudioHeader, check_duration
-from finetune.data.audio.read import audio_kind, read_header
+from finetune.data.audio.read import audio_kind, read_audio_header
 from finetune.data.check.findings import Finding, reason_of
 from finetune.data.codes.mono import MonoPolicy, mono_error
 from finetune.data.recordings.lines import Recording
@@ -61,7 +61,7 @@ def _check_header(recording: Recording, *, mono: MonoPolicy) -> tuple[list[Findi
     path = recording.path
     try:
         is_exact = audio_kind(path) != "other"
-        header = read_header(path)
+        header = read_audio_header(path)
     except DataError as error:
         return [Finding(error.code or "unreadable", path, reason_of(path, error))], None
     findings = check_channels(path, header, mono=mono)

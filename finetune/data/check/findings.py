@@ -10,7 +10,7 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
-class Kind(NamedTuple):
+class FindingKind(NamedTuple):
     """A kind of fault."""
 
     severity: Severity
@@ -18,35 +18,35 @@ class Kind(NamedTuple):
 
 
 # An error is what training refuses or would learn nonsense from; a warning is what it uses in part.
-KINDS: dict[str, Kind] = {
-    "manifest-line": Kind("error", 'write the line as {"path": "a.wav", "duration": 12.5}'),
-    "manifest-duration": Kind("error", "let --fix write the duration"),
-    "listed-twice": Kind("error", "remove one of the lines"),
-    "shared-timings": Kind("error", "give each recording a name of its own"),
-    "missing": Kind("error", "correct the path or remove the line"),
-    "not-a-file": Kind("error", "put the audio into a file"),
-    "unreadable": Kind("error", "copy or export it again; wav and flac are fine"),
-    "truncated": Kind("error", "copy or export it again"),
-    "empty": Kind("error", "remove the line or export it again"),
-    "check-failed": Kind("error", "take the file for damaged: export it again or remove the line"),
-    "mono": Kind("error", "make it stereo, Moshi left and the user right, or choose --mono"),
-    "channels": Kind("error", "make it stereo, Moshi left and the user right"),
-    "sample-rate": Kind("error", "export it again, best with 24,000 samples per second"),
-    "duration": Kind("error", "let --fix write the duration, or correct the file"),
-    "not-finite": Kind("error", "export it again"),
-    "swapped-channels": Kind("error", "swap the channels, or the speakers of the word timings"),
-    "no-timings": Kind("error", "annotate it (python annotate.py)"),
-    "malformed-timings": Kind("error", "correct it, or annotate again with --overwrite"),
-    "word-outside": Kind("error", "see that the word timings are of this recording; annotate again"),
-    "silent-channel": Kind("warning", "see that this voice was recorded"),
-    "clipping": Kind("warning", "record or export it with a lower level"),
-    "word-overlap": Kind("warning", "annotate again; the later word cuts the earlier one off"),
-    "empty-word": Kind("warning", "remove the entries; they say nothing"),
-    "word-length": Kind("warning", "correct the times; training leaves these words out"),
-    "unknown-speaker": Kind("warning", "use SPEAKER_MAIN (left) and SPEAKER_USER (right)"),
-    "unknown-text": Kind("warning", "write it with characters that the tokenizer has"),
-    "same-audio": Kind("warning", "remove one, unless it is meant to count twice"),
-    "resampled": Kind("note", "nothing to do; it is resampled to 24,000"),
+KINDS: dict[str, FindingKind] = {
+    "manifest-line": FindingKind("error", 'write the line as {"path": "a.wav", "duration": 12.5}'),
+    "manifest-duration": FindingKind("error", "let --fix write the duration"),
+    "listed-twice": FindingKind("error", "remove one of the lines"),
+    "shared-timings": FindingKind("error", "give each recording a name of its own"),
+    "missing": FindingKind("error", "correct the path or remove the line"),
+    "not-a-file": FindingKind("error", "put the audio into a file"),
+    "unreadable": FindingKind("error", "copy or export it again; wav and flac are fine"),
+    "truncated": FindingKind("error", "copy or export it again"),
+    "empty": FindingKind("error", "remove the line or export it again"),
+    "check-failed": FindingKind("error", "take the file for damaged: export it again or remove the line"),
+    "mono": FindingKind("error", "make it stereo, Moshi left and the user right, or choose --mono"),
+    "channels": FindingKind("error", "make it stereo, Moshi left and the user right"),
+    "sample-rate": FindingKind("error", "export it again, best with 24,000 samples per second"),
+    "duration": FindingKind("error", "let --fix write the duration, or correct the file"),
+    "not-finite": FindingKind("error", "export it again"),
+    "swapped-channels": FindingKind("error", "swap the channels, or the speakers of the word timings"),
+    "no-timings": FindingKind("error", "annotate it (python annotate.py)"),
+    "malformed-timings": FindingKind("error", "correct it, or annotate again with --overwrite"),
+    "word-outside": FindingKind("error", "see that the word timings are of this recording; annotate again"),
+    "silent-channel": FindingKind("warning", "see that this voice was recorded"),
+    "clipping": FindingKind("warning", "record or export it with a lower level"),
+    "word-overlap": FindingKind("warning", "annotate again; the later word cuts the earlier one off"),
+    "empty-word": FindingKind("warning", "remove the entries; they say nothing"),
+    "word-length": FindingKind("warning", "correct the times; training leaves these words out"),
+    "unknown-speaker": FindingKind("warning", "use SPEAKER_MAIN (left) and SPEAKER_USER (right)"),
+    "unknown-text": FindingKind("warning", "write it with characters that the tokenizer has"),
+    "same-audio": FindingKind("warning", "remove one, unless it is meant to count twice"),
+    "resampled": FindingKind("note", "nothing to do; it is resampled to 24,000"),
 }
 
 

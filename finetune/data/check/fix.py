@@ -5,14 +5,14 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from finetune.data.check.data_set import Item
+from finetune.data.check.data_set import CheckedLine
 from finetune.errors import DataError
 from moshi_ttt.files.atomic_file import replacing
 
 FIXABLE = frozenset({"duration", "manifest-duration"})
 
 
-def fix_durations(items: Iterable[Item]) -> dict[Path, Path]:
+def fix_durations(items: Iterable[CheckedLine]) -> dict[Path, Path]:
     """Correct the lines whose duration is missing, malformed or not that of the file.
 
     Args:
@@ -26,20 +26,20 @@ def fix_durations(items: Iterable[Item]) -> dict[Path, Path]:
         DataError: a manifest was changed since it was read.
         OSError: a file cannot be written; the manifest is intact.
     """
-    by_manifest: dict[Path, list[Item]] = {}
+    by_manifest: dict[Path, list[CheckedLine]] = {}
     for item in items:
         if is_fixable(item):
             by_manifest.setdefault(item.line.manifest, []).append(item)
     return {manifest: _rewrite(manifest, wrong) for manifest, wrong in by_manifest.items()}
 
 
-def is_fixable(item: Item) -> bool:
+def is_fixable(item: CheckedLine) -> bool:
     """Whether a line's duration is wrong and the right one is known."""
     codes = {finding.code for finding in item.checked.findings}
     return item.checked.duration_sec is not None and bool(FIXABLE & codes)
 
 
-def _rewrite(manifest: Path, items: Iterable[Item]) -> Path:
+def _rewrite(manifest: Path, items: Iterable[CheckedLine]) -> Path:
     lines = manifest.read_bytes().split(b"\n")
     for item in items:
         old = lines[item.line.number - 1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from finetune.data.audio.read import read_header, read_pieces
+from finetune.data.audio.read import read_audio_header, read_pieces
 from finetune.data.check.fast import check_channels, check_fast, compare_duration
 from finetune.data.check.findings import Finding, reason_of
 from finetune.data.check.levels import LevelMeter, Levels
@@ -36,7 +36,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedRecording:
     """What is known of a recording after its check.
 
     Attributes:
@@ -86,7 +86,7 @@ class Checker:
         self._settings = settings
         self._tokenizer = None if settings.tokenizer is None else Spelling(settings.tokenizer)
 
-    def check(self, recording: Recording) -> Checked:
+    def check(self, recording: Recording) -> CheckedRecording:
         """Read a recording from its first to its last byte, in bounded memory for wav and flac files.
 
         Args:
@@ -98,13 +98,13 @@ class Checker:
         fast = check_fast(recording, mono=self._settings.mono)
         found = {finding.code: finding for finding in fast}
         if _HOPELESS & found.keys():
-            return Checked(fast)
+            return CheckedRecording(fast)
         levels, duration_sec, audio = self._check_audio(recording)
         words, timings = self._check_timings(recording, found, duration_sec)
         swapped = [] if levels is None else check_swapped(recording.path, levels, words)
         # What the header and the samples show alike is said once, as the samples have it.
         found |= {finding.code: finding for finding in (*audio, *swapped, *timings)}
-        return Checked(
+        return CheckedRecording(
             list(found.values()),
             duration_sec,
             hash_file(recording.path),
@@ -115,7 +115,7 @@ class Checker:
     def _check_audio(self, recording: Recording) -> tuple[Levels | None, float | None, list[Finding]]:
         path = recording.path
         try:
-            header = read_header(path)
+            header = read_audio_header(path)
             meter = LevelMeter(header.channels, header.sample_rate)
             for piece in read_pieces(path, sample_rate=header.sample_rate):
                 meter.add(piece)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from finetune.data.audio.find import printable
-from finetune.data.check.data_set import Item
+from finetune.data.check.data_set import CheckedLine
 from finetune.data.check.findings import Finding
 from finetune.data.check.report import short_name, summary
 from moshi_ttt.files.atomic_file import replacing
@@ -23,7 +23,7 @@ _STYLE = (
 )
 
 
-def write_overview(path: Path, items: Sequence[Item], findings: Sequence[Finding]) -> None:
+def write_overview(path: Path, items: Sequence[CheckedLine], findings: Sequence[Finding]) -> None:
     """Write a picture (`.png`) or a page that holds everything it shows (`.html`), whole or not at all.
 
     Raises:
@@ -35,7 +35,7 @@ def write_overview(path: Path, items: Sequence[Item], findings: Sequence[Finding
         partial.write_bytes(content)
 
 
-def _draw(items: Sequence[Item]) -> bytes:
+def _draw(items: Sequence[CheckedLine]) -> bytes:
     checked = [item.checked for item in items if item.checked.duration_sec is not None]
     minutes = [c.duration_sec / 60 for c in checked if c.duration_sec is not None]
     figure = Figure(figsize=(12, 3.5), layout="constrained")
@@ -57,7 +57,7 @@ def _histogram(axes: Axes, values: list[list[float]], labels: Sequence[str], xla
         axes.legend()
 
 
-def _page(picture: bytes, items: Sequence[Item], findings: Sequence[Finding]) -> str:
+def _page(picture: bytes, items: Sequence[CheckedLine], findings: Sequence[Finding]) -> str:
     image = base64.b64encode(picture).decode("ascii")
     rows = [_row(finding) for finding in findings]
     return "\n".join(

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.audio.find import printable
-from finetune.data.check.data_set import Item
+from finetune.data.check.data_set import CheckedLine
 from finetune.data.check.findings import SEVERITIES, Finding
 from finetune.data.recordings.lines import Recording
 from moshi_ttt.files.atomic_file import replacing
 
 
-def text_report(items: Sequence[Item], findings: Sequence[Finding], *, left_out: Sequence[str]) -> str:
+def text_report(items: Sequence[CheckedLine], findings: Sequence[Finding], *, left_out: Sequence[str]) -> str:
     """A table per severity and a summary in the last line.
 
     Args:
@@ -32,7 +32,7 @@ def text_report(items: Sequence[Item], findings: Sequence[Finding], *, left_out:
     return "\n".join([*lines, summary(items, findings)])
 
 
-def summary(items: Sequence[Item], findings: Sequence[Finding]) -> str:
+def summary(items: Sequence[CheckedLine], findings: Sequence[Finding]) -> str:
     """How much was checked and found, in one line."""
     seconds = sum(item.checked.duration_sec or 0.0 for item in items)
     counts = Counter(finding.severity for finding in findings)
@@ -40,7 +40,7 @@ def summary(items: Sequence[Item], findings: Sequence[Finding]) -> str:
     return f"{_plural(len(items), 'line')}, {seconds / 3600:.2f} h of audio: {found}"
 
 
-def write_json_report(path: Path, items: Sequence[Item], findings: Sequence[Finding]) -> None:
+def write_json_report(path: Path, items: Sequence[CheckedLine], findings: Sequence[Finding]) -> None:
     """Write findings and what is known of each recording, whole or not at all.
 
     Raises:
@@ -97,7 +97,7 @@ def _finding_record(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _recording_record(item: Item, recording: Recording) -> dict[str, Any]:
+def _recording_record(item: CheckedLine, recording: Recording) -> dict[str, Any]:
     checked = item.checked
     return {
         "file": str(recording.path),

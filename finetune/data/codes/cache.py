@@ -13,7 +13,7 @@ from moshi.models.loaders import CheckpointInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.data.audio.read import read_header, read_pieces
+from finetune.data.audio.read import read_audio_header, read_pieces
 from finetune.data.codes.code_file import (
     FORMAT_VERSION,
     CacheError,
@@ -194,7 +194,7 @@ class CodeCache:
         if path.is_file():
             return False
         self._make_folder(path.parent)
-        if read_header(recording.path).channels == 1 and not allow_mono:
+        if read_audio_header(recording.path).channels == 1 and not allow_mono:
             raise mono_error(recording.path)
         if self._reuse(recording, path, key):
             return False

@@ -45,7 +45,7 @@ def encode_recording(mimi: MimiModel, audio: np.ndarray | Tensor | Iterable[np.n
     parameter = next(mimi.parameters())
     frame_size = mimi.frame_size
     block_samples = max(1, round(BLOCK_SEC * mimi.frame_rate)) * frame_size
-    reach = context_frames(mimi)
+    reach = codec_context_frames(mimi)
     if isinstance(audio, np.ndarray | Tensor):
         audio = _checked(audio).split(block_samples, dim=1)
 
@@ -65,7 +65,7 @@ def encode_silence(mimi: MimiModel, num_frames: int) -> Tensor:
 
     They change at first, while the codec's reach fills with silence, and then no more.
     """
-    reach = context_frames(mimi)
+    reach = codec_context_frames(mimi)
     encoded = num_frames if reach is None else min(num_frames, reach + 1)
     codes = encode_recording(mimi, np.zeros((1, encoded * mimi.frame_size), np.float32))[0]
     return torch.cat([codes, codes[:, -1:].expand(-1, num_frames - encoded)], dim=1)
@@ -96,7 +96,7 @@ def _checked(audio: np.ndarray | Tensor) -> Tensor:
     return audio
 
 
-def context_frames(mimi: MimiModel) -> int | None:
+def codec_context_frames(mimi: MimiModel) -> int | None:
     """How many frames before a frame its codes depend on, generously; None when all of them."""
     encoder_steps_per_frame = mimi.encoder_frame_rate / mimi.frame_rate
     frames = math.ceil(_conv_reach(mimi.encoder) / mimi.frame_size) + 1

@@ -17,7 +17,7 @@ SKIPPED_FILE = "data_skipped.json"
 MAX_WARNINGS = 20
 
 
-class Checked(NamedTuple):
+class CheckedSource(NamedTuple):
     """What a look at recordings found."""
 
     usable: list[Recording]
@@ -31,7 +31,7 @@ class SkipList:
         """Start empty."""
         self.faults: list[Fault] = []
 
-    def leave_out(self, found: Checked, *, key: str) -> list[Recording]:
+    def leave_out(self, found: CheckedSource, *, key: str) -> list[Recording]:
         """Note what every process found, and warn; every process must call it.
 
         Args:

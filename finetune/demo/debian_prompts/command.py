@@ -37,7 +37,7 @@ _GAPS_SEC = (0.2, 1.0)
 _MAX_MINUTES = 30.0
 
 
-class Spoken(NamedTuple):
+class AlignedPrompt(NamedTuple):
     """A prompt that was accepted."""
 
     text: str
@@ -75,19 +75,19 @@ def debian_prompts(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def align_all(packages: Packages, aligner: Aligner) -> tuple[list[Spoken], list[tuple[str, str]]]:
+def align_all(packages: Packages, aligner: Aligner) -> tuple[list[AlignedPrompt], list[tuple[str, str]]]:
     """Align every prompt; returns those accepted, and name and reason of the others."""
     accepted, rejected = [], []
     for prompt in packages.prompts:
         try:
-            accepted.append(Spoken(prompt.text, align_prompt(prompt, aligner)))
+            accepted.append(AlignedPrompt(prompt.text, align_prompt(prompt, aligner)))
         except DataError as error:
             rejected.append((prompt.name, str(error)))
     return accepted, rejected
 
 
 def write_dialogues(
-    data_dir: Path, accepted: Sequence[Spoken], options: argparse.Namespace
+    data_dir: Path, accepted: Sequence[AlignedPrompt], options: argparse.Namespace
 ) -> dict[str, float]:
     """Write recordings, word timings and the manifests `train.jsonl` and `eval.jsonl`.
 
@@ -124,14 +124,14 @@ def write_dialogues(
     return seconds
 
 
-def _draw_without_end(deck: Sequence[Spoken], rng: random.Random) -> Iterator[Spoken]:
+def _draw_without_end(deck: Sequence[AlignedPrompt], rng: random.Random) -> Iterator[AlignedPrompt]:
     """All prompts in random order, and again in another."""
     while True:
         yield from rng.sample(deck, len(deck))
 
 
 def _join(
-    draws: Iterator[Spoken], rng: random.Random, *, duration_sec: float
+    draws: Iterator[AlignedPrompt], rng: random.Random, *, duration_sec: float
 ) -> tuple[list[Turn], list[Speech]]:
     """The user and Moshi in turns, until the dialogue is long enough."""
     turns: list[Turn] = []

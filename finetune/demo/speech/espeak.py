@@ -37,7 +37,7 @@ _Callback = ctypes.CFUNCTYPE(
 
 
 @dataclass(frozen=True)
-class Voice:
+class EspeakVoice:
     """A way to speak.
 
     Attributes:
@@ -107,7 +107,7 @@ class Espeak:
         self._callback = _Callback(self._receive)  # the library keeps a pointer: it must stay alive
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def say(self, text: str, voice: Voice) -> tuple[np.ndarray, list[WordEvent]]:
+    def say(self, text: str, voice: EspeakVoice) -> tuple[np.ndarray, list[WordEvent]]:
         """Speak a text.
 
         Args:

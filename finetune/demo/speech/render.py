@@ -20,11 +20,11 @@ import numpy as np
 
 from finetune.data.words import Word
 from finetune.demo.speech.dialogues import MAIN, USER, Turn
-from finetune.demo.speech.espeak import Espeak, Voice
+from finetune.demo.speech.espeak import Espeak, EspeakVoice
 from finetune.demo.speech.word_times import SAMPLE_RATE, Speech, speak
 from finetune.errors import UserError
 
-_MAIN_VOICE = Voice("en-us", words_per_minute=170, pitch=42)
+_MAIN_VOICE = EspeakVoice("en-us", words_per_minute=170, pitch=42)
 # Without breath (as the variants f2 and f3 have it): its noise differs from process to process.
 _USER_VOICES = ("en-gb-x-rp+f1", "en-gb-scotland+m3", "en-gb-x-rp+f4", "en-gb-x-gbclan", "en-us+f4")
 _CHANNELS = (MAIN, USER)  # left, right
@@ -44,14 +44,16 @@ class Job:
     """
 
     turns: Sequence[Turn]
-    user_voice: Voice
+    user_voice: EspeakVoice
     wav_path: Path
 
 
-def draw_user_voice(seed: str) -> Voice:
+def draw_user_voice(seed: str) -> EspeakVoice:
     """Pick a voice for the user; the same seed gives the same voice."""
     rng = random.Random(seed)
-    return Voice(rng.choice(_USER_VOICES), words_per_minute=rng.randint(160, 190), pitch=rng.randint(45, 70))
+    return EspeakVoice(
+        rng.choice(_USER_VOICES), words_per_minute=rng.randint(160, 190), pitch=rng.randint(45, 70)
+    )
 
 
 def render_all(jobs: Sequence[Job]) -> list[float]:
@@ -148,7 +150,7 @@ def _render_in_new_process(jobs: Sequence[Job]) -> list[float]:
 
 def _read_job(data: dict[str, Any]) -> Job:
     turns = [Turn(**turn) for turn in data["turns"]]
-    return Job(turns, Voice(**data["user_voice"]), Path(data["wav_path"]))
+    return Job(turns, EspeakVoice(**data["user_voice"]), Path(data["wav_path"]))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 import soxr
 
 from finetune.data.words import Word
-from finetune.demo.speech.espeak import Espeak, Voice, WordEvent
+from finetune.demo.speech.espeak import Espeak, EspeakVoice, WordEvent
 
 SAMPLE_RATE = 24_000
 
@@ -23,7 +23,7 @@ class Speech:
     words: list[Word]
 
 
-def speak(espeak: Espeak, text: str, voice: Voice) -> Speech:
+def speak(espeak: Espeak, text: str, voice: EspeakVoice) -> Speech:
     """Speak a text and align it: one word per whitespace-separated part of `text`."""
     samples, events = espeak.say(text, voice)
     words = align_words(text, events, samples, sample_rate=espeak.sample_rate)

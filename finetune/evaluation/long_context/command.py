@@ -11,7 +11,7 @@ from finetune.base_model.conditions import condition_names
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.identity import home_of, model_identity, weights_key
 from finetune.evaluation.long_context.arms import choose_arms, override_windows
-from finetune.evaluation.long_context.measure import LossFiles, Measured, measure
+from finetune.evaluation.long_context.measure import LossFiles, MeasuredRecordings, measure_recordings
 from finetune.evaluation.long_context.options import add_options, check, score_settings, stream_options
 from finetune.evaluation.long_context.plot import plot_losses
 from finetune.evaluation.long_context.results import ScoreSettings, losses_by_arm, score, write_positions
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     _make_folder(folder, settings)
     say(f"results: {folder}")
     files = LossFiles(folder / STREAMS_DIR, weights_key(model), own_text=options.text == "own")
-    measured = measure(
+    measured = measure_recordings(
         speech.lm,
         opened.streams,
         arms=arms,
@@ -175,7 +175,7 @@ def _report(
     model: Mapping[str, Any],
     arms: Sequence[str],
     opened: OpenedStreams,
-    measured: Measured,
+    measured: MeasuredRecordings,
 ) -> None:
     settings = score_settings(options)
     losses = losses_by_arm(measured.recordings, arms)
@@ -201,7 +201,7 @@ def _report(
         _report_trajectories(folder / TRAJECTORIES_DIR, measured)
 
 
-def _report_trajectories(folder: Path, measured: Measured) -> None:
+def _report_trajectories(folder: Path, measured: MeasuredRecordings) -> None:
     """Summaries of the inner losses by recording, and a plot per layer of their means."""
     found = {
         recording.name: load_trajectories(recording.trajectories).losses
@@ -223,7 +223,7 @@ def _report_trajectories(folder: Path, measured: Measured) -> None:
     say(f"plots: {', '.join(map(str, plots))}")
 
 
-def _data_entry(options: argparse.Namespace, measured: Measured, folder: Path) -> dict[str, Any]:
+def _data_entry(options: argparse.Namespace, measured: MeasuredRecordings, folder: Path) -> dict[str, Any]:
     recordings = [
         {
             "name": recording.name,
@@ -248,7 +248,7 @@ def _data_path(options: argparse.Namespace) -> str:
     return os.path.abspath(Path(options.data).expanduser())
 
 
-def _say_results(results: Mapping[str, Any], measured: Measured) -> None:
+def _say_results(results: Mapping[str, Any], measured: MeasuredRecordings) -> None:
     if measured.num_reused:
         say(f"{measured.num_reused} measurements were there already")
     for line in score_tables(results):

@@ -88,7 +88,7 @@ class LossFiles:
 
 
 @dataclass
-class Recording:
+class MeasuredRecording:
     """A measured recording.
 
     Attributes:
@@ -107,7 +107,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRecordings:
     """What has been measured.
 
     Attributes:
@@ -116,12 +116,12 @@ class Measured:
         num_reused: recordings and arms that had been measured before.
     """
 
-    recordings: list[Recording]
+    recordings: list[MeasuredRecording]
     failures: dict[str, str]
     num_reused: int
 
 
-def measure(
+def measure_recordings(
     lm: LMModel,
     streams: Sequence[CodeStream],
     *,
@@ -130,7 +130,7 @@ def measure(
     chunk_frames: int,
     conditions: TextConditions | None = None,
     trajectories: Path | None = None,
-) -> Measured:
+) -> MeasuredRecordings:
     """Losses of all recordings in all arms, of which those in `files` are not computed again.
 
     Args:
@@ -160,7 +160,7 @@ def measure(
                 recordings.append(recording)
             else:
                 failures[stream.name] = reason
-    return Measured(recordings, failures, measurement.num_reused)
+    return MeasuredRecordings(recordings, failures, measurement.num_reused)
 
 
 @dataclass
@@ -176,9 +176,9 @@ class _Measurement:
     bar: tqdm
     num_reused: int = 0
 
-    def of_recording(self, stream: CodeStream) -> Recording:
+    def of_recording(self, stream: CodeStream) -> MeasuredRecording:
         """A recording in all arms, each from its file or kept as one."""
-        recording = Recording(stream.name, stream.num_frames, codes_digest(stream))
+        recording = MeasuredRecording(stream.name, stream.num_frames, codes_digest(stream))
         identity = {
             "name": recording.name,
             "num_frames": recording.num_frames,
@@ -252,7 +252,7 @@ def _is_readable(trajectories: Path) -> bool:
     return True
 
 
-def _failure_of(recording: Recording) -> str | None:
+def _failure_of(recording: MeasuredRecording) -> str | None:
     for arm, losses in recording.losses.items():
         frame = losses.first_failure()
         if frame is not None:

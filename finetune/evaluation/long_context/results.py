@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.evaluation.long_context.measure import Recording
+from finetune.evaluation.long_context.measure import MeasuredRecording
 from finetune.evaluation.long_context.statistics import (
     ONE_RECORDING,
     Bootstrap,
@@ -66,7 +66,7 @@ class ScoreSettings:
         return Bootstrap(self.num_resamples, seed=self.seed)
 
 
-def losses_by_arm(recordings: Sequence[Recording], arms: Sequence[str]) -> Losses:
+def losses_by_arm(recordings: Sequence[MeasuredRecording], arms: Sequence[str]) -> Losses:
     """The losses of all recordings, by arm and metric."""
     by_arm: dict[str, dict[str, list[np.ndarray]]] = {}
     for arm in arms:

@@ -74,7 +74,7 @@ class StreamOptions:
 
 
 @dataclass(frozen=True)
-class Part:
+class StreamPart:
     """A recording's place in a stream.
 
     Attributes:
@@ -102,7 +102,7 @@ class Stream:
     def __init__(
         self,
         name: str,
-        parts: Sequence[Part],
+        parts: Sequence[StreamPart],
         *,
         options: StreamOptions,
         speech: SpeechModel,
@@ -115,7 +115,7 @@ class Stream:
         self._options = options
         self._speech = speech
         self._store = store
-        self._last_text: tuple[Part, Tensor] | None = None
+        self._last_text: tuple[StreamPart, Tensor] | None = None
 
     def frames(self, start: int, stop: int) -> Tensor:
         """Some frames, int64 on the CPU, `[1 + n_q, stop - start]`.
@@ -150,7 +150,7 @@ class Stream:
             codes[user] = self._store.silence(start, stop)
         return codes
 
-    def _text(self, part: Part) -> Tensor:
+    def _text(self, part: StreamPart) -> Tensor:
         """The text tokens of a recording as training interleaves them."""
         if self._last_text is None or self._last_text[0] != part:
             lm, mimi = self._speech.lm, self._speech.mimi
@@ -261,7 +261,7 @@ class _Opening:
                 if name in self.failures:
                     del plans[name]
 
-    def line_up(self, plans: dict[str, Plan]) -> dict[str, list[Part]]:
+    def line_up(self, plans: dict[str, Plan]) -> dict[str, list[StreamPart]]:
         """Each stream's parts."""
         streams = {}
         for name, plan in plans.items():
@@ -272,7 +272,7 @@ class _Opening:
                     if self.options.max_frames is not None:
                         num_frames = min(num_frames, self.options.max_frames - start)
                     if num_frames:
-                        parts.append(Part(source, header, start, num_frames))
+                        parts.append(StreamPart(source, header, start, num_frames))
                     start += num_frames
                 streams[name] = parts
         return streams

@@ -54,7 +54,7 @@ class Accuracy(NamedTuple):
     num_pairs: int
 
 
-class Outcome(NamedTuple):
+class PairOutcome(NamedTuple):
     """What the pairs of an id are worth, the mean over so many voices."""
 
     value: float
@@ -91,7 +91,7 @@ def pair_outcome(correct: float, incorrect: float) -> float:
     return 0.5 if correct == incorrect else float(correct > incorrect)
 
 
-def outcomes(pairs: Iterable[Pair], scores: Scores, kind: str) -> dict[str, Outcome]:
+def outcomes(pairs: Iterable[Pair], scores: Scores, kind: str) -> dict[str, PairOutcome]:
     """The outcome of each id under one kind of score, the mean over its voices.
 
     Args:
@@ -103,7 +103,7 @@ def outcomes(pairs: Iterable[Pair], scores: Scores, kind: str) -> dict[str, Outc
     for pair in pairs:
         values = (scores[item.name][kind] for item in (pair.correct, pair.incorrect))
         by_id.setdefault(pair.id, []).append(pair_outcome(*values))
-    return {id_: Outcome(sum(values) / len(values), len(values)) for id_, values in by_id.items()}
+    return {id_: PairOutcome(sum(values) / len(values), len(values)) for id_, values in by_id.items()}
 
 
 def accuracies(
@@ -136,14 +136,14 @@ def paired_differences(
     for kind in _kinds(pairs, ours):
         first, second = outcomes(pairs, ours, kind), outcomes(pairs, others, kind)
         paired = {
-            id_: Outcome(outcome.value - second[id_].value, outcome.num_pairs)
+            id_: PairOutcome(outcome.value - second[id_].value, outcome.num_pairs)
             for id_, outcome in first.items()
         }
         differences[kind] = mean_outcome(paired, bootstrap)
     return differences
 
 
-def mean_outcome(found: Mapping[str, Outcome], bootstrap: RatioBootstrap | None = None) -> Accuracy:
+def mean_outcome(found: Mapping[str, PairOutcome], bootstrap: RatioBootstrap | None = None) -> Accuracy:
     """The mean over ids, each of the same weight; without a bootstrap there is no interval."""
     if not found:
         return Accuracy(None, None, 0, 0)

@@ -18,7 +18,14 @@ from finetune.evaluation.out_folder import check_default, check_out
 from finetune.evaluation.spoken.accuracy import HEADLINE
 from finetune.evaluation.spoken.encoding import encode_items
 from finetune.evaluation.spoken.items import Benchmark, Item
-from finetune.evaluation.spoken.measure import Encoded, Measured, codes_digest, encode, measure, take_ids
+from finetune.evaluation.spoken.measure import (
+    EncodedPairs,
+    MeasuredItems,
+    encode_pairs,
+    item_codes_digest,
+    measure_items,
+    take_ids,
+)
 from finetune.evaluation.spoken.options import (
     SemanticWeight,
     add_options,
@@ -85,7 +92,7 @@ class _Model(NamedTuple):
         identity: which model it is.
     """
 
-    measured: dict[str, Measured]
+    measured: dict[str, MeasuredItems]
     tasks: dict[str, dict[str, Any]]
     identity: dict[str, Any]
 
@@ -196,7 +203,7 @@ def _measure_model(options: argparse.Namespace, path: str, plan: _Plan, folder: 
     identity = model_identity(speech, fuse_lora=not options.no_fuse_lora) | weight
     prompt = _prompt(options, speech)
     settings = settings_of(options) | weight
-    settings["prompt_codes_sha256"] = None if prompt is None else codes_digest(prompt)
+    settings["prompt_codes_sha256"] = None if prompt is None else item_codes_digest(prompt)
     results = ResultsFile(folder, absent=plan.absent, model=identity, settings=settings)
     model = _Model({}, {}, identity)
     for name, benchmark in plan.benchmarks.items():
@@ -225,9 +232,9 @@ def _measure_task(
     benchmark: Benchmark,
     *,
     prompt: Tensor | None,
-) -> tuple[Encoded, Measured]:
+) -> tuple[EncodedPairs, MeasuredItems]:
     progress = sys.stderr.isatty()
-    encoded = encode(
+    encoded = encode_pairs(
         benchmark,
         speech,
         user=options.user,
@@ -235,7 +242,7 @@ def _measure_task(
         cache_dir=options.cache_dir,
         progress=progress,
     )
-    measured = measure(
+    measured = measure_items(
         speech.lm,
         encoded,
         semantic_weight=plan.weight.value,
@@ -249,7 +256,7 @@ def _measure_task(
 
 
 def _data_entry(
-    options: argparse.Namespace, plan: _Plan, encoded: Encoded, measured: Measured
+    options: argparse.Namespace, plan: _Plan, encoded: EncodedPairs, measured: MeasuredItems
 ) -> dict[str, Any]:
     """What results.json says about the data of a task, and about its file for the challenge."""
     num_ids = plan.num_ids[measured.name]

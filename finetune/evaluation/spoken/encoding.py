@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from finetune.data.audio.checks import AudioHeader
 from finetune.data.audio.find import printable
-from finetune.data.audio.read import read_header
+from finetune.data.audio.read import read_audio_header
 from finetune.data.codes.cache import UnwritableCacheError
 from finetune.data.codes.encode_audio import encode_silence
 from finetune.errors import ConfigError, DataError
@@ -126,7 +126,7 @@ def _streams(own: Tensor, lm: LMModel, silence: Tensor | None, text: TextMode) -
 def _header(path: Path) -> AudioHeader:
     if not path.exists():
         raise DataError(f"{path} does not exist.")
-    header = read_header(path)
+    header = read_audio_header(path)
     if header.num_samples == 0:
         raise DataError(f"{path}: holds no samples; export it again.")
     return header

@@ -22,7 +22,7 @@ from finetune.evaluation.spoken.likelihood import ItemScore, score_items
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPairs:
     """A benchmark whose items have been encoded.
 
     Attributes:
@@ -39,7 +39,7 @@ class Encoded:
 
     def codes_sha256(self) -> dict[str, str]:
         """A digest of the codes of each item, by name."""
-        return {name: codes_digest(codes) for name, codes in self.codes.items()}
+        return {name: item_codes_digest(codes) for name, codes in self.codes.items()}
 
     def distinct(self) -> dict[str, Tensor]:
         """Codes without repetition, each by the first item that has them."""
@@ -67,7 +67,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredItems:
     """The scores of one model.
 
     Attributes:
@@ -107,7 +107,7 @@ def take_ids(benchmark: Benchmark, limit: int | None, *, seed: int) -> Benchmark
     )
 
 
-def codes_digest(codes: Tensor) -> str:
+def item_codes_digest(codes: Tensor) -> str:
     """SHA-256 of codes, `[1 + n_q, T]`."""
     return hashlib.sha256(codes.cpu().contiguous().numpy().astype("<i4").tobytes()).hexdigest()
 
@@ -117,7 +117,7 @@ def items_of(pairs: Sequence[Pair]) -> list[Item]:
     return list({item.name: item for pair in pairs for item in (pair.correct, pair.incorrect)}.values())
 
 
-def encode(
+def encode_pairs(
     benchmark: Benchmark,
     speech: SpokenModel,
     *,
@@ -126,7 +126,7 @@ def encode(
     cache_dir: str | None = None,
     cache_key: str = "--cache-dir",
     progress: bool = False,
-) -> Encoded:
+) -> EncodedPairs:
     """Encode a benchmark's items with a model's codec, see `encode_items`; what cannot be read is a failure.
 
     Raises:
@@ -137,12 +137,14 @@ def encode(
         items, speech, user=user, text=text, cache_dir=cache_dir, cache_key=cache_key, progress=progress
     )
     found = {item.name: row for item, row in zip(items, codes, strict=True) if row is not None}
-    return Encoded(benchmark.name, list(benchmark.pairs), found, dict(benchmark.failures) | dict(failures))
+    return EncodedPairs(
+        benchmark.name, list(benchmark.pairs), found, dict(benchmark.failures) | dict(failures)
+    )
 
 
-def measure(
+def measure_items(
     lm: LMModel,
-    encoded: Encoded,
+    encoded: EncodedPairs,
     *,
     semantic_weight: float,
     batch_size: int,
@@ -150,7 +152,7 @@ def measure(
     prompt: Tensor | None = None,
     conditions: TextConditions | None = None,
     progress: bool = False,
-) -> Measured:
+) -> MeasuredItems:
     """Score every item of a benchmark, those with the same codes once.
 
     Args:
@@ -184,7 +186,9 @@ def measure(
     return collect(encoded, likelihoods, semantic_weight=semantic_weight)
 
 
-def collect(encoded: Encoded, likelihoods: dict[str, ItemScore], *, semantic_weight: float) -> Measured:
+def collect(
+    encoded: EncodedPairs, likelihoods: dict[str, ItemScore], *, semantic_weight: float
+) -> MeasuredItems:
     """Score from likelihoods; an item whose scores are not finite is a failure, and so are its pairs."""
     scores, failures = {}, dict(encoded.failures)
     for name, likelihood in likelihoods.items():
@@ -194,4 +198,4 @@ def collect(encoded: Encoded, likelihoods: dict[str, ItemScore], *, semantic_wei
         else:
             failures[name] = "its log-likelihood under the model is not finite"
     pairs = scored_pairs(encoded.pairs, scores.keys())
-    return Measured(encoded.name, pairs, len(encoded.pairs), likelihoods, scores, failures)
+    return MeasuredItems(encoded.name, pairs, len(encoded.pairs), likelihoods, scores, failures)

@@ -18,7 +18,7 @@ from finetune.evaluation.spoken.accuracy import (
     scored_pairs,
 )
 from finetune.evaluation.spoken.items import Pair
-from finetune.evaluation.spoken.measure import Encoded, Measured
+from finetune.evaluation.spoken.measure import EncodedPairs, MeasuredItems
 from finetune.evaluation.spoken.tasks import TASKS
 from finetune.evaluation.text_table import aligned
 from finetune.files import finite_or_null, hash_json
@@ -26,7 +26,9 @@ from finetune.files import finite_or_null, hash_json
 _SHOWN = (COMBINED, COMBINED_SUM, SEMANTIC, SEMANTIC_SUM)
 
 
-def task_entry(measured: Measured, encoded: Encoded, bootstrap: RatioBootstrap | None) -> dict[str, Any]:
+def task_entry(
+    measured: MeasuredItems, encoded: EncodedPairs, bootstrap: RatioBootstrap | None
+) -> dict[str, Any]:
     """One task of results.json, without its items and pairs; without a bootstrap there are no intervals."""
     measured_ids = {id(pair) for pair in measured.pairs}
     seconds = sum(likelihood.seconds for likelihood in measured.likelihoods.values())
@@ -51,7 +53,7 @@ def task_entry(measured: Measured, encoded: Encoded, bootstrap: RatioBootstrap |
     }
 
 
-def item_entries(measured: Measured, codes_sha256: Mapping[str, str]) -> dict[str, Any]:
+def item_entries(measured: MeasuredItems, codes_sha256: Mapping[str, str]) -> dict[str, Any]:
     """The likelihoods and scores of each item, by name."""
     return {
         name: {
@@ -66,7 +68,7 @@ def item_entries(measured: Measured, codes_sha256: Mapping[str, str]) -> dict[st
     }
 
 
-def pair_entries(measured: Measured) -> list[dict[str, Any]]:
+def pair_entries(measured: MeasuredItems) -> list[dict[str, Any]]:
     """The pairs whose items have scores, and their outcomes under the headline."""
     return [
         {
@@ -112,7 +114,7 @@ def results_json(
 
 
 def comparison_json(
-    measured: tuple[Mapping[str, Measured], Mapping[str, Measured]],
+    measured: tuple[Mapping[str, MeasuredItems], Mapping[str, MeasuredItems]],
     tasks: tuple[Mapping[str, Mapping[str, Any]], Mapping[str, Mapping[str, Any]]],
     *,
     models: Sequence[Mapping[str, Any]],
@@ -167,7 +169,7 @@ def submission_file(task: str, *, split: str) -> str | None:
     return None if place is None else f"{place}/{split}.txt"
 
 
-def submission_lines(measured: Measured) -> list[str]:
+def submission_lines(measured: MeasuredItems) -> list[str]:
     """Lines of names and headline scores, sorted."""
     return [f"{name} {scores[HEADLINE]!r}\n" for name, scores in sorted(measured.scores.items())]
 

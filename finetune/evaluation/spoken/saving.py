@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune.errors import ConfigError
 from finetune.evaluation.out_folder import make_folder, unwritable
-from finetune.evaluation.spoken.measure import Measured
+from finetune.evaluation.spoken.measure import MeasuredItems
 from finetune.evaluation.spoken.results import results_json, submission_file, submission_lines
 from finetune.files import read_json_object, rename_to_backup, write_json
 from finetune.inference.terminal import say
@@ -109,7 +109,7 @@ def save_complete(path: Path, value: Mapping[str, Any]) -> None:
     _write(path, value)
 
 
-def write_submission(folder: Path, measured: Measured, *, split: str) -> None:
+def write_submission(folder: Path, measured: MeasuredItems, *, split: str) -> None:
     """Write the headline scores of a task as the ZeroSpeech Challenge 2021 wants them; nothing for others.
 
     A line is `<filename> <score>`, in `lexical/dev.txt`, `syntactic/dev.txt` and the same for `test`

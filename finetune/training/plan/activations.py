@@ -16,7 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from finetune.args import TrainArgs
-from finetune.training.plan.fake_step import LayerKind, Part, fake_model, layer_kinds, reduced, run_step, walk
+from finetune.training.plan.fake_step import (
+    LayerKind,
+    StepPart,
+    fake_model,
+    layer_kinds,
+    reduced,
+    run_step,
+    walk,
+)
 from finetune.wrapped_model import context_frames
 
 
@@ -29,7 +37,7 @@ class Level(NamedTuple):
 
 
 Curve = list[Level]
-Curves = dict[Part, Curve]
+Curves = dict[StepPart, Curve]
 
 
 class StorageTracker(TorchDispatchMode):
@@ -114,7 +122,7 @@ def step_peak(args: TrainArgs, lm_kwargs: dict[str, Any], model: LMModel) -> Ste
     return StepPeak(round(peak[0]), round(peak[1]))
 
 
-def _representative(part: Part, kinds: Sequence[LayerKind], chosen: Sequence[LayerKind]) -> Part:
+def _representative(part: StepPart, kinds: Sequence[LayerKind], chosen: Sequence[LayerKind]) -> StepPart:
     """The part of the small model that stands for this part of the whole one."""
     if part.name == "layer":
         return replace(part, index=chosen.index(kinds[part.index]))
@@ -125,10 +133,10 @@ def trace_step(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -
     """Run one step on fake tensors and take down the memory of each of its parts."""
     with fake_model(args, lm_kwargs) as model:
         tracker = StorageTracker()
-        starts: list[tuple[Part, int]] = []
+        starts: list[tuple[StepPart, int]] = []
         created: list[tuple[int, int]] = []  # after so many operations, so many bytes of new gradient
 
-        def mark(part: Part) -> None:
+        def mark(part: StepPart) -> None:
             tracker.note("part")
             starts.append((part, len(tracker.history)))
 
@@ -147,7 +155,7 @@ def trace_step(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -
 
 
 def _cut(
-    history: list[tuple[str, int]], starts: list[tuple[Part, int]], created: list[tuple[int, int]]
+    history: list[tuple[str, int]], starts: list[tuple[StepPart, int]], created: list[tuple[int, int]]
 ) -> Curves:
     """Cut the history of a step into the curves of its parts."""
     new_gradients = [0] * (len(history) + 1)

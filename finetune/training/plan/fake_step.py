@@ -40,7 +40,7 @@ class LayerKind(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class StepPart:
     """A part of a step.
 
     `embedding`, the transformer's `layer`s, what is `between` them and the depformer, its
@@ -55,7 +55,7 @@ class Part:
     rerun: bool = False
 
 
-Mark = Callable[[Part], None]
+Mark = Callable[[StepPart], None]
 
 
 def layer_kinds(model: LMModel) -> list[LayerKind]:
@@ -88,18 +88,18 @@ def reduced(
     return args, lm_kwargs | {"num_layers": len(chosen)}, chosen
 
 
-def walk(num_layers: int, num_depformer_layers: int) -> Iterator[Part]:
+def walk(num_layers: int, num_depformer_layers: int) -> Iterator[StepPart]:
     """The parts of a step in the order in which they run."""
-    yield Part("embedding")
-    yield from (Part("layer", index) for index in range(num_layers))
-    yield Part("between")
-    yield from (Part("depformer", index) for index in range(num_depformer_layers))
-    yield Part("loss")
-    yield from (Part("depformer", index, True) for index in reversed(range(num_depformer_layers)))
-    yield Part("between", backward=True)
+    yield StepPart("embedding")
+    yield from (StepPart("layer", index) for index in range(num_layers))
+    yield StepPart("between")
+    yield from (StepPart("depformer", index) for index in range(num_depformer_layers))
+    yield StepPart("loss")
+    yield from (StepPart("depformer", index, True) for index in reversed(range(num_depformer_layers)))
+    yield StepPart("between", backward=True)
     for index in reversed(range(num_layers)):
-        yield from (Part("layer", index, True), Part("layer", index, True, rerun=True))
-    yield Part("embedding", backward=True)
+        yield from (StepPart("layer", index, True), StepPart("layer", index, True, rerun=True))
+    yield StepPart("embedding", backward=True)
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def run_step(model: LMModel, args: TrainArgs, *, num_frames: int, mark: Mark) ->
     conditions = _conditions(model, args.batch_size)
     weights = loss_weights(codes, model, args)
     with _marking(model, mark) as forward_ends:
-        mark(Part("embedding"))
+        mark(StepPart("embedding"))
         try:
             with autocast(args, device):
                 output = model(codes, conditions)
@@ -169,11 +169,15 @@ def _marking(model: LMModel, mark: Mark) -> Iterator[Callable[[], None]]:
     marker = _Marker(mark)
     main, depformer = model.transformer.layers, model.depformer.layers
     handles = [
-        *(handle for index, layer in enumerate(main) for handle in marker.watch(layer, Part("layer", index))),
+        *(
+            handle
+            for index, layer in enumerate(main)
+            for handle in marker.watch(layer, StepPart("layer", index))
+        ),
         *(
             handle
             for index, layer in enumerate(depformer)
-            for handle in marker.watch(layer, Part("depformer", index))
+            for handle in marker.watch(layer, StepPart("depformer", index))
         ),
         *marker.watch_ends(main, "embedding", "between"),
         *marker.watch_ends(depformer, "between", "loss"),
@@ -197,7 +201,7 @@ class _Marker:
         """From now on layers run again for the backward pass only."""
         self.is_forward = False
 
-    def watch(self, layer: nn.Module, part: Part) -> list[RemovableHandle]:
+    def watch(self, layer: nn.Module, part: StepPart) -> list[RemovableHandle]:
         """Mark a layer's two parts."""
 
         def enter(*_: Any) -> None:
@@ -213,11 +217,11 @@ class _Marker:
         """Mark what comes after a stack of layers: `after` in the forward pass, `before` in the backward."""
 
         def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._mark_gradient(inputs[0], Part(before, backward=True))
+            self._mark_gradient(inputs[0], StepPart(before, backward=True))
 
         def leave(*_: Any) -> None:
             if self.is_forward:
-                self.mark(Part(after))
+                self.mark(StepPart(after))
 
         return [layers[0].register_forward_pre_hook(enter), layers[-1].register_forward_hook(leave)]
 
@@ -226,11 +230,11 @@ class _Marker:
 
         def leave(index: int, *_: Any) -> None:
             if not self.is_forward:
-                self.mark(Part("layer", index, backward=True, rerun=True))
+                self.mark(StepPart("layer", index, backward=True, rerun=True))
 
         return [layer.register_forward_hook(partial(leave, index)) for index, layer in layers.items()]
 
-    def _mark_gradient(self, tensor: Tensor, part: Part) -> None:
+    def _mark_gradient(self, tensor: Tensor, part: StepPart) -> None:
         """Mark the part in the backward pass, once the gradient of this tensor is known."""
         if self.is_forward and tensor.requires_grad:
             tensor.register_hook(lambda _: self.mark(part))

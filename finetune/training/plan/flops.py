@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.args import TrainArgs
 from finetune.base_model.locate import find_architecture
-from finetune.training.plan.fake_step import Part, fake_model, layer_kinds, reduced, run_step, walk
+from finetune.training.plan.fake_step import StepPart, fake_model, layer_kinds, reduced, run_step, walk
 from finetune.ttt_integration import attention_windows
 from finetune.wrapped_model import build_meta_model
 from moshi_ttt.hybrid_model import transformer_layers
@@ -129,12 +129,12 @@ def _count(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -> fl
     kinds = [kind._replace(first=False) for kind in layer_kinds(model)]
     small_args, small_kwargs, chosen = reduced(args, lm_kwargs, kinds)
     small_kwargs["depformer_num_layers"] = 1
-    by_part: Counter[Part] = Counter()
+    by_part: Counter[StepPart] = Counter()
     ignored = dict.fromkeys(_ATTENTION, _nothing)
     counter = FlopCounterMode(display=False, custom_mapping=ignored)
-    current, before = Part("embedding"), 0
+    current, before = StepPart("embedding"), 0
 
-    def mark(part: Part) -> None:
+    def mark(part: StepPart) -> None:
         nonlocal current, before
         total = counter.get_total_flops()
         by_part[current] += total - before
@@ -145,7 +145,7 @@ def _count(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -> fl
     small_args = replace(small_args, batch_size=1, gradient_checkpointing=False, ttt=ttt)
     with fake_model(small_args, small_kwargs) as fake, counter:
         run_step(fake, small_args, num_frames=num_frames, mark=mark)
-        mark(Part("embedding"))
+        mark(StepPart("embedding"))
     total = 0
     for part in walk(len(kinds), num_depformer_layers):
         index = chosen.index(kinds[part.index]) if part.name == "layer" else 0
