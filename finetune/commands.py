@@ -20,7 +20,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, prog: str, **settings: Any) -> None:
         started = sys.argv[0]
-        super().__init__(prog=started if started.startswith("moshi-ttt ") else prog, **settings)
+        if started.startswith("moshi-ttt ") and not prog.startswith(started):  # not a subcommand of it
+            prog = started
+        super().__init__(prog=prog, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse with what is wrong."""

@@ -86,6 +86,13 @@ def test_each_word_of_the_command_is_the_command_line_of_the_repository(name, mo
     assert options == expected.partition("\n\n")[2]
 
 
+def test_a_subcommand_goes_by_its_whole_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["moshi-ttt", "memory", "inspect", "--help"])
+    with pytest.raises(SystemExit):
+        console.main()
+    assert capsys.readouterr().out.startswith("usage: moshi-ttt memory inspect ")
+
+
 def test_the_help_maps_every_command_and_each_stands_where_it_says(installed, tmp_path):
     shown = start(installed, "--help", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
