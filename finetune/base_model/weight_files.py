@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -14,7 +13,7 @@ from finetune.errors import CheckpointError
 from finetune.ttt_utils import is_ttt_parameter
 from moshi_ttt.files.header_size import MAX_HEADER_BYTES, oversized_header
 
-_FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _PLACE_HINT = " (is lora.enable, or are ttt.layers, different?)"
 
 
@@ -81,11 +80,6 @@ def count_parameters(path: Path) -> int:
     return sum(math.prod(header.shape) for header in read_header(path).values())
 
 
-def header_of(tensor: Tensor, *, file: str) -> TensorHeader:
-    """The header that a tensor in memory would have."""
-    return TensorHeader(file, tuple(tensor.shape), _FLOATS.get(tensor.dtype, str(tensor.dtype)))
-
-
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU.
 
@@ -147,10 +141,10 @@ def check_headers(
                 f"{source}: {header.file}: {name} has shape {list(header.shape)}, "
                 f"expected {list(expected[name])}."
             )
-        if header.dtype not in _FLOATS.values():
+        if header.dtype not in _FLOATS:
             raise CheckpointError(
                 f"{source}: {header.file}: {name} has dtype {header.dtype}, expected one of "
-                f"{', '.join(_FLOATS.values())}."
+                f"{', '.join(_FLOATS)}."
             )
 
 
