@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -15,9 +16,12 @@ from annotation_helpers import SPEAKERS, read_wav, read_words
 from finetune.commands import run_command
 from finetune.data.audio.read import read_audio
 from finetune.data.recordings.lines import load_manifest
+from finetune.demo.debian_prompts import package
 from finetune.demo.debian_prompts.command import debian_prompts
+from finetune.demo.debian_prompts.package import read_package
 from finetune.demo.speech.espeak import Espeak, EspeakVoice
 from finetune.demo.speech.word_times import SAMPLE_RATE, speak
+from finetune.errors import UserError
 
 SOUNDS, TEXTS = "asterisk-core-sounds-en-g722_1_all.deb", "asterisk-core-sounds-en_1_all.deb"
 SMALL = ("--num-train", "2", "--num-eval", "1", "--minutes", "0.3", "--seed", "3")
@@ -43,7 +47,7 @@ NOT_SPOKEN = {
 WRONG = {"vm-wrong": "Something else is written here than what was said."}
 
 
-def write_package(path: Path, files: dict[str, bytes]) -> None:
+def write_package(path: Path, files: dict[str, bytes], others: Sequence[tarfile.TarInfo] = ()) -> None:
     """A `.deb`: an ar archive whose last member is a compressed tar archive."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w:xz") as archive:
@@ -51,6 +55,8 @@ def write_package(path: Path, files: dict[str, bytes]) -> None:
             info = tarfile.TarInfo(f"./{name}")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+        for info in others:
+            archive.addfile(info)
     content = b"!<arch>\n"
     for name, member in (
         ("debian-binary", b"2.0\n"),
@@ -196,6 +202,40 @@ def test_what_cannot_be_used_ends_with_one_line_and_leaves_nothing(
     assert (exit_.value.code, len(errors)) == (2, 1)
     assert message in errors[0]
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def member(name: str, **attributes) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info
+
+
+def test_links_and_files_that_claim_a_size_are_left_out(tmp_path):
+    path = tmp_path / "odd.deb"
+    sparse = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 50), "GNU.sparse.numblocks": "0"}
+    odd = [
+        member("./link", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        member("./hard", type=tarfile.LNKTYPE, linkname="etc/passwd"),
+        member("./pipe", type=tarfile.FIFOTYPE),
+        member("./sparse", pax_headers=sparse),
+    ]
+    write_package(path, {"../../etc/passwd": b"outside"}, odd)
+    assert list(read_package(path)) == [("../../etc/passwd", b"outside")]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_package_of_any_size_is_not_taken_into_memory(tmp_path, monkeypatch):
+    write_package(tmp_path / "large.deb", {"zeros": bytes(3 << 20)})
+    monkeypatch.setattr(package, "_MAX_BYTES", 2 << 20)
+    with pytest.raises(UserError, match=r"large\.deb: its files have more than 2 MiB"):
+        list(read_package(tmp_path / "large.deb"))
+
+
+def test_without_dpkg_it_is_said_what_to_install(packages, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="dpkg-deb, which reads Debian's packages, is not here; install dpkg"):
+        list(read_package(packages / SOUNDS))
 
 
 @pytest.mark.parametrize("options", [("--num-train", "0"), ("--minutes", "nan"), ("--minutes", "31")])
