@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.commands import Parser
-from finetune.diagnose.page import SUFFIXES, write_report
+from finetune.diagnose.page import write_report
 from finetune.diagnose.verdict import conclusion, diagnose_run, remark_lines, table_lines
 from finetune.errors import ConfigError
+from finetune.monitoring.html_page import SUFFIXES
 
 
 def diagnose(arguments: Sequence[str] | None = None) -> int:

@@ -13,9 +13,10 @@ from finetune.data.check.data_set import CheckedLine, check_data_set, sorted_fin
 from finetune.data.check.fast import MONO
 from finetune.data.check.fix import FIXABLE, fix_durations, is_fixable
 from finetune.data.check.full import Settings, Spelling
-from finetune.data.check.overview import SUFFIXES, write_overview
+from finetune.data.check.overview import write_overview
 from finetune.data.check.report import short_name, text_report, write_json_report
 from finetune.errors import ConfigError
+from finetune.monitoring.html_page import SUFFIXES
 from moshi_ttt.files.state_file import check_writable
 
 

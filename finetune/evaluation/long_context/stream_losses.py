@@ -135,7 +135,6 @@ class _OwnText:
     """The text stream that a model writes for itself, greedily."""
 
     def __init__(self, lm: LMModel, fused: FusedConditions) -> None:
-        self._lm = lm
         self._fused = fused
         self._delay = lm.delays[0]
         self._forward = CUDAGraphed(lm.forward_text, disable=lm.device.type != "cuda")
