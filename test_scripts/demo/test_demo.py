@@ -65,11 +65,11 @@ def test_same_settings_give_the_same_files(demo, tmp_path):
 def test_every_voice_speaks_the_same_in_another_process():
     speak_all = (
         "import hashlib\n"
-        "from finetune.demo.speech.espeak import Espeak, Voice\n"
+        "from finetune.demo.speech.espeak import Espeak, EspeakVoice\n"
         "from finetune.demo.speech.render import _MAIN_VOICE, _USER_VOICES\n"
         "espeak = Espeak()\n"
         "for name in (_MAIN_VOICE.name, *_USER_VOICES):\n"
-        "    voice = Voice(name, words_per_minute=170, pitch=55)\n"
+        "    voice = EspeakVoice(name, words_per_minute=170, pitch=55)\n"
         "    samples, _ = espeak.say('She saw the sea shells and spoke of fish.', voice)\n"
         "    print(name, hashlib.sha256(samples.tobytes()).hexdigest())\n"
     )
