@@ -27,10 +27,7 @@ class DataArgs:
         "with or without their shares: a.jsonl:0.7,b.jsonl:0.3.",
     )
     eval_data: str = Field(default="", description="The same for evaluation; needed with do_eval.")
-    shuffle: bool = Field(
-        default=False,
-        description="Shuffle anew in every epoch: the chunks, or the recordings where memory is carried.",
-    )
+    shuffle: bool = Field(default=False, description="Shuffle chunks (recordings, with memory) every epoch.")
     num_workers: int = Field(
         default=2, ge=0, le=256, description="Loader processes; the batches do not depend on it."
     )
