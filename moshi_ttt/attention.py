@@ -1,4 +1,4 @@
-"""Moshi's self-attention, streaming in chunks of any length.
+"""Moshi's self-attention, streaming in chunks of any length; its window is set in `finetune.ttt_integration`.
 
 Moshi keeps the keys and values of a stream in a ring of `context` entries and writes a chunk into it before
 it reads. That is right for single frames; a longer chunk overwrites entries that its own first frames still

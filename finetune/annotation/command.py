@@ -14,7 +14,7 @@ from finetune.annotation.engines import ENGINES, EngineSettings
 from finetune.annotation.recordings import CHANNELS, AudioRecording, find_recordings, take_shard
 from finetune.commands import Parser
 from finetune.data.check.findings import reason_of
-from finetune.data.workers import run_tasks
+from finetune.data.processes import run_tasks
 from finetune.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

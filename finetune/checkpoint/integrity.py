@@ -1,4 +1,7 @@
-"""Whether a checkpoint is the one that was written: size and hash of every file, in DONE.json."""
+"""Whether a checkpoint of one's own is as it was written: size and hash of every file, in DONE.json.
+
+A resume asks. What strangers hand over is checked in `finetune.checkpoint.description`.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path

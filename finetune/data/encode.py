@@ -27,8 +27,8 @@ from finetune.data.audio.find import printable
 from finetune.data.codes.cache import CodeCache
 from finetune.data.codes.code_file import CacheError, CorruptCodesError
 from finetune.data.codes.leftovers import remove_leftovers
+from finetune.data.processes import run_tasks
 from finetune.data.recordings.lines import Fault, Recording, read_manifest, to_recording
-from finetune.data.workers import run_tasks
 from finetune.distributed import choose_device
 from finetune.errors import ConfigError, DataError, UserError
 

@@ -1,4 +1,4 @@
-"""What the TTT layers do: gates, inner losses, fast weights.
+"""What the TTT layers do: gates, inner losses, fast weights; sizes inside them: `finetune.diagnose.layer_probe`.
 
 Shapes: B batch rows, H heads, T frames.
 """

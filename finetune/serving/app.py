@@ -9,10 +9,10 @@ from typing import NoReturn
 from aiohttp import web
 
 from finetune.serving.access import Access
+from finetune.serving.caller_queue import Turns
 from finetune.serving.chat import Chat
 from finetune.serving.limits import Limits
 from finetune.serving.protocol import CloseCode
-from finetune.serving.turns import Turns
 from finetune.serving.voice import Voice
 
 logger = logging.getLogger(__name__)

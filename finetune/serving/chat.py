@@ -14,9 +14,9 @@ from moshi.models.loaders import FRAME_RATE
 
 from finetune.errors import StateError
 from finetune.files import finite_or_null
+from finetune.serving.caller_queue import Turns
 from finetune.serving.limits import Limits, Throttle
 from finetune.serving.protocol import IGNORED_KINDS, CloseCode, MessageKind, message, metadata
-from finetune.serving.turns import Turns
 from finetune.serving.voice import SpokenFrame, Voice
 
 logger = logging.getLogger(__name__)

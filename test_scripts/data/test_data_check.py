@@ -11,7 +11,7 @@ import sentencepiece
 from faulty_data import NUM_SAMPLES, RATE, line_of, voices, wav, write_good
 from finetune.commands import run_command
 from finetune.data.check.command import check
-from finetune.data.check.levels import LevelMeter
+from finetune.data.check.sound_levels import LevelMeter
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 from finetune.data.audio.read import limit_sec, silence_stderr
 from finetune.data.check.findings import SEVERITIES, Finding
 from finetune.data.check.full import CheckedRecording, Checker, Settings
+from finetune.data.processes import TaskOutcome, run_tasks
 from finetune.data.recordings.lines import ManifestEntry, ManifestLine, Recording, read_lines
 from finetune.data.recordings.recording import noted_before
-from finetune.data.workers import TaskOutcome, run_tasks
 from finetune.errors import DataError, one_line
 
 Follow = Callable[[Iterator[TaskOutcome]], Iterable[TaskOutcome]]

@@ -8,8 +8,8 @@ import sentencepiece
 from finetune.data.audio.read import read_audio_header, read_pieces
 from finetune.data.check.fast import check_channels, check_fast, compare_duration
 from finetune.data.check.findings import Finding, reason_of
-from finetune.data.check.levels import LevelMeter, Levels
 from finetune.data.check.sound import check_levels, check_swapped
+from finetune.data.check.sound_levels import LevelMeter, Levels
 from finetune.data.check.timings import check_text, check_words
 from finetune.data.codes.mono import MonoPolicy
 from finetune.data.recordings.lines import Recording

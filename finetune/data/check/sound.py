@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune.data.check.findings import Finding
-from finetune.data.check.levels import CLIPPED_SHARE, SILENCE_DBFS, SILENT_SHARE, WINDOW_SEC, Levels
+from finetune.data.check.sound_levels import CLIPPED_SHARE, SILENCE_DBFS, SILENT_SHARE, WINDOW_SEC, Levels
 from finetune.data.words import SPEAKERS, Word
 
 MIN_SWAPPED_WORDS = 5

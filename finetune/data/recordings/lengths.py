@@ -7,7 +7,7 @@ from pathlib import Path
 from finetune.data.audio.read import audio_kind, limit_sec, read_audio_header, read_pieces, silence_stderr
 from finetune.data.check.fast import find_file
 from finetune.data.check.findings import reason_of
-from finetune.data.workers import run_tasks
+from finetune.data.processes import run_tasks
 from finetune.errors import DataError
 
 

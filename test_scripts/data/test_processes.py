@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from finetune.data.workers import run_tasks
+from finetune.data.processes import run_tasks
 from finetune.errors import UserError
 from pool_tasks import make_worker, refuse_to_start, say_what_is_blocked
 
