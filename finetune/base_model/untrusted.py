@@ -1,7 +1,7 @@
 """What the descriptions of a model may say when a stranger wrote them: file names and sizes.
 
 Nothing is ever unpickled, so weights are safetensors files, which Moshi's own loader does not insist on; a
-name stays inside its folder; and a number of layers is one that a loop can count to. What a checkpoint of ours
+name stays inside its folder; and a number of layers is one that a loop can count to. What a checkpoint
 announces is held against its weights in `finetune.checkpoint.description`.
 """
 

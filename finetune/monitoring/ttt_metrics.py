@@ -1,4 +1,6 @@
-"""What the TTT layers do: gates, inner losses, fast weights; sizes inside them: `finetune.diagnose.layer_probe`.
+"""What the TTT layers do: gates, inner losses, fast weights.
+
+How large things are inside them, `finetune.diagnose.layer_probe` measures.
 
 Shapes: B batch rows, H heads, T frames.
 """
