@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from moshi_ttt import SSMGating, TTTConfig
 from moshi_ttt.rope import apply_rope
-from moshi_ttt.ttt_layer import TTTLayer
+from moshi_ttt.ttt_layer import TTTLayer, TTTPass
 from ttt_inputs import assert_close
 
 
@@ -188,3 +188,18 @@ def test_fixed_gate_does_not_train():
     gate = SSMGating(make_config(gating_trainable=False, gating_alpha_init=0.3))
     assert not gate.gating_alpha.requires_grad
     assert (gate.gating_alpha == 0.3).all()
+
+
+def test_what_passes_are_given_nests_and_ends_with_its_context():
+    layer = TTTLayer(make_config())
+    mask, seen = torch.ones(1, 5, dtype=torch.bool), []
+    with pytest.raises(RuntimeError, match="in the middle"), layer.passing(recorder=seen.append):
+        with layer.passing(token_mask=mask):
+            layer(torch.randn(1, 5, 32))
+            assert layer.current.token_mask is mask and layer.current.recorder is not None
+        assert layer.current.token_mask is None and layer.current.recorder is not None
+        raise RuntimeError("in the middle")
+    assert layer.current == TTTPass()
+    assert [record.token_mask is mask for record in seen] == [True]
+    with pytest.raises(TypeError, match="token_masks"), layer.passing(token_masks=mask):
+        pass
