@@ -37,7 +37,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/python train.py --config example/quickstart.yaml
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: $(INSTALLED)
 	$(BIN)/python -m pytest -m browser test_scripts/browser

@@ -28,6 +28,7 @@ from moshi_ttt.inner_loop import InnerLoop, TTTState
 KIND = "moshi-ttt session 1"
 
 _CONSTANTS = ("batch_size",)
+_SAMPLED_VALUES = 16  # of each parameter
 _NOT_STATE = (CUDAGraphed, ExitStack, InnerLoop, torch.device, type(None))
 
 
@@ -102,12 +103,12 @@ def _identity(generator: LMGen, mimi: MimiModel) -> dict[str, Any]:
     }
 
 
-def fingerprint(module: nn.Module, *, num_values: int = 16) -> str:
+def fingerprint(module: nn.Module) -> str:
     """A hash of the names, shapes and first values of all parameters: cheap, and telling models apart."""
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        sample = parameter.detach().flatten()[:num_values]
+        sample = parameter.detach().flatten()[:_SAMPLED_VALUES]
         digest.update(sample.cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]
 

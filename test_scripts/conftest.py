@@ -22,7 +22,25 @@ from run_helpers import write_untrained_run
 
 torch.set_num_threads(1)
 
+# Started first, so that no process waits for one of them at the end while the other has nothing left.
+LONGEST_FILES = (
+    "test_distributed.py",
+    "test_benchmarks.py",
+    "test_backends.py",
+    "test_docs_commands.py",
+    "test_interruption.py",
+    "test_data_encode.py",
+    "test_diagnostics.py",
+    "test_condition_runs.py",
+    "test_training.py",
+)
 DEMO_SETTINGS = {"num_train": 2, "num_eval": 1, "minutes": 1 / 3, "seed": 0}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; the rest stays as collected."""
+    places = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 def make_tiny_lm(*, dtype: torch.dtype = torch.float64, seed: int = 0, **overrides) -> LMModel:
