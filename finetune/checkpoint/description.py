@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from moshi.models.loaders import CheckpointInfo
 
 from finetune.args import LoraArgs, ModelPaths, TTTArgs
-from finetune.base_model.locate import lm_arguments
+from finetune.base_model.locate import lm_arguments, lm_config
 from finetune.base_model.untrusted import check_config_values
 from finetune.base_model.weight_files import check_headers, read_headers
 from finetune.checkpoint.layout import (
@@ -75,33 +76,34 @@ class CheckpointDescription:
         """
         config = read_json_object(folder / CONFIG_FILE)
         check_config_values(config, source=str(folder / CONFIG_FILE))
-        training: dict[str, Any] = {}
-        if (folder / TRAINING_FILE).is_file():
-            training = read_json_object(folder / TRAINING_FILE)
-        elif ours_only:
+        is_ours = (folder / TRAINING_FILE).is_file()
+        if ours_only and not is_ours:
             raise CheckpointError(
                 f"{folder}: {TRAINING_FILE} is missing; only checkpoints of moshi-ttt have it."
             )
+        training = read_json_object(folder / TRAINING_FILE) if is_ours else {}
         try:
-            description = cls._parse(folder, config, training)
+            parse = cls._of_ours if is_ours else cls._of_moshi_finetune
+            description = parse(folder, config, training)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{folder}: {CONFIG_FILE} or {TRAINING_FILE} is damaged: {error}") from None
         description._check_files()
-        if training:
+        if is_ours:
             description._check_ttt_sections()
         return description
 
     @classmethod
-    def _parse(
+    def _of_moshi_finetune(
         cls, folder: Path, config: dict[str, Any], training: dict[str, Any]
     ) -> "CheckpointDescription":
-        lora = None
-        if config.get("lora"):
-            shape = {"rank": config["lora_rank"], "scaling": config["lora_scaling"]}
-            lora = build_args(LoraArgs, {"enable": True} | shape, "lora_")
-        if not training:
-            files = tuple(name for name in WEIGHT_FILES if (folder / name).is_file())
-            return cls(folder, config, training, files, 0, ModelPaths(), lora, TTTArgs(), None)
+        files = tuple(name for name in WEIGHT_FILES if (folder / name).is_file())
+        lora = _adapters(config) if config.get("lora") else None
+        return cls(folder, config, training, files, 0, ModelPaths(), lora, TTTArgs(), None)
+
+    @classmethod
+    def _of_ours(
+        cls, folder: Path, config: dict[str, Any], training: dict[str, Any]
+    ) -> "CheckpointDescription":
         return cls(
             folder,
             config,
@@ -109,7 +111,7 @@ class CheckpointDescription:
             tuple(map(_file_name, training["files"])),
             int(training["step"]),
             build_args(ModelPaths, dict(training["moshi_paths"]), "moshi_paths."),
-            lora,
+            _adapters(config) if config["lora"] else None,
             build_args(TTTArgs, training["ttt"], "ttt."),
             _first_codebook_weight(training),
         )
@@ -131,29 +133,47 @@ class CheckpointDescription:
         """Of the base model it was trained on, None where it is not known or not needed."""
         return None if self.has_full_weights else self.training.get("base_fingerprint")
 
-    def verify(self, lm_kwargs: Mapping[str, Any] | None = None) -> None:
+    def verify(self) -> None:
         """Compare the headers of all weight files with the model that the descriptions announce.
 
         That model is built without memory, so a description may lie about sizes at no cost.
-
-        Args:
-            lm_kwargs: arguments of `LMModel` to compare with instead of those of config.json.
 
         Raises:
             CheckpointError: a tensor is missing, unknown, twice there, no floating-point one or of another
                 shape; names file, tensor and values.
         """
-        headers = read_headers(self.folder, self.files)
         try:
-            shapes = self._announced_shapes(lm_arguments(self.config) if lm_kwargs is None else lm_kwargs)
+            self._compare(lm_arguments(self.config), source=str(self.folder / CONFIG_FILE))
         except ConfigError as error:
-            own = f"{CONFIG_FILE} and {TRAINING_FILE} do not fit each other: " if lm_kwargs is None else ""
-            raise CheckpointError(f"{self.folder}: {own}{error}") from None
+            raise CheckpointError(
+                f"{self.folder}: {CONFIG_FILE} and {TRAINING_FILE} do not fit each other: {error}"
+            ) from None
+
+    def verify_on(self, info: CheckpointInfo) -> None:
+        """The same with adapters and TTT in a certain base model, where config.json announces another.
+
+        Args:
+            info: files of the base model.
+
+        Raises:
+            CheckpointError: see `verify`.
+        """
+        lm_kwargs = lm_arguments(lm_config(info))
+        if lm_kwargs == lm_arguments(self.config):
+            return
+        try:
+            self._compare(lm_kwargs, source=str(info.moshi_weights))
+        except ConfigError as error:
+            raise CheckpointError(f"{self.folder}: {error}") from None
+
+    def _compare(self, lm_kwargs: Mapping[str, Any], *, source: str) -> None:
+        headers = read_headers(self.folder, self.files)
+        shapes = self._announced_shapes(lm_kwargs, source=source)
         complete = ("lora", "ttt", "base") if self.has_full_weights else ("lora", "ttt")
         check_headers(headers, shapes, complete=complete, source=str(self.folder))
 
-    def _announced_shapes(self, lm_kwargs: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        source = f"{self.folder / CONFIG_FILE}: the configuration"
+    def _announced_shapes(self, lm_kwargs: Mapping[str, Any], *, source: str) -> dict[str, tuple[int, ...]]:
+        source = f"{source}: the configuration"
         model = load_without_weights(lm_kwargs, dtype=torch.float32, source=source)
         if self.lora is not None:
             add_lora(model, self.lora, dtype=torch.float32)
@@ -195,6 +215,11 @@ class CheckpointDescription:
                     f"{folder}: ttt.{field.name} is {yaml_text(first)} in {CONFIG_FILE} but "
                     f"{yaml_text(second)} in {TRAINING_FILE}; one of them was changed after training."
                 )
+
+
+def _adapters(config: Mapping[str, Any]) -> LoraArgs:
+    shape = {"rank": config["lora_rank"], "scaling": config["lora_scaling"]}
+    return build_args(LoraArgs, {"enable": True} | shape, "lora_")
 
 
 def _file_name(value: object) -> str:

@@ -17,8 +17,6 @@ from finetune.base_model.locate import (
     find_model_files,
     is_hub_id,
     is_local_name,
-    lm_arguments,
-    lm_config,
 )
 from finetune.base_model.weight_files import check_finite, check_headers, name_in, read_files, read_headers
 from finetune.checkpoint.description import CheckpointDescription
@@ -158,9 +156,7 @@ def load_model(
     """
     check_base(checkpoint, info)
     info = own_weights(checkpoint, info)
-    lm_kwargs = lm_arguments(lm_config(info))
-    if lm_kwargs != lm_arguments(checkpoint.config):
-        checkpoint.verify(lm_kwargs)  # another base model than the one that its own files announce
+    checkpoint.verify_on(info)
     model = load_base(info, device=device, dtype=dtype)
     if checkpoint.has_full_weights:
         check_finite(model.state_dict(), source=str(info.moshi_weights))

@@ -37,10 +37,9 @@ class _Plan:
     """What the folder will hold.
 
     Attributes:
-        source: the checkpoint.
+        source: the checkpoint, its base model being that of the export.
         config: config.json of the export.
         training: training.json of the export.
-        base: where the exported model finds its base model.
         parameters: number of parameters by weight file.
         merge: what becomes of the base weights; None: adapters stay adapters, full weights are copied.
     """
@@ -48,7 +47,6 @@ class _Plan:
     source: CheckpointDescription
     config: dict[str, Any]
     training: dict[str, Any]
-    base: ModelPaths
     parameters: dict[str, int]
     merge: MergePlan | None = None
 
@@ -88,28 +86,27 @@ def export_checkpoint(
     replacement = None if base_model is None else _checked_base(base_model)
     if repo_id is not None and not is_hub_id(repo_id):
         raise ConfigError(f"--push-to-hub: {repo_id!r} is not a repository of the Hub such as USER/REPO.")
-    source = open_checkpoint(checkpoint)
-    base = source.base if replacement is None else ModelPaths(hf_repo_id=replacement)
-    local = local_files(base)
+    source = open_checkpoint(checkpoint, base=replacement)
+    local = local_files(source.base)
     if repo_id is not None and local:
         raise ConfigError(
             f"--push-to-hub: the base model is local ({local[0]}), where nobody else finds it; "
             "give its repository on the Hub with --base-model."
         )
-    plan = _plan(source, base, merged_dtype)
+    plan = _plan(source, merged_dtype)
     _write_folder(out, plan, _texts(plan, title=title, license_id=license_id, repo_id=repo_id))
-    return base
+    return source.base
 
 
-def _plan(source: CheckpointDescription, base: ModelPaths, merged_dtype: str | None) -> _Plan:
-    training = source.training | {"moshi_paths": dataclasses.asdict(base)}
+def _plan(source: CheckpointDescription, merged_dtype: str | None) -> _Plan:
+    training = source.training | {"moshi_paths": dataclasses.asdict(source.base)}
     parameters = {
         name: count_parameters(source.folder / name) for name in WEIGHT_FILES if name in source.files
     }
-    plan = _Plan(source, source.config, training, base, parameters)
+    plan = _Plan(source, source.config, training, parameters)
     if merged_dtype is None or (merged_dtype == "auto" and source.has_full_weights):
         return plan
-    merge = plan_merge(source, base, training, dtype=merged_dtype)
+    merge = plan_merge(source, training, dtype=merged_dtype)
     return dataclasses.replace(
         plan,
         config=merged_config(source.config),
@@ -125,7 +122,7 @@ def _texts(plan: _Plan, *, title: str | None, license_id: str, repo_id: str | No
         config=plan.config,
         ttt=plan.source.ttt,
         parameters=plan.parameters,
-        base_model=None if local_files(plan.base) else plan.base.hf_repo_id,
+        base_model=None if local_files(plan.source.base) else plan.source.base.hf_repo_id,
         repo_id=repo_id,
         merged_lora=plan.training.get("merged_lora"),
     )

@@ -1,6 +1,5 @@
 """Full weights for an export: the base model with the adapters merged, one tensor at a time."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from moshi.models.loaders import CheckpointInfo
 from safetensors.torch import save_file
 from torch import Tensor
 
-from finetune.args import ModelPaths
 from finetune.base_model.announced_conditions import CONDITION_PREFIX
 from finetune.base_model.locate import find_model_files
 from finetune.base_model.weight_files import check_finite, count_parameters, read_header, read_tensors
@@ -46,23 +44,18 @@ class MergePlan:
     parameters: dict[str, int]
 
 
-def plan_merge(
-    checkpoint: CheckpointDescription, base: ModelPaths, training: Mapping[str, Any], *, dtype: str
-) -> MergePlan:
+def plan_merge(checkpoint: CheckpointDescription, training: Mapping[str, Any], *, dtype: str) -> MergePlan:
     """Find the base weights and see that they are those of training; nothing is loaded yet.
 
     Args:
         checkpoint: what to merge.
-        base: where its base model is now.
         training: its training.json, `moshi_paths` being those of the export.
         dtype: `auto` takes what training.json says, else bfloat16.
 
     Raises:
         CheckpointError: the base model is missing, or is not the one of training.
     """
-    if checkpoint.has_full_weights:
-        base = dataclasses.replace(base, moshi_path=str(checkpoint.folder / FULL_FILE))
-    info = own_weights(checkpoint, find_model_files(base))
+    info = own_weights(checkpoint, find_model_files(checkpoint.model_paths))
     check_base(checkpoint, info)
     if dtype == "auto":
         recorded = training.get("param_dtype")

@@ -63,6 +63,16 @@ def test_another_place_of_the_same_base_model_will_do(checkpoint, tiny_base, tmp
     load_checkpoint_model(checkpoint, base=str(tmp_path / "moved"))
 
 
+@pytest.mark.parametrize(("name", "missing"), [("training.json", "files"), ("config.json", "lora")])
+def test_a_description_that_leaves_out_what_it_must_say_is_damaged(checkpoint, name, missing):
+    values = json.loads((checkpoint / name).read_text())
+    kept = {} if name == "training.json" else {key: values[key] for key in values if key != missing}
+    (checkpoint / name).write_text(json.dumps(kept))
+    # Not taken for a checkpoint of moshi-finetune, of which less is asked.
+    with pytest.raises(CheckpointError, match=rf"is damaged: '{missing}'"):
+        open_checkpoint(checkpoint)
+
+
 def test_a_base_model_with_other_weights_or_shapes_is_refused(checkpoint, tmp_path):
     other = write_random_repository(tmp_path / "other", seed=1)
     wider = write_random_repository(tmp_path / "wider", dim=192, num_layers=2)
