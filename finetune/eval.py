@@ -23,6 +23,9 @@ from finetune.sharding import put_back_into_shards
 from finetune.training.carried_memory import CarriedMemory
 from finetune.wrapped_model import autocast
 
+logger = logging.getLogger(__name__)
+_MAX_CHUNKS = 10_000
+
 
 class LossAverage:
     """Sums of losses and weights over batches and processes, divided once at the end."""
@@ -125,10 +128,6 @@ def _ratio(value: float, weight: float) -> float:
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
-
-
-logger = logging.getLogger(__name__)
-_MAX_CHUNKS = 10_000
 
 
 class UnigramModel:

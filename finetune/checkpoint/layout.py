@@ -18,6 +18,7 @@ from pathlib import Path
 LORA_FILE = "lora.safetensors"
 FULL_FILE = "consolidated.safetensors"
 TTT_FILE = "ttt.safetensors"
+WEIGHT_FILES = (FULL_FILE, LORA_FILE, TTT_FILE)
 CONFIG_FILE = "config.json"
 TRAINING_FILE = "training.json"
 RESUME_FILE = "resume.json"
@@ -48,6 +49,3 @@ def run_dir_of(path: str | Path) -> Path:
     """The run directory of a path to resume from: of a checkpoint its run's, otherwise the path itself."""
     path = Path(path)
     return path.resolve().parent.parent if step_of(path) is not None else path
-
-
-WEIGHT_FILES = (FULL_FILE, LORA_FILE, TTT_FILE)

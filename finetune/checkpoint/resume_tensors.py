@@ -30,6 +30,22 @@ from finetune.errors import CheckpointError, one_line
 
 # What torch.distributed.checkpoint raises; CheckpointException is no Exception.
 STATE_ERRORS = (OSError, RuntimeError, ValueError, dcp.CheckpointException)
+_ALLOWED = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
+}
 
 
 def collect_state(model: LMModel, optimizer: Optimizer, others: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -176,24 +192,6 @@ def _first_line(error: BaseException) -> str:
     if isinstance(error, dcp.CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return f"{type(error).__name__}: {one_line(error, limit=300)}"
-
-
-_ALLOWED = {
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
-    "pathlib": {"Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"},
-}
 
 
 class StateReader(FileSystemReader):

@@ -16,6 +16,7 @@ from finetune.ttt_utils import outer_learning_rates
 Record = Mapping[str, float | None]  # by metric name; None: not finite
 _FULL_RATE = 0.1  # share of its peak from which on an outer rate counts: AdamW's steps are no longer than it
 _SLOWEST_GATE = 1e-6  # a step: 0.02 in 20,000
+SPLIT = "diagnostics"  # of the records
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,3 @@ def configuration_remarks(args: TrainArgs) -> list[str]:
 def has_ttt(args: TrainArgs) -> bool:
     """Whether a run has TTT layers."""
     return args.ttt.enable and args.ttt.layers != "none"
-
-
-SPLIT = "diagnostics"  # of the records

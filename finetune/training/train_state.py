@@ -21,6 +21,8 @@ from finetune.errors import CheckpointError
 from finetune.monitoring.ttt_metrics import GateMonitor
 from finetune.training.carried_memory import CarriedMemory
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class TrainState:
@@ -102,9 +104,6 @@ class TrainState:
         if self.memory is not None:
             tensors |= {f"memory.{name}": tensor for name, tensor in self.memory.tensors().items()}
         return tensors
-
-
-logger = logging.getLogger(__name__)
 
 
 class Saver:

@@ -33,6 +33,8 @@ OPUS_SAMPLE_RATE = 48000
 WAV_FORMATS = (1, 3, 0xFFFE)
 # What sphn makes of other rates are allocations of terabytes and empty pieces.
 SAMPLE_RATES = (1000, 768_000)
+# What a process may take for a recording before it is ended: some hundred times what decoding takes.
+LIMIT_SEC, LIMIT_BYTES_PER_SEC = 120, 100_000
 
 
 def read_audio_header(path: Path) -> AudioHeader:
@@ -232,10 +234,6 @@ def _resample(
         num_written += samples.shape[1]
         yield samples
         block = following
-
-
-# What a process may take for a recording before it is ended: some hundred times what decoding takes.
-LIMIT_SEC, LIMIT_BYTES_PER_SEC = 120, 100_000
 
 
 def silence_stderr() -> None:

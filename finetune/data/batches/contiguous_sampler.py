@@ -41,7 +41,7 @@ class ContiguousBatchSampler(Sampler[list[int]]):
         Args:
             chunks: by recording, then by time, as `build_index` lists them; at least one.
             batch_size: rows per micro-batch and rank.
-            num_microbatches: Micro-batches per step.
+            num_microbatches: micro-batches per step.
             rank: this process, from 0.
             world_size: number of processes.
             seed: not negative.

@@ -33,8 +33,8 @@ def interleave_text(
     other frames are padding.
 
     Args:
-        words: words with times in seconds from its start. Left out: other speakers than
-            Moshi, words that do not end after they start, words that start before it.
+        words: words with times in seconds from its start. Left out: other speakers than Moshi, words
+            that do not end after they start, words that start before it.
         num_frames: frames T.
         frame_rate: frames per second.
         tokenizer: text tokenizer of the model.

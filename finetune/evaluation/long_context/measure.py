@@ -27,6 +27,7 @@ from moshi_ttt.files.state_file import StateFile, write_state_file
 
 KIND = "moshi-ttt losses 1"
 _DIGEST = "losses_sha256"  # safetensors would not notice a changed number
+_BLOCK_FRAMES = 4096
 
 
 @dataclass(frozen=True)
@@ -258,9 +259,6 @@ def _failure_of(recording: MeasuredRecording) -> str | None:
         if frame is not None:
             return f"the losses of arm {arm} are not finite from the chunk with frame {frame} on"
     return None
-
-
-_BLOCK_FRAMES = 4096
 
 
 def codes_digest(stream: CodeStream) -> str:

@@ -17,6 +17,7 @@ from finetune.inference.options import add_model_options, conditions_from_option
 
 BATCH_SIZE = 16
 FRAMES_PER_BATCH = 4096
+MOSHI_WEIGHT = 100.0  # what Moshi itself was trained with (arXiv 2410.00037)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -135,9 +136,6 @@ def _weight(text: str) -> float:
     if not 0 < value <= 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed, must be a number greater than 0")
     return value
-
-
-MOSHI_WEIGHT = 100.0  # what Moshi itself was trained with (arXiv 2410.00037)
 
 
 class SemanticWeight(NamedTuple):
