@@ -172,10 +172,10 @@ class TTTArgs(TTTOptions):
         description="Transformer layers that get TTT: none, all, middle (L/4 to 3L/4) or indices `29,30,31`.",
     )
     base_lr: float = Field(
-        default=0.1,
+        default=1.0,
         gt=0,
         le=1e6,
-        description="Inner learning rate; the outer rates come from the multipliers.",
+        description="Inner learning rate, see base_lr_scale; the outer rates come from the multipliers.",
     )
     persistent_states: bool = Field(
         default=True, description="Carry the fast weights across the chunks of one recording."

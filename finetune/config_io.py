@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from finetune.args import TrainArgs
 from finetune.errors import ConfigError, one_line
+from moshi_ttt.config import BEFORE_THERE_WERE_KEYS
 
 ARGS_FILE = "args.yaml"  # of the run
 _REPLACEMENTS = {
@@ -53,7 +54,12 @@ def load_train_args(path: str | Path, overrides: Mapping[str, Any] | None = None
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; one line.
     """
-    values = read_yaml(path)
+    return _with_overrides(path, read_yaml(path), overrides)
+
+
+def _with_overrides(
+    path: str | Path, values: dict[str, Any], overrides: Mapping[str, Any] | None
+) -> TrainArgs:
     for key, value in (overrides or {}).items():
         *parents, leaf = key.split(".")
         section = values
@@ -82,7 +88,19 @@ def load_run_args(run_dir: Path, overrides: Mapping[str, Any] | None = None) -> 
         else:
             what = "is not a folder" if run_dir.exists() else "does not exist"
         raise ConfigError(f"{run_dir}: {what}; give the run_dir of a training.")
-    return load_train_args(path, overrides)
+    return _with_overrides(path, as_recorded(read_yaml(path)), overrides)
+
+
+def as_recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that an earlier version may have written, with what its missing keys mean.
+
+    Args:
+        values: a whole configuration, or a checkpoint's description that has a `ttt` section.
+    """
+    ttt = values.get("ttt")
+    if not isinstance(ttt, dict):
+        return dict(values)
+    return {**values, "ttt": {**BEFORE_THERE_WERE_KEYS, **ttt}}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.inner_loop import InnerLoop, TTTState
+from moshi_ttt.inputs.key_shift import HeardKeys, no_keys
 
 
 class TTTCarry(NamedTuple):
@@ -28,6 +29,7 @@ class TTTCarry(NamedTuple):
     k: Tensor  # [B, H, C, D], the first num_pending of each row count
     v: Tensor  # [B, H, C, D]
     eta: Tensor  # [B, H, C]
+    heard: HeardKeys | None  # keys of the last frames, None without key shift
     num_pending: tuple[int, ...]  # per row, less than C; on the host, so that nothing waits for the device
 
 
@@ -81,25 +83,28 @@ def empty_carry(
     zeros = partial(torch.zeros, device=device, dtype=dtype)
     rows = (batch_size, config.num_heads)
     dims = config.inner_dims(config.head_dim)
+    k = zeros(*rows, config.mini_batch_size, config.head_dim)
     return TTTCarry(
         weights=tuple(zeros(*rows, fan_in, fan_out) for fan_in, fan_out in pairwise(dims)),
         biases=tuple(zeros(*rows, 1, fan_out) for fan_out in dims[1:]),
-        k=zeros(*rows, config.mini_batch_size, config.head_dim),
+        k=k,
         v=zeros(*rows, config.mini_batch_size, config.head_dim),
         eta=zeros(*rows, config.mini_batch_size),
+        heard=no_keys(k, config.key_shift) if config.key_shift else None,
         num_pending=(0,) * batch_size,
     )
 
 
 def stack_carries(carries: Sequence[TTTCarry]) -> TTTCarry:
     """Rows of several carries as one."""
-    weights, biases, k, v, eta, num_pending = zip(*carries, strict=True)
+    weights, biases, k, v, eta, heard, num_pending = zip(*carries, strict=True)
     return TTTCarry(
         tuple(torch.cat(parts) for parts in zip(*weights, strict=True)),
         tuple(torch.cat(parts) for parts in zip(*biases, strict=True)),
         torch.cat(k),
         torch.cat(v),
         torch.cat(eta),
+        None if heard[0] is None else HeardKeys(*map(torch.cat, zip(*heard, strict=True))),
         tuple(chain.from_iterable(num_pending)),
     )
 
@@ -113,6 +118,7 @@ def row_of_carry(carry: TTTCarry, row: int) -> TTTCarry:
         carry.k[part].clone(),
         carry.v[part].clone(),
         carry.eta[part].clone(),
+        None if carry.heard is None else HeardKeys(*(x[part].clone() for x in carry.heard)),
         carry.num_pending[part],
     )
 
@@ -121,6 +127,8 @@ def run_carried(
     inner: InnerLoop,
     tokens: tuple[Tensor, Tensor, Tensor, Tensor],
     carry: TTTCarry,
+    *,
+    heard: HeardKeys | None = None,
 ) -> CarriedRun:
     """One pass over a chunk from carried fast weights; the same outputs as one pass over the recording.
 
@@ -131,6 +139,7 @@ def run_carried(
         inner: the network and its settings.
         tokens: q, k, v `[B, H, T, D]` and eta `[B, H, T]`.
         carry: of the chunk before; it is not modified.
+        heard: what the next carry keeps for the key shift, see `moshi_ttt.inputs.key_shift.shift_keys`.
     """
     size = inner.settings.mini_batch_size
     q, k, v, eta = (x.to(inner.dtype) for x in tokens)
@@ -163,7 +172,7 @@ def run_carried(
     out = torch.cat(outs, 2)
     return CarriedRun(
         out=out if aligned else _take(out, frames),
-        carry=_next_carry(inner, kept, (k, v, eta), ends, size),
+        carry=_next_carry(inner, kept, (k, v, eta), ends, heard),
         start=start_state,
         state=seen,
         grid=(k, v, eta),
@@ -219,8 +228,13 @@ def _where(rows: Sequence[bool], new: TTTState, old: TTTState) -> TTTState:
 
 
 def _next_carry(
-    inner: InnerLoop, state: TTTState, grid: tuple[Tensor, Tensor, Tensor], ends: Sequence[int], size: int
+    inner: InnerLoop,
+    state: TTTState,
+    grid: tuple[Tensor, Tensor, Tensor],
+    ends: Sequence[int],
+    heard: HeardKeys | None,
 ) -> TTTCarry:
+    size = inner.settings.mini_batch_size
     with torch.no_grad():
         width = grid[0].shape[2]
         rest = frames_after([end // size * size for end in ends], size, grid[0].device).clamp(max=width - 1)
@@ -231,5 +245,6 @@ def _next_carry(
             k,
             v,
             eta,
+            None if heard is None else heard._replace(keys=heard.keys.detach()),
             tuple(end % size for end in ends),
         )

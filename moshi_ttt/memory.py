@@ -164,6 +164,7 @@ def layer_identity(layer: TTTLayer) -> dict[str, Any]:
         "num_heads": config.num_heads,
         "inner_dims": config.inner_dims(config.head_dim),
         "mini_batch_size": config.mini_batch_size,
+        "key_shift": config.key_shift,
         "w0_sha256": digest.hexdigest(),
     }
 
@@ -189,6 +190,8 @@ def _tensors(index: int, state: TTTStreamingState) -> dict[str, Tensor]:
         for part, tensors in state.buffers._asdict().items()
         for number, tensor in enumerate(tensors)
     }
+    if state.heard is not None:
+        named |= {f"layers.{index}.heard.{part}": t for part, t in state.heard._asdict().items()}
     return named | {
         f"layers.{index}.offsets": state.offsets,
         f"layers.{index}.num_tokens": state.num_tokens,
@@ -207,6 +210,8 @@ def _check_identity(file: StateFile, ours: Mapping[str, Mapping[str, Any]]) -> N
     for index, identity in ours.items():
         for key, value in identity.items():
             found = theirs[index].get(key) if isinstance(theirs[index], dict) else None
+            if key == "key_shift" and found is None:
+                found = 0  # files from before there was a key shift
             if found == value:
                 continue
             if key == "w0_sha256":
@@ -229,7 +234,7 @@ def _choose_rows(file: StateFile, rows: Sequence[int] | None, *, num_rows: int, 
 
 
 def _is_counter(name: str) -> bool:
-    return name.endswith((".offsets", ".num_tokens"))
+    return name.endswith((".offsets", ".num_tokens", ".heard.num_heard"))
 
 
 def _check_dtype(file: StateFile, name: str, value: Tensor) -> None:

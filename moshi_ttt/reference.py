@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -114,3 +114,30 @@ def ttt_mlp_reference(
         if state_decay is not None and len(tokens) == mini_batch_size:
             params = [p0 + (1 - state_decay) * (p - p0) for p0, p in zip(initial, params, strict=True)]
     return torch.cat(outputs, 2), list(params[:num_layers]), list(params[num_layers:])
+
+
+def shift_keys_reference(
+    keys: Float[Tensor, "B H T D"], is_heard: Bool[Tensor, "B T"], *, key_shift: int
+) -> tuple[Float[Tensor, "B H T D"], Bool[Tensor, "B T"]]:
+    """Keys of the frames that were heard `key_shift` frames earlier, in a recording from its start.
+
+    Args:
+        keys: of the frames, `[B, H, T, D]`.
+        is_heard: False where a frame is padding, `[B, T]`: it is nobody's predecessor.
+        key_shift: frames between what the key sees and what the value sees.
+
+    Returns:
+        The shifted keys, 0 where there is no such frame, and where there is one, `[B, T]`; the others teach
+        nothing.
+    """
+    shifted, exists = torch.zeros_like(keys), torch.zeros_like(is_heard)
+    for row in range(len(keys)):
+        earlier: list[int] = []
+        for frame in range(keys.shape[2]):
+            candidates = [*earlier, frame]
+            if len(candidates) > key_shift:
+                shifted[row, :, frame] = keys[row, :, candidates[-1 - key_shift]]
+                exists[row, frame] = True
+            if is_heard[row, frame]:
+                earlier.append(frame)
+    return shifted, exists

@@ -24,10 +24,11 @@ from moshi_ttt.errors import StateError
 from moshi_ttt.files.state_file import StateFile, write_state_file
 from moshi_ttt.hybrid_model import ttt_layers, ttt_mode
 from moshi_ttt.inner_loop import InnerLoop, TTTState
+from moshi_ttt.inputs.key_shift import HeardKeys
 
 KIND = "moshi-ttt session 1"
 
-_CONSTANTS = ("batch_size",)
+_CONSTANTS = ("batch_size", "key_shift")
 _SAMPLED_VALUES = 16  # of each parameter
 _NOT_STATE = (CUDAGraphed, ExitStack, InnerLoop, torch.device, type(None))
 
@@ -137,6 +138,9 @@ def _state_slots(state: State) -> Iterator[tuple[str, _Slot]]:
             for part, tensors in value._asdict().items():
                 for number, tensor in enumerate(tensors):
                     yield f"{name}.{part}.{number}", _Slot(tensor, tensor.copy_)
+        elif isinstance(value, HeardKeys):
+            for part, tensor in value._asdict().items():
+                yield f"{name}.{part}", _Slot(tensor, tensor.copy_)
         elif isinstance(value, int) and name not in _CONSTANTS:
             yield name, _Slot(torch.tensor(value), _number_writer(state, name))
         else:

@@ -20,6 +20,7 @@ from moshi.modules.streaming import State
 from torch import Tensor
 
 from moshi_ttt.inner_loop import InnerLoop, TTTState, initial_state
+from moshi_ttt.inputs.key_shift import HeardKeys, no_keys
 
 
 @dataclass
@@ -30,8 +31,10 @@ class TTTStreamingState(State):
 
     Args:
         inner: `W0` and the settings of the inner loop.
+        key_shift: of the layer.
 
     Attributes:
+        heard: keys of the last frames of each row, None without key shift.
         buffers: fast weights at the start of the mini-batch in progress, and its C slots.
         offsets: slots in use, 0 to C - 1, `[B]`.
         num_tokens: tokens heard since the last reset, `[B]`.
@@ -45,6 +48,7 @@ class TTTStreamingState(State):
     branch_free: ClassVar[bool] = False
 
     inner: InnerLoop
+    key_shift: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,6 +61,7 @@ class TTTStreamingState(State):
             tuple(w.new_zeros(*slots, w.shape[3]) for w in state.start_weights),
         )
         self.offsets = torch.zeros(self.batch_size, dtype=torch.long, device=self.device)
+        self.heard = no_keys(self.buffers.pending_inputs[0], self.key_shift) if self.key_shift else None
         self.num_tokens = torch.zeros_like(self.offsets)
         self.num_broken = torch.zeros_like(self.offsets)
         self.activity = torch.zeros(self.batch_size, dtype=self.inner.dtype, device=self.device)
@@ -102,6 +107,25 @@ class TTTStreamingState(State):
         self._empty_slots(rows)
         for counter in (self.offsets, self.num_tokens):
             counter.copy_(torch.where(rows, 0, counter))
+        if self.heard is not None:
+            self.heard.keys.copy_(torch.where(wide, 0, self.heard.keys))
+            self.heard.num_heard.copy_(torch.where(rows, 0, self.heard.num_heard))
+
+    def heard_frames(self, token_mask: Tensor | None, num_frames: int) -> Tensor | None:
+        """Which of the next frames are heard: no padding, in the rows of `exec_mask`. `[B, T]`, None: all.
+
+        Without key shift only padding matters: what does not execute is not learned from anyway.
+        """
+        if self.heard is None:
+            return token_mask
+        executes = self.exec_mask[:, None].expand(-1, num_frames)
+        return executes if token_mask is None else executes & token_mask
+
+    def hear(self, heard: HeardKeys) -> None:
+        """Keep the keys that the frames after the coming step need."""
+        assert self.heard is not None
+        for buffer, new in zip(self.heard, heard, strict=True):
+            buffer.copy_(new)
 
     def step(self, q: Tensor, k: Tensor, v: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
         """Learn from a block of tokens and answer them; rows outside `exec_mask` learn nothing.

@@ -19,7 +19,8 @@ from moshi_ttt.carry import NewFrames, TTTCarry, frames_after, run_carried
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.format_utils import merge_heads, split_heads
 from moshi_ttt.inner_loop import InnerLoop, InnerNetwork, TTTState, compute_dtype
-from moshi_ttt.rope import apply_rope
+from moshi_ttt.inputs.key_shift import HeardKeys, no_keys, shift_keys
+from moshi_ttt.inputs.rope import apply_rope
 from moshi_ttt.streaming import TTTStreamingState, stream_blocks
 
 _PRE_NORM_EPS = 1e-8  # as Moshi's rms_norm_f32
@@ -38,7 +39,15 @@ class InnerInputs(NamedTuple):
     q: Tensor  # [B, H, T, D], unit norm
     k: Tensor  # [B, H, T, D], unit norm
     v: Tensor  # [B, H, T, D], the normalised reconstruction target plus k
-    eta: Tensor  # [B, H, T]
+    eta: Tensor  # [B, H, T], 0 where a frame teaches nothing
+
+
+class PreparedFrames(NamedTuple):
+    """Frames on their way into the inner loop."""
+
+    tokens: InnerInputs
+    token_mask: Tensor | None  # [B, T], False where a frame teaches nothing; None means all True
+    heard: HeardKeys | None  # the keys that frames still to come need; None without key shift
 
 
 class TTTRecord(NamedTuple):
@@ -133,6 +142,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         for linear in (self.wq, self.wk, self.wv, self.wo):
             nn.init.normal_(linear.weight, std=self._projection_std())
             nn.init.zeros_(linear.bias)
+        if self.config.tied_start:
+            self.wk.weight.copy_(self.wq.weight)
         nn.init.normal_(self.learnable_ttt_lr_weight, std=_INIT_STD)
         nn.init.zeros_(self.learnable_ttt_lr_bias)
         nn.init.ones_(self.ttt_norm_weight)
@@ -185,11 +196,11 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         if self.current.carry is not None:
             return self._go_on(x, self.current.carry)
         positions = torch.arange(x.shape[1], device=x.device)[None] % self.config.mini_batch_size
-        inputs = self.inner_inputs(x, positions, self.current.token_mask)
-        out, last_state = self.inner_loop().run(inputs, None)
+        frames = self.prepare(x, positions, self.current.token_mask)
+        out, last_state = self.inner_loop().run(frames.tokens, None)
         update = self._project_out(out, x.dtype)
         if self.current.recorder is not None:
-            self._record(inputs[1:], last_state, update, self.current.token_mask)
+            self._record(frames.tokens[1:], last_state, update, frames.token_mask)
         return update
 
     def inner_loop(self, *, detached: bool = False) -> InnerLoop:
@@ -219,7 +230,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         """
         starts = [pending - frames for pending, frames in zip(carry.num_pending, before, strict=True)]
         positions = frames_after(starts, x.shape[1], x.device) % self.config.mini_batch_size
-        q, k, v, eta = self.inner_inputs(x, positions, None)
+        q, k, v, eta = self.prepare(x, positions).tokens
         tokens = (q, k, v, torch.zeros_like(eta))
         with torch.autocast(x.device.type, enabled=False):
             run = run_carried(self.inner_loop(), tokens, carry)
@@ -228,23 +239,31 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
     def _learn_on(self, x: Tensor, carry: TTTCarry, token_mask: Tensor | None) -> Tensor:
         config = self.config
         positions = frames_after(carry.num_pending, x.shape[1], x.device) % config.mini_batch_size
-        inputs = self.inner_inputs(x, positions, token_mask)
+        frames = self.prepare(x, positions, token_mask, heard=carry.heard)
         with torch.autocast(x.device.type, enabled=False):
-            run = run_carried(self.inner_loop(), inputs, carry)
+            run = run_carried(self.inner_loop(), frames.tokens, carry, heard=frames.heard)
         if self.current.keep_carry is not None:
             self.current.keep_carry(run.carry)
         update = self._project_out(run.out, x.dtype)
         if self.current.recorder is not None:
-            self._record(run.grid, run.state, update, token_mask, start=run.start, frames=run.frames)
+            self._record(run.grid, run.state, update, frames.token_mask, start=run.start, frames=run.frames)
         return update
 
-    def inner_inputs(self, x: Tensor, positions: Tensor, token_mask: Tensor | None = None) -> InnerInputs:
+    def prepare(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        token_mask: Tensor | None = None,
+        *,
+        heard: HeardKeys | None = None,
+    ) -> PreparedFrames:
         """Queries, keys, targets and inner rates of frames x.
 
         Args:
             x: `[B, T, dim]`.
             positions: of the frames in their mini-batch, `[B, T]` or `[1, T]`.
-            token_mask: `[B, T]`, False where a frame teaches nothing; None means all True.
+            token_mask: `[B, T]`, False where a frame is not heard; None means all True.
+            heard: the keys of the frames before; None where a recording starts.
         """
         config = self.config
         x = self._normalise_input(x)
@@ -254,12 +273,17 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = (split_heads(part.to(dtype), config.num_heads) for part in (q, k, v))
             q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-            if config.use_rope:
-                q, k = (apply_rope(part, positions, theta=config.rope_theta) for part in (q, k))
+            if config.key_shift:
+                heard = no_keys(k, config.key_shift) if heard is None else heard
+                k, exists, heard = shift_keys(k, heard, token_mask)
+                token_mask = exists if token_mask is None else token_mask & exists
             eta = self.inner_rate(x.to(dtype))
             if token_mask is not None:
                 eta = eta * token_mask[:, None]
-            return InnerInputs(q, k, self.reconstruction_target(k, v), eta)
+            if config.use_rope:
+                q, k = (apply_rope(part, positions, theta=config.rope_theta) for part in (q, k))
+            tokens = InnerInputs(q, k, self.reconstruction_target(k, v), eta)
+            return PreparedFrames(tokens, token_mask, heard)
 
     def reconstruction_target(self, k: Tensor, v: Tensor) -> Tensor:
         """`LN(v - k) * w + b + k` with the inner LayerNorm's w and b, biased variance. `[B, H, T, D]`."""
@@ -268,13 +292,13 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         return normed * weight.to(normed) + bias.to(normed) + k
 
     def inner_rate(self, x: Tensor) -> Tensor:
-        """`base_lr * sigmoid(x . w_h + c_h) / head_dim / C`, 0 when frozen.
+        """`base_lr * sigmoid(x . w_h + c_h)` in the unit of `base_lr_scale`, 0 when frozen.
 
         `[B, T, dim]` to `[B, H, T]`.
         """
         weight, bias = self.learnable_ttt_lr_weight.to(x), self.learnable_ttt_lr_bias.to(x)
         rate = torch.sigmoid(F.linear(x, weight, bias)).transpose(1, 2)
-        rate = rate * (self.config.ttt_base_lr / self.config.head_dim / self.config.mini_batch_size)
+        rate = rate * (self.config.ttt_base_lr * self.config.inner_rate_unit)
         return torch.zeros_like(rate) if self.frozen else rate
 
     def _normalise_input(self, x: Tensor) -> Tensor:
@@ -319,18 +343,21 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
     def _stream(self, x: Tensor, state: TTTStreamingState) -> Tensor:
         frames = torch.arange(x.shape[1], device=x.device)
         positions = (state.offsets[:, None] + frames) % self.config.mini_batch_size
-        inputs = self.inner_inputs(x, positions, self.current.token_mask)
+        mask = state.heard_frames(self.current.token_mask, x.shape[1])
+        prepared = self.prepare(x, positions, mask, heard=state.heard)
         before_block = None
         if self.current.stream_recorder is not None:
-            before_block = partial(self._record_block, inputs, state)
+            before_block = partial(self._record_block, prepared, state)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            out, finite = stream_blocks(state, inputs, before_block=before_block)
+            if prepared.heard is not None:
+                state.hear(prepared.heard)
+            out, finite = stream_blocks(state, prepared.tokens, before_block=before_block)
         return torch.where(finite[:, :, None], self._project_out(out, x.dtype), 0)
 
-    def _record_block(self, inputs: InnerInputs, state: TTTStreamingState, frames: slice) -> None:
+    def _record_block(self, prepared: PreparedFrames, state: TTTStreamingState, frames: slice) -> None:
         assert self.current.stream_recorder is not None
-        k, v, eta = (part[:, :, frames] for part in inputs[1:])
-        mask = self.current.token_mask
+        k, v, eta = (part[:, :, frames] for part in prepared.tokens[1:])
+        mask = prepared.token_mask
         mask = None if mask is None else mask[:, frames]
         self.current.stream_recorder(TTTBlock(k, v, eta, state, mask))
 
@@ -339,7 +366,8 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
             raise ValueError(
                 "A TTT layer with causal=False reads the future of its mini-batch and cannot stream."
             )
-        return TTTStreamingState(batch_size, self.wq.weight.device, self.inner_loop(detached=True))
+        inner = self.inner_loop(detached=True)
+        return TTTStreamingState(batch_size, self.wq.weight.device, inner, self.config.key_shift)
 
 
 def _detached(state: TTTState) -> TTTState:

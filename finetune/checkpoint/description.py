@@ -27,7 +27,7 @@ from finetune.checkpoint.layout import (
     TTT_FILE,
     WEIGHT_FILES,
 )
-from finetune.config_io import build_args, yaml_text
+from finetune.config_io import as_recorded, build_args, yaml_text
 from finetune.errors import CheckpointError, ConfigError
 from finetune.files import read_json_object
 from finetune.ttt_integration import apply_ttt_to_model
@@ -82,6 +82,7 @@ class CheckpointDescription:
                 f"{folder}: {TRAINING_FILE} is missing; only checkpoints of moshi-ttt have it."
             )
         training = read_json_object(folder / TRAINING_FILE) if is_ours else {}
+        config, training = as_recorded(config), as_recorded(training)
         try:
             parse = cls._of_ours if is_ours else cls._of_moshi_finetune
             description = parse(folder, config, training)

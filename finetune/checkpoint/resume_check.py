@@ -9,7 +9,7 @@ from typing import Any
 from finetune.args import DiagnosticsArgs, SpokenArgs, TrainArgs
 from finetune.checkpoint.integrity import find_damage, listed_files
 from finetune.checkpoint.layout import DONE_FILE, RESUME_FILE, STATE_DIR, list_checkpoints, step_of
-from finetune.config_io import public_values, yaml_text
+from finetune.config_io import as_recorded, public_values, yaml_text
 from finetune.distributed import barrier, gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError, ConfigError
 from finetune.files import read_json_object, rename_to_backup
@@ -121,7 +121,7 @@ def check_configuration(
     Raises:
         ConfigError: going on would be meaningless.
     """
-    before, now = _flat(point.facts["args"]), _flat(public_values(args))
+    before, now = _flat(as_recorded(point.facts["args"])), _flat(public_values(args))
     lines = []
     for key in sorted(now.keys() | before.keys()):
         old, new = before.get(key), now.get(key)

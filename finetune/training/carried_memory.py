@@ -126,5 +126,5 @@ def _named_tensors(carry: TTTCarry) -> Iterator[tuple[str, Tensor]]:
     for name, value in carry._asdict().items():
         if isinstance(value, Tensor):
             yield name, value
-        elif name != "num_pending":
+        elif name != "num_pending" and value is not None:
             yield from ((f"{name}.{i}", tensor) for i, tensor in enumerate(value))

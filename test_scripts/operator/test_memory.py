@@ -158,6 +158,7 @@ def test_inspect_and_list_say_what_is_there(lm, saved, tmp_path):
     [
         ({"layers": "1"}, "is the memory of TTT layers 1, 3, this model has them in 1"),
         ({"mini_batch_size": 8}, "mini_batch_size of layer 1 is 4, this model has 8"),
+        ({"key_shift": 2}, "key_shift of layer 1 is 1, this model has 2"),
         (
             {"ttt_mlp_expansion_factor": 2.0},
             r"inner_dims of layer 1 is \[8, 32, 8\], this model has \[8, 16, 8\]",
@@ -187,9 +188,31 @@ def _rewrite(path, change_tensors=None, change_identity=None):
     save_file(tensors, path, {"kind": metadata["kind"], "identity": json.dumps(identity)})
 
 
+@pytest.mark.parametrize("key_shift", [0, 1])
+def test_a_file_from_before_there_was_a_key_shift_fits_models_without_one(tmp_path, key_shift):
+    without = make_model(key_shift=0)
+    with without.streaming(2):
+        hear(without, make_codes(without, 2, 10))
+        save_ttt_states(without, tmp_path / "old.safetensors")
+
+    def forget_the_key(identity):
+        for layer in identity["layers"].values():
+            del layer["key_shift"]
+
+    _rewrite(tmp_path / "old.safetensors", change_identity=forget_the_key)
+    model = make_model(key_shift=key_shift)
+    with model.streaming(2):
+        if key_shift:
+            with pytest.raises(StateError, match="key_shift of layer 1 is 0, this model has 1"):
+                load_ttt_states(model, tmp_path / "old.safetensors")
+        else:
+            load_ttt_states(model, tmp_path / "old.safetensors")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda t: t.pop("layers.1.heard.keys"), "has no tensor layers.1.heard.keys, which this model needs"),
         (lambda t: t.pop("layers.3.offsets"), "has no tensor layers.3.offsets, which this model needs"),
         (lambda t: t.update(extra=torch.zeros(1)), "extra has no place in this model"),
         (

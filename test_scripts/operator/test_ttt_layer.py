@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from moshi_ttt import SSMGating, TTTConfig
-from moshi_ttt.rope import apply_rope
+from moshi_ttt.inputs.rope import apply_rope
 from moshi_ttt.ttt_layer import TTTLayer, TTTPass
 from ttt_inputs import assert_close
 
@@ -21,13 +21,13 @@ def make_layer(dtype: torch.dtype = torch.float64, **overrides) -> TTTLayer:
 
 def inner_inputs(layer: TTTLayer, x: torch.Tensor, token_mask: torch.Tensor | None = None):
     positions = torch.arange(x.shape[1])[None] % layer.config.mini_batch_size
-    return layer.inner_inputs(x, positions, token_mask)
+    return layer.prepare(x, positions, token_mask).tokens
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])
 @pytest.mark.parametrize("use_rope", [True, False])
 def test_keys_and_queries_have_unit_norm_per_head_whatever_the_input_scale(pre_norm, use_rope):
-    layer = make_layer(pre_norm=pre_norm, use_rope=use_rope)
+    layer = make_layer(pre_norm=pre_norm, use_rope=use_rope, key_shift=0)
     for scale in (0.01, 1.0, 1000.0):
         inputs = inner_inputs(layer, scale * torch.randn(2, 9, 32, dtype=torch.float64))
         for part in (inputs.q, inputs.k):
@@ -69,16 +69,44 @@ def test_unit_variance_keeps_pre_activations_at_one():
     assert all((bias == 0).all() for bias in layer.biases)
 
 
-def test_inner_rate_is_the_formula():
-    layer = make_layer(ttt_base_lr=0.3, pre_norm=False)
+def test_inner_rate_is_the_published_formula_where_a_rate_is_given_without_its_scale():
+    layer = make_layer(ttt_base_lr=0.3, pre_norm=False, key_shift=0)
     x = torch.randn(2, 9, 32, dtype=torch.float64)
     eta = inner_inputs(layer, x).eta
     logit = (x[1, 4] * layer.learnable_ttt_lr_weight[2]).sum() + layer.learnable_ttt_lr_bias[2]
     assert_close(eta[1, 2, 4], 0.3 * torch.sigmoid(logit) / 8 / 4, 1e-12)
 
 
+@pytest.mark.parametrize("num_heads", [1, 4])
+@pytest.mark.parametrize("mini_batch_size", [4, 16])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_rate_of_one_corrects_the_whole_error_of_a_token_at_every_size(num_heads, mini_batch_size, layers):
+    layer = make_layer(
+        model_dim=128,
+        num_heads=num_heads,
+        mini_batch_size=mini_batch_size,
+        ttt_mlp_layers=layers,
+        key_shift=0,
+    )
+    layer.learnable_ttt_lr_bias.data.fill_(40.0)  # the sigmoid is 1
+    inputs = inner_inputs(layer, torch.randn(1, 200, 128, dtype=torch.float64))
+    x, inner = inputs.k, layer.inner_loop()
+    for number, (weight, bias) in enumerate(zip(inner.weights, inner.biases, strict=True)):
+        x = torch.nn.functional.gelu(x, approximate="tanh") if number else x
+        last, x = x, x @ weight + bias
+    corrected = inputs.eta * (last.square().sum(-1) + 1)
+    assert 0.9 < corrected.mean() < 1.1
+
+
+def test_keys_start_as_queries_and_need_not():
+    tied, free = make_layer(), make_layer(tied_start=False)
+    assert torch.equal(tied.wk.weight, tied.wq.weight) and not torch.equal(free.wk.weight, free.wq.weight)
+    tied.wk.weight.data.add_(1)
+    assert not torch.equal(tied.wk.weight, tied.wq.weight)  # only their start is shared
+
+
 def test_padded_frames_have_inner_rate_zero():
-    layer = make_layer()
+    layer = make_layer(key_shift=0)
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[1, 5:] = False
     eta = inner_inputs(layer, torch.randn(2, 9, 32, dtype=torch.float64), mask).eta
@@ -200,6 +228,6 @@ def test_what_passes_are_given_nests_and_ends_with_its_context():
         assert layer.current.token_mask is None and layer.current.recorder is not None
         raise RuntimeError("in the middle")
     assert layer.current == TTTPass()
-    assert [record.token_mask is mask for record in seen] == [True]
+    assert [record.token_mask.tolist() for record in seen] == [[[False, True, True, True, True]]]
     with pytest.raises(TypeError, match="token_masks"), layer.passing(token_masks=mask):
         pass
