@@ -22,9 +22,7 @@ class HeardKeys(NamedTuple):
     """The keys of the frames that each row heard last: predecessors of the frames still to come."""
 
     keys: Float[Tensor, "B H s D"]  # the newest last
-    num_heard: Int[
-        Tensor, " B"
-    ]  # of them, from the newest on; fewer where a recording starts
+    num_heard: Int[Tensor, " B"]  # of them, from the newest on; fewer where a recording starts
 
 
 def no_keys(like: Float[Tensor, "B H _ D"], key_shift: int) -> HeardKeys:
