@@ -5,6 +5,7 @@ Shapes: B batch rows, H heads, D head_dim, C mini_batch_size.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -107,9 +108,11 @@ def _layers(settings: Settings) -> dict[str, Any]:
     config = ttt_config(settings)
     stock = make_stock_layer(settings)
     ttt = TTTLayer(config, device=settings.device, dtype=settings.dtype)
+    unshifted = TTTLayer(replace(config, key_shift=0), device=settings.device, dtype=settings.dtype)
     hybrid = add_ttt(stock, settings)
     modules: dict[str, StreamingModule] = {
         "ttt layer": ttt,
+        "ttt layer without key shift": unshifted,
         "moshi layer": stock,
         "moshi layer with ttt": hybrid,
     }
@@ -129,6 +132,7 @@ def _layers(settings: Settings) -> dict[str, Any]:
         "parameters": {name: num_parameters(module.parameters()) for name, module in modules.items()},
         "candidates": {name: times[name].record(per=len(frames)) for name in calls},
         "ttt_over_moshi": times["ttt layer"].median / alone,
+        "key_shift_over_none": times["ttt layer"].median / times["ttt layer without key shift"].median,
         "with_over_without": times["moshi layer with ttt"].median / alone,
     }
 

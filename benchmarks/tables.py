@@ -80,6 +80,7 @@ def _streaming(part: dict[str, Any]) -> list[str]:
         ),
         "",
         f"TTT layer over Moshi layer: {layers['ttt_over_moshi']:.2f}; "
+        f"with key shift over without: {layers['key_shift_over_none']:.3f}; "
         f"with TTT over without: {layers['with_over_without']:.2f}.",
     ]
 

@@ -52,20 +52,20 @@ class Arm:
     @property
     def ttt_args(self) -> TTTArgs:
         """The `ttt:` section."""
-        return TTTArgs(enable=self.ttt is not None, layers=LAYERS, **(self.ttt or {}))
+        # Without TTT layers too: attention in chunks longer than the window is the patched model's.
+        return TTTArgs(enable=True, layers="none" if self.ttt is None else LAYERS, **(self.ttt or {}))
 
     def build(self, num_symbols: int, *, bases: Path, seed: int) -> LMModel:
         """The model before fine-tuning; its base is trained first where it is not in the folder."""
         settings = BaseSettings(num_symbols, self.window, self.dim, self.heads)
         if self.as_many_parameters:
-            settings = _wider(settings, self.ttt_args)
+            settings = _wider(settings)
         lm = trained_base(bases, settings, seed=seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1000 + seed)
             if self.trained == "lora":
                 add_lora(lm, LoraArgs(enable=True, rank=LORA_RANK), dtype=torch.float32)
-            if not self.as_many_parameters:
-                apply_ttt_to_model(lm, self.ttt_args)
+            apply_ttt_to_model(lm, self.ttt_args)
         if self.frozen:
             set_ttt_mode(lm, "frozen")
         for name, parameter in lm.named_parameters():
@@ -82,10 +82,10 @@ def num_parameters(lm: LMModel) -> int:
     return sum(parameter.numel() for parameter in lm.parameters())
 
 
-def _wider(settings: BaseSettings, ttt_args: TTTArgs) -> BaseSettings:
+def _wider(settings: BaseSettings) -> BaseSettings:
     """The narrowest feed-forward with which the base has at least as many parameters as with TTT."""
     with_ttt = settings.build(seed=0)
-    apply_ttt_to_model(with_ttt, ttt_args)
+    apply_ttt_to_model(with_ttt, TTTArgs(enable=True, layers=LAYERS))
     goal, scale = num_parameters(with_ttt), settings.hidden_scale
     while True:
         scale += 3 / settings.dim

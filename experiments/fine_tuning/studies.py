@@ -34,7 +34,7 @@ def _recall() -> list[Arm]:
     return [
         Arm("full", "attention to everything, no TTT", None, window=3 * PERIOD),
         Arm("window", "window alone", None),
-        Arm("wider", "window, wider feed-forward with as many parameters", {}, as_many_parameters=True),
+        Arm("wider", "window, wider feed-forward with as many parameters", None, as_many_parameters=True),
         Arm("frozen", "TTT, fast weights frozen at W0", frozen=True),
         Arm("published", "TTT as published: no shift, no tie, `base_lr` 0.1", PUBLISHED),
         Arm("rate", "as published, with the inner rate of the defaults", {**shift, **tie}),

@@ -39,6 +39,8 @@ def test_streaming_equals_one_pass(lm, sizes):
     "settings",
     [
         {"use_rope": True},
+        {"key_shift": 0},
+        {"key_shift": 2},
         {"state_decay": 0.3, "inner_grad_clip": 0.5},
         {"ttt_mlp_layers": 1},
         {"ttt_mlp_layers": 3},

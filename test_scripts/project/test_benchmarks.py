@@ -134,7 +134,13 @@ def test_streaming_part(report):
     assert {"fast_weight_bytes", "floor_bytes_per_second", "step_over_floor"} <= set(inner)
     assert inner["fast_weight_bytes"] == 4 * 4 * (32 * 128 + 128 * 32)
     assert set(layers["candidates"]) == {"ttt layer", "moshi layer", "moshi layer with ttt"}
-    assert {"ttt_over_moshi", "with_over_without", "attention_window", "parameters"} <= set(layers)
+    assert {
+        "ttt_over_moshi",
+        "key_shift_over_none",
+        "with_over_without",
+        "attention_window",
+        "parameters",
+    } <= set(layers)
 
 
 def test_layer_part(report):
