@@ -137,5 +137,5 @@ def plot_retention(plans: Sequence[Plan], runs: _Runs, path: Path) -> Path:
 
 
 def _mean_and_each(values: Sequence[float], spec: str) -> str:
-    each = ", ".join(f"{value:{spec}}" for value in values)
-    return f"{np.mean(values):{spec}} % ({each})"
+    each = ", ".join(f"{value + 0.0:{spec}}" for value in values)  # no -0.0
+    return f"{np.mean(values) + 0.0:{spec}} % ({each})"

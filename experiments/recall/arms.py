@@ -12,6 +12,7 @@ from torch import nn
 from experiments.recall.tasks import Task
 from finetune.args import TTTArgs
 from finetune.ttt_integration import apply_ttt_to_model
+from moshi_ttt.config import BEFORE_THERE_WERE_KEYS
 from moshi_ttt.hybrid_model import set_ttt_mode, ttt_layers
 
 ArmName = Literal["window", "window_ttt", "window_ttt_frozen", "window_wider", "full"]
@@ -29,7 +30,7 @@ class Settings:
     """What an arm has beside its name.
 
     Attributes:
-        ttt: the `ttt:` section of the TTT arms.
+        ttt: the `ttt:` section of the TTT arms; keys of the form that was published where it names no others.
         first_layer_std: of the inner MLP's first layer at start; None: as `ttt.inner_init` says.
         projection_std: of the TTT layers' projections at start; None: the same.
     """
@@ -54,7 +55,7 @@ def build_arm(name: ArmName, task: Task, settings: Settings, *, seed: int) -> LM
             return _wider(task, settings, seed=seed)
         lm = _base(task, context=None if name == "full" else task.window)
         if name.startswith("window_ttt"):
-            apply_ttt_to_model(lm, TTTArgs(enable=True, **settings.ttt))
+            apply_ttt_to_model(lm, TTTArgs(enable=True, **{**BEFORE_THERE_WERE_KEYS, **settings.ttt}))
             for layer in ttt_layers(lm).values():
                 if settings.first_layer_std is not None:
                     nn.init.normal_(layer.weights[0], std=settings.first_layer_std)
