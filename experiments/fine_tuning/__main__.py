@@ -2,6 +2,10 @@
 
     python -m experiments.fine_tuning recall --out runs/fine_tuning
     python -m experiments.fine_tuning retention --out runs/fine_tuning
+    python -m experiments.fine_tuning capacity --out runs/fine_tuning
+    python -m experiments.fine_tuning learning --out runs/fine_tuning
+    python -m experiments.fine_tuning mini-batch --out runs/fine_tuning
+    python -m experiments.fine_tuning head-width --out runs/fine_tuning
 
 Every run is a file in the folder: what is there is not computed again, and Ctrl-C loses the run in progress
 only. Several processes may share the work: `--seeds 1` here and `--seeds 2 3` there.
@@ -28,7 +32,7 @@ def main() -> int:
     options = _parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
-    plans = STUDIES[options.study]
+    plans = STUDIES[options.study].plans
     labels = [plan.arm.label for plan in plans]
     unknown = [label for label in options.only or () if label not in labels]
     if unknown:
@@ -38,7 +42,7 @@ def main() -> int:
         for plan in plans:
             if options.only is None or plan.arm.label in options.only:
                 result = run(folder, plan, seed=seed, bases=options.bases, num_steps=options.steps)
-                loss = result.get("loss", result.get("loss_by_gap"))
+                loss = result.get("loss", result.get("losses"))
                 logger.info("%s seed %d: %s nats", plan.arm.label, seed, loss)
     for path in write_report(folder, options.study):
         logger.info("%s", path)

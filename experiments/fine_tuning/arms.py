@@ -9,6 +9,7 @@ import torch
 from moshi.models.lm import LMModel
 
 from experiments.fine_tuning.base import BaseSettings, trained_base
+from experiments.fine_tuning.variants import change_layers
 from finetune.args import LoraArgs, TTTArgs
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
@@ -34,6 +35,7 @@ class Arm:
         as_many_parameters: a wider feed-forward that makes the base as large as with TTT.
         trained: the whole model, TTT alone, or TTT and LoRA adapters.
         num_steps: optimiser steps.
+        variant: another memory in the place of the layer, see `experiments.fine_tuning.variants`.
         heads: of the base model and so of TTT.
         dim: width of the base model.
     """
@@ -46,6 +48,7 @@ class Arm:
     as_many_parameters: bool = False
     trained: Trained = "all"
     num_steps: int = 1000
+    variant: str | None = None
     heads: int = 4
     dim: int = 64
 
@@ -66,6 +69,8 @@ class Arm:
             if self.trained == "lora":
                 add_lora(lm, LoraArgs(enable=True, rank=LORA_RANK), dtype=torch.float32)
             apply_ttt_to_model(lm, self.ttt_args)
+            if self.variant is not None:
+                change_layers(lm, self.variant)
         if self.frozen:
             set_ttt_mode(lm, "frozen")
         for name, parameter in lm.named_parameters():

@@ -10,7 +10,6 @@ from moshi.models.lm import LMModel
 
 from experiments.fine_tuning.arms import num_parameters
 from experiments.fine_tuning.studies import Plan
-from experiments.fine_tuning.tasks import AfterAGap
 from experiments.fine_tuning.training import fine_tune, recall_loss, recall_losses
 from experiments.stored_runs import stored_run
 from moshi_ttt.hybrid_model import hybrid_layers
@@ -52,10 +51,11 @@ def _compute(plan: Plan, seed: int, bases: Path, num_steps: int) -> dict[str, An
         "minutes": round((time.monotonic() - start) / 60, 2),
         "gates": _gates(lm),
     }
-    if isinstance(plan.task, AfterAGap):
-        by_gap = recall_losses(lm, plan.task, plan.gaps)
-        return result | {"loss_by_gap": {str(gap): round(loss, 5) for gap, loss in by_gap.items()}}
-    loss, by_position = recall_loss(lm, plan.task)
+    streams = plan.arm.variant is None
+    if plan.difficulties:
+        losses = recall_losses(lm, plan.task, plan.difficulties, streams=streams)
+        return result | {"losses": {str(number): round(loss, 5) for number, loss in losses.items()}}
+    loss, by_position = recall_loss(lm, plan.task, streams=streams)
     return result | {"loss": round(loss, 5), "by_position": [round(x, 4) for x in by_position.tolist()]}
 
 

@@ -1,46 +1,62 @@
 """Which runs make up each study."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.fine_tuning.arms import Arm
-from experiments.fine_tuning.tasks import PERIOD, AfterAGap, Task, ThreeTimes
+from experiments.fine_tuning.tasks import PERIOD, AfterAGap, Filler, Pairs, Task, ThreeTimes
 
 GAPS = (0, 32, 128, 512, 1024, 2048, 4096)
+NUMBERS_OF_PAIRS = (4, 8, 16, 32, 64, 128)
 
 # The layer as it was published and as this project had it before, with its own initialisation of W0.
-PUBLISHED: Mapping[str, Any] = {
-    "base_lr": 0.1,
-    "base_lr_scale": "published",
-    "key_shift": 0,
-    "tied_start": False,
-}
+PUBLISHED_RATE: Mapping[str, Any] = {"base_lr": 0.1, "base_lr_scale": "published"}
+PUBLISHED: Mapping[str, Any] = {**PUBLISHED_RATE, "key_shift": 0, "tied_start": False}
 ONE_RATE: Mapping[str, Any] = {"weight_lr_multiplier": 1.0, "alpha_lr_multiplier": 1.0}
+# A window that has so many more tokens in reach costs as many numbers as the fast weights of two layers.
+EQUAL_WINDOW = 8 + 44
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run to make, seeds apart."""
+    """A run to make, seeds apart.
+
+    Attributes:
+        arm, task: what is trained, and on what.
+        difficulties: at which the recall is measured: gaps in tokens, or pairs to hold.
+    """
 
     arm: Arm
     task: Task
-    gaps: tuple[int, ...] = ()
+    difficulties: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that belong together.
+
+    Attributes:
+        plans: of the runs.
+        difficulty: what its numbers count, None where it has none.
+    """
+
+    plans: list[Plan]
+    difficulty: str | None = None
 
 
 def _recall() -> list[Arm]:
-    shift, tie = {"key_shift": 0}, {"tied_start": False}
-    rate = {"base_lr": 0.1, "base_lr_scale": "published"}
+    unshifted, untied = {"key_shift": 0}, {"tied_start": False}
     return [
         Arm("full", "attention to everything, no TTT", None, window=3 * PERIOD),
         Arm("window", "window alone", None),
         Arm("wider", "window, wider feed-forward with as many parameters", None, as_many_parameters=True),
         Arm("frozen", "TTT, fast weights frozen at W0", frozen=True),
         Arm("published", "TTT as published: no shift, no tie, `base_lr` 0.1", PUBLISHED),
-        Arm("rate", "as published, with the inner rate of the defaults", {**shift, **tie}),
-        Arm("rate-tie", "and keys that start as queries", shift),
-        Arm("rate-shift", "and the key shift, without that start", tie),
-        Arm("shift-tie", "key shift and tied start, with the published inner rate", rate),
+        Arm("rate", "as published, with the inner rate of the defaults", {**unshifted, **untied}),
+        Arm("rate-tie", "and keys that start as queries", unshifted),
+        Arm("rate-shift", "and the key shift, without that start", untied),
+        Arm("shift-tie", "key shift and tied start, with the published inner rate", PUBLISHED_RATE),
         Arm("defaults", "**the defaults: key shift, tied start, inner rate in shares**"),
         Arm("one-rate", "the defaults, one outer rate for everything", ONE_RATE),
         Arm("slow-gates", "the defaults, gates at the rate of the base", {"alpha_lr_multiplier": 1.0}),
@@ -52,32 +68,84 @@ def _recall() -> list[Arm]:
 
 
 def _retention() -> list[Plan]:
-    plans = []
-    for filler in ("other", "same"):
-        for heads in (4, 1):
-            arm = Arm(f"{filler}-{heads}x{64 // heads}", f"{heads} heads of {64 // heads}", heads=heads)
-            plans.append(_with_gaps(arm, filler))
-    base = {"base_lr": 0.1}, {"base_lr": 0.3}, {"base_lr": 3.0}
-    for ttt in base:
-        arm = Arm(f"same-1x64-rate{ttt['base_lr']:g}", f"`base_lr` {ttt['base_lr']:g}", _share(ttt), heads=1)
-        plans.append(_with_gaps(arm, "same"))
+    plans = [
+        _with_gaps(f"{filler}-{heads}x{64 // heads}", f"{heads} heads of {64 // heads}", filler, heads=heads)
+        for filler in ("other", "same")
+        for heads in (4, 1)
+    ]
+    for rate in (0.1, 0.3, 3.0):
+        ttt = {"base_lr": rate, "base_lr_scale": "share"}
+        plans.append(_with_gaps(f"same-rate{rate:g}", f"1 head of 64, `base_lr` {rate:g}", "same", ttt))
     for decay in (0.003, 0.03):
-        arm = Arm(f"same-1x64-decay{decay:g}", f"`state_decay` {decay:g}", {"state_decay": decay}, heads=1)
-        plans.append(_with_gaps(arm, "same"))
+        ttt = {"state_decay": decay}
+        plans.append(
+            _with_gaps(f"same-decay{decay:g}", f"1 head of 64, `state_decay` {decay:g}", "same", ttt)
+        )
     return plans
 
 
-def _with_gaps(arm: Arm, filler: str) -> Plan:
-    longest = 512 if filler == "other" else 1024
-    arm = Arm(**{**vars(arm), "num_steps": 1500})
-    return Plan(arm, AfterAGap(filler, longest), GAPS)  # type: ignore[arg-type]
+def _with_gaps(
+    label: str, meaning: str, filler: Filler, ttt: Mapping[str, Any] | None = None, *, heads: int = 1
+) -> Plan:
+    arm = Arm(label, meaning, ttt or {}, num_steps=1500, heads=heads)
+    return Plan(arm, AfterAGap(filler, longest=512 if filler == "other" else 1024), GAPS)
 
 
-def _share(ttt: Mapping[str, Any]) -> dict[str, Any]:
-    return {**ttt, "base_lr_scale": "share"}
+def _capacity() -> list[Plan]:
+    arms = [
+        Arm("window", "window alone", None, num_steps=2000),
+        Arm(
+            "equal-window",
+            f"window of {EQUAL_WINDOW}: equal bytes",
+            None,
+            window=EQUAL_WINDOW,
+            num_steps=2000,
+        ),
+        Arm("gated-delta", "gated delta rule, equal state", variant="gated-delta", num_steps=2000),
+        Arm("defaults", "**the defaults**", num_steps=2000),
+        Arm("defaults-1x64", "**the defaults**, 1 head of 64: 4 times the state", heads=1, num_steps=2000),
+    ]
+    return [Plan(arm, Pairs(64), NUMBERS_OF_PAIRS) for arm in arms]
 
 
-STUDIES: Mapping[str, list[Plan]] = {
-    "recall": [Plan(arm, ThreeTimes()) for arm in _recall()],
-    "retention": _retention(),
+def _learning() -> list[Arm]:
+    by_steps = {"backend": "autograd"}  # what changes single steps is not known to the backward pass by hand
+    return [
+        Arm("defaults", "**the defaults**"),
+        Arm("ascent", "inner gradient ascent", variant="ascent"),
+        Arm("last-layer", "only the last inner layer learns", by_steps, variant="last-layer"),
+        Arm("queries-for-keys", "queries in the place of keys", variant="queries-for-keys"),
+        Arm("two-steps", "two inner steps per token", by_steps, variant="two-steps"),
+        Arm("gated-delta", "gated delta rule, equal state", variant="gated-delta"),
+    ]
+
+
+def _mini_batch() -> list[Arm]:
+    return [
+        Arm(f"C{size}", f"`mini_batch_size` {size}", {"mini_batch_size": size}) for size in (16, 32, 64, 128)
+    ]
+
+
+def _head_width() -> list[Arm]:
+    arms = []
+    for width in (16, 64, 128):
+        dim = max(64, width)
+        for label, meaning, ttt in (("", "the defaults", {}), ("-published", "as published", PUBLISHED)):
+            sizes = {"heads": dim // width, "dim": dim}
+            arm = Arm(f"D{width}{label}", f"{meaning}, D = {width}", ttt, num_steps=2000)
+            arms.append(replace(arm, **sizes))
+    return arms
+
+
+def _three_times(arms: list[Arm]) -> Study:
+    return Study([Plan(arm, ThreeTimes()) for arm in arms])
+
+
+STUDIES: dict[str, Study] = {
+    "recall": _three_times(_recall()),
+    "retention": Study(_retention(), "tokens in between"),
+    "capacity": Study(_capacity(), "pairs"),
+    "learning": _three_times(_learning()),
+    "mini-batch": _three_times(_mini_batch()),
+    "head-width": _three_times(_head_width()),
 }

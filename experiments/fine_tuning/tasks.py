@@ -12,6 +12,7 @@ from torch import Tensor
 
 NUM_SYMBOLS = 24
 PERIOD = 32
+NUM_KEYS, NUM_VALUES, FEWEST_PAIRS = 128, 64, 4
 
 Filler = Literal["same", "other"]
 
@@ -34,6 +35,16 @@ class ThreeTimes:
     def num_tokens_known(self) -> int:
         """Tokens that the model must know."""
         return NUM_SYMBOLS
+
+    @property
+    def guessing(self) -> float:
+        """Loss of a token of which nothing is known but its kind, nats."""
+        return math.log(NUM_SYMBOLS)
+
+    @property
+    def remark(self) -> str:
+        """For the tables."""
+        return ""
 
     def draw(self, size: int, generator: torch.Generator) -> Episode:
         """Fresh sequences."""
@@ -61,6 +72,16 @@ class AfterAGap:
         """Tokens that the model must know."""
         return NUM_SYMBOLS if self.filler == "same" else 2 * NUM_SYMBOLS
 
+    @property
+    def guessing(self) -> float:
+        """Loss of a token of which nothing is known but its kind, nats."""
+        return math.log(NUM_SYMBOLS)
+
+    @property
+    def remark(self) -> str:
+        """For the tables."""
+        return f", {self.filler} symbols in between"
+
     def draw(self, size: int, generator: torch.Generator, *, gap: int | None = None) -> Episode:
         """Fresh sequences with one gap, None: drawn."""
         if gap is None:
@@ -74,4 +95,47 @@ class AfterAGap:
         return Episode(codes, torch.arange(codes.shape[2]) >= PERIOD + gap + 2)
 
 
-Task = ThreeTimes | AfterAGap
+@dataclass(frozen=True)
+class Pairs:
+    """Multi-query associative recall (Arora et al. 2023, "Zoology"): keys with values, then every key again.
+
+    Scored are the values of the second time, 64 to choose from. Keys are asked for in another order than
+    they were given in.
+
+    Attributes:
+        most: pairs are drawn log-uniformly from 4 to so many.
+    """
+
+    most: int
+
+    @property
+    def num_tokens_known(self) -> int:
+        """Tokens that the model must know."""
+        return NUM_KEYS + NUM_VALUES
+
+    @property
+    def guessing(self) -> float:
+        """Loss of a token of which nothing is known but its kind, nats."""
+        return math.log(NUM_VALUES)
+
+    @property
+    def remark(self) -> str:
+        """For the tables."""
+        return ""
+
+    def draw(self, size: int, generator: torch.Generator, *, number: int | None = None) -> Episode:
+        """Fresh sequences of one number of pairs, None: drawn."""
+        if number is None:
+            exponent = torch.rand((), generator=generator).item() * math.log((self.most + 1) / FEWEST_PAIRS)
+            number = int(FEWEST_PAIRS * math.exp(exponent))
+        keys = torch.rand(size, NUM_KEYS, generator=generator).argsort(1)[:, :number]
+        values = NUM_KEYS + torch.randint(NUM_VALUES, (size, number), generator=generator)
+        order = torch.rand(size, number, generator=generator).argsort(1)
+        given = torch.stack([keys, values], 2).flatten(1)
+        asked = torch.stack([keys.gather(1, order), values.gather(1, order)], 2).flatten(1)
+        scored = torch.arange(4 * number) >= 2 * number
+        scored[::2] = False
+        return Episode(torch.cat([given, asked], 1)[:, None], scored)
+
+
+Task = ThreeTimes | AfterAGap | Pairs

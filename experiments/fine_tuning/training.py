@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from experiments.fine_tuning.base import token_losses
-from experiments.fine_tuning.tasks import AfterAGap, Task
+from experiments.fine_tuning.tasks import AfterAGap, Episode, Pairs, Task
 from finetune.args import OptimArgs, TrainArgs, TTTArgs
 from finetune.training.optim import build_optimizer, build_scheduler
 
@@ -72,30 +72,45 @@ def fine_tune(
 
 
 @torch.no_grad()
-def recall_loss(lm: LMModel, task: Task, *, gap: int | None = None) -> tuple[float, Tensor]:
+def recall_loss(
+    lm: LMModel, task: Task, *, difficulty: int | None = None, streams: bool = True
+) -> tuple[float, Tensor]:
     """Loss of the scored tokens of held-out sequences, streamed in blocks, and of each token `[T]`.
 
     Args:
         lm: a trained arm.
         task: what it hears.
-        gap: tokens between first and second time, where the task has gaps.
+        difficulty: tokens between first and second time, or pairs to hold, where the task has these.
+        streams: False: in one pass.
     """
     was_training = lm.training
     lm.eval()
     generator = torch.Generator().manual_seed(_EVAL_SEED)
     parts: list[Tensor] = []
     for _ in range(0, _NUM_EVAL, _EVAL_BATCH):
-        draw = task.draw(_EVAL_BATCH, generator, gap=gap) if isinstance(task, AfterAGap) else None
-        codes, scored = draw if draw is not None else task.draw(_EVAL_BATCH, generator)
-        parts.append(_streamed_losses(lm, codes))
+        codes, scored = _draw(task, generator, difficulty)
+        parts.append(_streamed_losses(lm, codes) if streams else token_losses(lm, codes))
     lm.train(was_training)
     by_position = torch.cat(parts).mean(0)
     return by_position[scored].mean().item(), by_position
 
 
-def recall_losses(lm: LMModel, task: AfterAGap, gaps: Sequence[int]) -> dict[int, float]:
-    """By gap."""
-    return {gap: recall_loss(lm, task, gap=gap)[0] for gap in gaps}
+def recall_losses(
+    lm: LMModel, task: Task, difficulties: Sequence[int], *, streams: bool = True
+) -> dict[int, float]:
+    """By difficulty."""
+    return {
+        difficulty: recall_loss(lm, task, difficulty=difficulty, streams=streams)[0]
+        for difficulty in difficulties
+    }
+
+
+def _draw(task: Task, generator: torch.Generator, difficulty: int | None) -> Episode:
+    if isinstance(task, AfterAGap):
+        return task.draw(_EVAL_BATCH, generator, gap=difficulty)
+    if isinstance(task, Pairs):
+        return task.draw(_EVAL_BATCH, generator, number=difficulty)
+    return task.draw(_EVAL_BATCH, generator)
 
 
 def _streamed_losses(lm: LMModel, codes: Tensor) -> Tensor:

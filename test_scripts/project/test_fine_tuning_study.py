@@ -2,17 +2,18 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
 
 from experiments.fine_tuning import base, training
 from experiments.fine_tuning.__main__ import main
-from experiments.fine_tuning.arms import Arm, num_parameters
-from experiments.fine_tuning.base import BaseSettings, token_losses
-from experiments.fine_tuning.report import recall_table, retention_table, shares, write_report
-from experiments.fine_tuning.studies import STUDIES
-from experiments.fine_tuning.tasks import NUM_SYMBOLS, PERIOD, AfterAGap, ThreeTimes
+from experiments.fine_tuning.arms import num_parameters
+from experiments.fine_tuning.base import token_losses
+from experiments.fine_tuning.report import recall_table, recalled, write_report
+from experiments.fine_tuning.studies import STUDIES, Study
+from experiments.fine_tuning.tasks import NUM_KEYS, NUM_SYMBOLS, PERIOD, AfterAGap, Pairs, ThreeTimes
 from experiments.fine_tuning.training import recall_loss
 from finetune.args import TTTArgs
 from finetune.commands import run_command
@@ -33,7 +34,7 @@ def short(monkeypatch):
 
 
 def arms():
-    return {plan.arm.label: plan.arm for plan in STUDIES["recall"]}
+    return {plan.arm.label: plan.arm for plan in STUDIES["recall"].plans}
 
 
 def test_what_is_scored_was_heard_before_and_cannot_be_seen_through_the_window():
@@ -52,6 +53,35 @@ def test_what_is_scored_was_heard_before_and_cannot_be_seen_through_the_window()
         gaps = {task.draw(1, generator(seed)).codes.shape[2] - 2 * PERIOD for seed in range(200)}
         assert min(gaps) == 0 and max(gaps) > 48 and max(gaps) <= 64
     assert reach < PERIOD
+
+
+def test_pairs_are_asked_for_in_another_order_and_their_values_are_scored():
+    codes, scored = Pairs(64).draw(3, generator(), number=10)
+    assert codes.shape == (3, 1, 40)
+    assert scored.nonzero().flatten().tolist() == list(range(21, 40, 2))
+    for row in codes[:, 0].tolist():
+        given, asked = (dict(zip(part[::2], part[1::2], strict=True)) for part in (row[:20], row[20:]))
+        assert given == asked and len(given) == 10 and list(given) != list(asked)
+        assert max(given) < NUM_KEYS <= min(given.values())
+    numbers = {Pairs(16).draw(1, generator(seed)).codes.shape[2] // 4 for seed in range(300)}
+    assert min(numbers) == 4 and max(numbers) == 16
+
+
+def test_other_memories_are_causal_and_do_what_their_name_says(tmp_path):
+    codes, _ = ThreeTimes().draw(1, generator())
+    later = codes.clone()
+    later[0, 0, 70] = (codes[0, 0, 70] + 1) % NUM_SYMBOLS
+    losses = {}
+    for plan in STUDIES["learning"].plans:
+        ttt = {**plan.arm.ttt, "initial_gating_alpha": 1.0, "tied_start": False}
+        arm = dataclasses.replace(plan.arm, ttt=ttt)
+        lm = arm.build(NUM_SYMBOLS, bases=tmp_path, seed=1).eval()
+        with torch.no_grad():
+            losses[arm.label] = token_losses(lm, codes)[0]
+            assert torch.equal(token_losses(lm, later)[0, :70], losses[arm.label][:70]), arm.label
+        if arm.variant == "gated-delta":
+            assert 8 * 16**2 <= ttt_layers(lm)[1].width ** 2 <= 9 * 16**2
+    assert len({tuple(each.tolist()) for each in losses.values()}) == len(losses)
 
 
 def test_arms_are_what_their_labels_say(tmp_path):
@@ -112,7 +142,7 @@ def test_runs_are_read_instead_of_made_again_and_make_a_report(tmp_path, monkeyp
     assert _run(monkeypatch, tmp_path, "recall", *options, "window") == 0
     assert json.loads(path.read_text())["loss"] == 3.0
     table = (tmp_path / "recall" / "report.md").read_text()
-    assert "| window alone | 0.0 % (0.0) | 3.000 | 2 |" in table
+    assert "| window alone | 5.6 % (5.6) | 3.000 | 2 |" in table
     assert (tmp_path / "recall" / "recall.png").stat().st_size > 1000
     changed["description"]["seed"] = 2
     path.write_text(json.dumps(changed))
@@ -123,29 +153,25 @@ def test_runs_are_read_instead_of_made_again_and_make_a_report(tmp_path, monkeyp
         write_report(tmp_path / "recall", "recall")
 
 
-def test_shares_and_tables_are_computed_from_all_seeds():
-    def runs_of(*losses):
-        arm = {"num_steps": 1000}
-        return [
-            {"loss": loss, "gates": {"1": 0.5}, "num_parameters": 7, "description": {"arm": arm, "seed": n}}
-            for n, loss in enumerate(losses)
-        ]
-
-    runs = {"window": runs_of(3.0, 5.0), "full": runs_of(0.0), "defaults": runs_of(1.0, 2.0)}
-    assert shares(runs, "defaults") == [75.0, 50.0]
-    plans = [plan for plan in STUDIES["recall"] if plan.arm.label == "defaults"]
-    assert "| 62.5 % (75.0, 50.0) | 1.500 | 1,000 | 7 | 0.50 |" in recall_table(plans, runs)
+def test_recalled_shares_and_tables_are_computed_from_all_seeds():
+    (plan,) = [plan for plan in STUDIES["recall"].plans if plan.arm.label == "defaults"]
+    arm = {"num_steps": 1000}
+    same = [
+        {"loss": share * math.log(24), "gates": {"1": 0.5}, "num_parameters": 7, "description": {"arm": arm}}
+        for share in (0.25, 0.75)
+    ]
+    assert recalled(plan, same) == pytest.approx([75.0, 25.0])
+    assert "| 50.0 % (75.0, 25.0) | 1.589 | 1,000 | 7 | 0.50 |" in recall_table([plan], {"defaults": same})
 
 
 def test_retention_is_measured_at_every_gap(tmp_path, monkeypatch):
-    plan = STUDIES["retention"][0]
+    plan = STUDIES["retention"].plans[0]
     short_task = dataclasses.replace(plan.task, longest=8)
-    short_plan = dataclasses.replace(plan, task=short_task, gaps=(0, 32))
-    monkeypatch.setitem(STUDIES, "retention", [short_plan])
-    monkeypatch.setattr("experiments.fine_tuning.report.GAPS", (0, 32))
+    short_plan = dataclasses.replace(plan, task=short_task, difficulties=(0, 32))
+    monkeypatch.setitem(STUDIES, "retention", Study([short_plan], "tokens in between"))
     assert _run(monkeypatch, tmp_path, "retention", "--seeds", "1", "--steps", "1") == 0
     runs = json.loads((tmp_path / "retention" / f"{plan.arm.label}.seed1.json").read_text())
-    assert set(runs["loss_by_gap"]) == {"0", "32"}
+    assert set(runs["losses"]) == {"0", "32"}
     assert "other symbols" in (tmp_path / "retention" / "report.md").read_text()
 
 
