@@ -1,7 +1,7 @@
 """Which runs make up each study."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.fine_tuning.arms import Arm
@@ -131,9 +131,9 @@ def _head_width() -> list[Arm]:
     for width in (16, 64, 128):
         dim = max(64, width)
         for label, meaning, ttt in (("", "the defaults", {}), ("-published", "as published", PUBLISHED)):
-            sizes = {"heads": dim // width, "dim": dim}
-            arm = Arm(f"D{width}{label}", f"{meaning}, D = {width}", ttt, num_steps=2000)
-            arms.append(replace(arm, **sizes))
+            name = f"D{width}{label}"
+            sizes = f"{meaning}, D = {width}"
+            arms.append(Arm(name, sizes, ttt, num_steps=2000, heads=dim // width, dim=dim))
     return arms
 
 
