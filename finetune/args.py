@@ -184,7 +184,7 @@ class TTTArgs(TTTOptions):
         default=0.005, ge=-10, le=10, description="Gate parameter alpha at start."
     )
     weight_lr_multiplier: float = Field(
-        default=10.0, gt=0, le=1e9, description="Outer rate of the TTT weights, relative to optim.lr."
+        default=25.0, gt=0, le=1e9, description="Outer rate of the TTT weights, relative to optim.lr."
     )
     alpha_lr_multiplier: float = Field(
         default=1000.0, gt=0, le=1e9, description="Outer rate of the gates, relative to optim.lr."

@@ -13,6 +13,7 @@ NUMBERS_OF_PAIRS = (4, 8, 16, 32, 64, 128)
 # The layer as it was published and as this project had it before, with its own initialisation of W0.
 PUBLISHED_RATE: Mapping[str, Any] = {"base_lr": 0.1, "base_lr_scale": "published"}
 PUBLISHED: Mapping[str, Any] = {**PUBLISHED_RATE, "key_shift": 0, "tied_start": False}
+TEN: Mapping[str, Any] = {"weight_lr_multiplier": 10.0}
 ONE_RATE: Mapping[str, Any] = {"weight_lr_multiplier": 1.0, "alpha_lr_multiplier": 1.0}
 # A window that has so many more tokens in reach costs as many numbers as the fast weights of two layers.
 EQUAL_WINDOW = 8 + 44
@@ -62,8 +63,9 @@ def _recall() -> list[Arm]:
         Arm("slow-gates", "the defaults, gates at the rate of the base", {"alpha_lr_multiplier": 1.0}),
         Arm("ttt-only", "the defaults, base frozen", trained="ttt"),
         Arm("lora", "the defaults, base frozen but for LoRA adapters", trained="lora"),
-        Arm("published-400", "as published, 400 steps", PUBLISHED, num_steps=400),
         Arm("defaults-400", "**the defaults, 400 steps**", num_steps=400),
+        Arm("weights-10-400", "the same, TTT weights at 10 times the rate of the base", TEN, num_steps=400),
+        Arm("published-400", "as published, 400 steps", PUBLISHED, num_steps=400),
     ]
 
 

@@ -72,7 +72,7 @@ TTT_DEFAULTS = {
     "pre_norm": True,
     "backend": "auto",
     "inner_init": "unit_variance",
-    "weight_lr_multiplier": 10,
+    "weight_lr_multiplier": 25,
     "alpha_lr_multiplier": 1000,
     "ttt_layer_context": None,
     "non_ttt_layer_context": None,
