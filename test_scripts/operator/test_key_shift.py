@@ -131,3 +131,14 @@ def test_keys_get_their_gradient_from_the_frames_after_them():
     layer(x)[:, 3].sum().backward()
     assert all(x.grad[0, frame].abs().max() > 0 for frame in range(4))
     assert (x.grad[0, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("key_shift", [0, 1, 2])
+def test_what_a_row_keeps_for_the_shift_is_that_many_keys(key_shift):
+    layer = make_layer(key_shift)
+    carried = empty_carry(layer.config, batch_size=3).heard
+    with layer.streaming(3):
+        streamed = layer._streaming_state.heard
+    for heard in (carried, streamed):
+        numbers = 0 if heard is None else heard.keys[0].numel()
+        assert numbers == key_shift * DIM
