@@ -159,7 +159,8 @@ def _ttt_settings(facts: CardFacts) -> str:
         shape = ttt.to_config(model_dim=facts.config["dim"], num_heads=facts.config["num_heads"])
         rows += [
             ("inner MLP per head", " → ".join(map(str, shape.inner_dims(shape.head_dim)))),
-            ("inner learning rate `base_lr`", f"{ttt.base_lr:g}"),
+            ("inner learning rate `base_lr`", f"{ttt.base_lr:g} (`base_lr_scale: {ttt.base_lr_scale}`)"),
+            ("keys", _key_source(ttt.key_shift)),
             ("mini-batch", f"{ttt.mini_batch_size:,} frames ({ttt.mini_batch_size / FRAME_RATE:g} s)"),
             ("gate", ttt.gating),
             ("causal", "yes" if ttt.causal else "no"),
@@ -170,6 +171,12 @@ def _ttt_settings(facts: CardFacts) -> str:
         rows.append((f"attention window of {layers}", _window(facts, ttt.non_ttt_layer_context)))
     heading = f"## TTT settings\n\nAll of them are in `{TRAINING_FILE}`.\n\n"
     return heading + _table(("setting", "value"), rows)
+
+
+def _key_source(key_shift: int) -> str:
+    if not key_shift:
+        return "of the frame itself (`key_shift: 0`)"
+    return f"of the frame {key_shift / FRAME_RATE:g} s earlier (`key_shift: {key_shift}`)"
 
 
 def _window(facts: CardFacts, frames: int | None) -> str:

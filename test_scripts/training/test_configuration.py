@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from finetune.args import OptimArgs, TrainArgs, TTTArgs
-from finetune.config_io import all_keys, dump_yaml, load_train_args
+from finetune.config_io import all_keys, build_args, dump_yaml, load_train_args, read_yaml
 from finetune.training.command import parse_train_command
 from moshi_ttt import TTTConfig
 from moshi_ttt.config import TTTOptions
@@ -59,7 +59,10 @@ MOSHI_FINETUNE_DEFAULTS = {
 TTT_DEFAULTS = {
     "enable": False,
     "layers": "middle",
-    "base_lr": 0.1,
+    "base_lr": 1.0,
+    "base_lr_scale": "share",
+    "key_shift": 1,
+    "tied_start": True,
     "mini_batch_size": 16,
     "causal": True,
     "persistent_states": True,
@@ -102,12 +105,31 @@ def test_fields_shared_by_configuration_and_layer_are_declared_once():
     for cls in (TTTArgs, TTTConfig):
         assert not shared & set(vars(cls).get("__annotations__", {}))
         assert shared <= set(cls.__dataclass_fields__)
-    config = TTTArgs(mini_batch_size=4, base_lr=0.3, initial_gating_alpha=0.2).to_config(
-        model_dim=32, num_heads=4
-    )
-    assert config == TTTConfig(
-        model_dim=32, num_heads=4, mini_batch_size=4, ttt_base_lr=0.3, gating_alpha_init=0.2
-    )
+    for scale in ({}, {"base_lr_scale": "share"}):
+        args = TTTArgs(mini_batch_size=4, base_lr=0.3, initial_gating_alpha=0.2, key_shift=2, **scale)
+        assert args.to_config(model_dim=32, num_heads=4) == TTTConfig(
+            model_dim=32,
+            num_heads=4,
+            mini_batch_size=4,
+            ttt_base_lr=0.3,
+            gating_alpha_init=0.2,
+            key_shift=2,
+            base_lr_scale=scale.get("base_lr_scale", "published"),
+        )
+
+
+def test_a_rate_without_its_scale_is_in_the_published_one():
+    """Configurations from before there were scales go on meaning the rate that they give."""
+    assert TTTArgs().base_lr_scale == TTTConfig().base_lr_scale == "share"
+    assert TTTArgs(base_lr=0.1).base_lr_scale == TTTConfig(ttt_base_lr=0.1).base_lr_scale == "published"
+
+    def built(**ttt):
+        return build_args(TrainArgs, {"full_finetuning": True, "ttt": ttt}).ttt
+
+    assert built(base_lr=0.1).base_lr_scale == "published"
+    assert built(base_lr=0.1, base_lr_scale="share").base_lr_scale == "share"
+    at_default = built(key_shift=0)
+    assert (at_default.base_lr, at_default.base_lr_scale) == (1.0, "share")
 
 
 def test_every_key_is_documented():
@@ -195,6 +217,30 @@ def test_the_examples_promised_are_there():
     assert dailytalk.duration_sec == 160 and dailytalk.init_from
 
 
+REPRODUCTIONS = {
+    "figure5_quick",
+    "librilight_pretrain",
+    "dailytalk_finetune_from_librilight",
+    "dailytalk_finetune_ttt_fixed",
+}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_the_defaults_or_say_that_they_are_the_published_form(path):
+    given, args = read_yaml(path).get("ttt"), load_train_args(path).ttt
+    if given is None:
+        return
+    found = (args.base_lr, args.base_lr_scale, args.key_shift, args.tied_start)
+    if path.stem in REPRODUCTIONS:
+        assert found == (0.1, "published", 0, False)
+        assert "see docs/experiments.md" in path.read_text()
+    else:
+        defaults = TTTArgs()
+        assert found == (defaults.base_lr, defaults.base_lr_scale, defaults.key_shift, defaults.tied_start)
+    # With both, a rate of the command line is in the scale that the file names.
+    assert {"base_lr", "base_lr_scale"} <= given.keys()
+
+
 def test_dry_run_prints_windows_groups_and_mini_batches(demo, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("finetune.training.plan.dry_run.memory_lines", _no_estimate)
     values = run_values(demo, tmp_path / "run", duration_sec=160, max_steps=200)
@@ -208,8 +254,26 @@ def test_dry_run_prints_windows_groups_and_mini_batches(demo, tmp_path, monkeypa
     assert "Attention window: 100 frames (8 s) in 2 layers (0, 2)." in text
     assert "160 s = 2,000 frames = 125 mini-batches of 16." in text
     assert "200, of which 20 warm up" in text
+    assert "base_lr 1 in shares of a token's error, mini-batches of 16" in text
+    assert "TTT keys: of the frame before, the memory learns what follows a frame (ttt.key_shift: 1)." in text
     assert "TTT memory: is carried from chunk to chunk" in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("key_shift", "line"),
+    [
+        (0, "TTT keys: of the frame itself, the memory learns what a frame is (ttt.key_shift: 0)."),
+        (3, "TTT keys: of the frame 3 before, the memory learns what follows a frame (ttt.key_shift: 3)."),
+    ],
+)
+def test_dry_run_says_what_the_memory_learns(demo, tmp_path, monkeypatch, capsys, key_shift, line):
+    monkeypatch.setattr("finetune.training.plan.dry_run.memory_lines", _no_estimate)
+    path = write_yaml(tmp_path / "config.yaml", run_values(demo, tmp_path / "run"))
+    options = ("--ttt.key_shift", str(key_shift), "--ttt.base_lr", "0.1")
+    assert command_line(monkeypatch, path, "--dry-run", *options) == 0
+    text = capsys.readouterr().out
+    assert line in text and "base_lr 0.1 in the published scale" in text
 
 
 def test_layers_none_says_that_it_is_the_baseline(demo, tmp_path, monkeypatch, capsys):

@@ -67,10 +67,23 @@ def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
     return [
         f"TTT: layers {_ranges(sorted(layers))} of {len(model.transformer.layers)}; "
         f"inner MLP {dims} per head, "
-        f"base_lr {args.ttt.base_lr:g}, mini-batches of {args.ttt.mini_batch_size}, "
+        f"{_inner_rate(args)}, mini-batches of {args.ttt.mini_batch_size}, "
         f"{'causal' if args.ttt.causal else 'NOT causal (leaks the future)'}.",
+        f"TTT keys: {_key_source(args.ttt.key_shift)} (ttt.key_shift: {args.ttt.key_shift}).",
         f"TTT memory: {memory}.",
     ]
+
+
+def _inner_rate(args: TrainArgs) -> str:
+    unit = "shares of a token's error" if args.ttt.base_lr_scale == "share" else "the published scale"
+    return f"base_lr {args.ttt.base_lr:g} in {unit}"
+
+
+def _key_source(key_shift: int) -> str:
+    if not key_shift:
+        return "of the frame itself, the memory learns what a frame is"
+    where = "the frame before" if key_shift == 1 else f"the frame {key_shift} before"
+    return f"of {where}, the memory learns what follows a frame"
 
 
 def _condition_lines(model: LMModel) -> list[str]:
