@@ -122,6 +122,7 @@ def check_configuration(
         ConfigError: going on would be meaningless.
     """
     before, now = _flat(as_recorded(point.facts["args"])), _flat(public_values(args))
+    _check_younger_keys(point, args, before=before, now=now)
     lines = []
     for key in sorted(now.keys() | before.keys()):
         old, new = before.get(key), now.get(key)
@@ -188,6 +189,24 @@ def _find_problem(folder: Path) -> str | None:
 def _read_point(folder: Path) -> ResumePoint:
     facts = read_json_object(folder / RESUME_FILE)
     return ResumePoint(folder, int(facts["step"]), facts, folder.resolve().parent.parent)
+
+
+def _check_younger_keys(
+    point: ResumePoint, args: TrainArgs, *, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Of keys that the run to resume did not know yet, name all at once: a configuration must have them."""
+    known = _flat(point.facts["args"])
+    changed = {
+        key: before[key]
+        for key in sorted(before.keys() - known.keys())
+        if args.ttt.enable and before[key] != now[key]
+    }
+    if changed:
+        there = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changed.items())
+        raise ConfigError(
+            f"{', '.join(changed)}: the run to resume ({point.folder}) is older than these keys and means "
+            f"{there}; give these values, or start a new run with init_from."
+        )
 
 
 def _batch_lines(point: ResumePoint, args: TrainArgs) -> list[str]:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader
 
 from finetune import checkpointing
 from finetune.checkpoint.layout import list_checkpoints
 from finetune.checkpoint.reading import load_checkpoint_model
 from finetune.checkpoint.resume_check import find_resume_point
 from finetune.errors import CheckpointError, ConfigError
+from finetune.training import carried_memory
 from finetune.training import run as run_module
 from finetune.training.run import run_training
 from run_helpers import MODES, command_line, read_metrics, run_args, run_values, saved_weights, write_yaml
@@ -62,6 +64,22 @@ def test_a_run_goes_on_in_its_directory_as_if_nothing_had_happened(whole, interr
     assert_same_weights(whole, interrupted)
     for a, b in zip(read_metrics(whole, "train"), read_metrics(interrupted, "train"), strict=True):
         assert (a["step"], a["loss"], a["ttt_delta"]) == (b["step"], b["loss"], b["ttt_delta"])
+
+
+def test_a_resume_that_forgets_the_last_keys_is_another_run(whole, interrupted, demo, monkeypatch):
+    """What makes the test above one of carried keys: the checkpoint lies in the middle of a recording."""
+    named_tensors = carried_memory._named_tensors
+
+    def without_heard(carry):
+        return ((name, tensor) for name, tensor in named_tensors(carry) if not name.startswith("heard"))
+
+    point = find_resume_point(run_args(demo, interrupted, **(SETTINGS | {"resume": "auto"})))
+    saved = FileSystemReader(point.state_dir).read_metadata().state_dict_metadata
+    assert any(".heard." in name for name in saved)
+    monkeypatch.setattr(carried_memory, "_named_tensors", without_heard)
+    resume(demo, interrupted)
+    first, second = saved_weights(whole, 6), saved_weights(interrupted, 6)
+    assert not all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize(
