@@ -100,6 +100,10 @@ def inner_steps_uphill() -> Iterator[None]:
         yield
 
 
+def _published_rate(base_lr: float) -> dict[str, Any]:
+    return {"base_lr": base_lr, "base_lr_scale": "published"}
+
+
 CASES: dict[str, Case] = {
     "healthy": Case("the settings of the quickstart"),
     "one_rate_low": Case(
@@ -140,11 +144,11 @@ CASES: dict[str, Case] = {
         post_norm_of(20.0),
         shows="ttt_over_attention",
     ),
-    "base_lr_1": Case("carried memory, `base_lr: 1.0`", changes={"ttt": {"base_lr": 1.0}}),
+    "base_lr_1": Case("carried memory, `base_lr: 1.0`", changes={"ttt": _published_rate(1.0)}),
     "base_lr_1000": Case(
         "carried memory, `base_lr: 1000`",
         frozenset({"fast weights explode"}),
-        {"ttt": {"base_lr": 1000.0}},
+        {"ttt": _published_rate(1000.0)},
         shows="fast_weight_change",
     ),
     "inner_ascent": Case(

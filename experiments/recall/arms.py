@@ -55,7 +55,7 @@ def build_arm(name: ArmName, task: Task, settings: Settings, *, seed: int) -> LM
             return _wider(task, settings, seed=seed)
         lm = _base(task, context=None if name == "full" else task.window)
         if name.startswith("window_ttt"):
-            apply_ttt_to_model(lm, TTTArgs(enable=True, **{**BEFORE_THERE_WERE_KEYS, **settings.ttt}))
+            apply_ttt_to_model(lm, ttt_args(settings))
             for layer in ttt_layers(lm).values():
                 if settings.first_layer_std is not None:
                     nn.init.normal_(layer.weights[0], std=settings.first_layer_std)
@@ -65,6 +65,11 @@ def build_arm(name: ArmName, task: Task, settings: Settings, *, seed: int) -> LM
             if name == "window_ttt_frozen":
                 set_ttt_mode(lm, "frozen")
         return lm.train()
+
+
+def ttt_args(settings: Settings) -> TTTArgs:
+    """The section as it is meant: the stored runs are of the published form where it does not say more."""
+    return TTTArgs(enable=True, **{**BEFORE_THERE_WERE_KEYS, **settings.ttt})
 
 
 def num_parameters(lm: LMModel) -> int:

@@ -275,6 +275,15 @@ def test_ablations_change_what_their_rows_say():
     assert "| `base_lr: 1.0` | 0 % (0 %) |" in ablation_table(runs)
 
 
+def test_arms_stay_those_of_the_stored_runs_and_can_have_a_key_shift():
+    (layer, _) = ttt_layers(build_arm("window_ttt", TASK, Settings(), seed=1)).values()
+    found = layer.config.key_shift, layer.config.tied_start, layer.config.base_lr_scale
+    assert found == (0, False, "published")
+    shifted = Settings(ttt={**Settings().ttt, "key_shift": 1})
+    (layer, _) = ttt_layers(build_arm("window_ttt", TASK, shifted, seed=1)).values()
+    assert layer.config.key_shift == 1
+
+
 def test_a_rate_of_a_plan_goes_before_that_of_the_schedule(tmp_path):
     run = run_arm(tmp_path, Plan("window", "window", TASK, lr=1e-5), SHORT, seed=1)
     assert run.description["schedule"]["lr"] == 1e-5

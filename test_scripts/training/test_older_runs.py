@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
+from finetune.base_model.locate import find_model_files
 from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.integrity import content_files, describe_file
 from finetune.checkpoint.layout import DONE_FILE, list_checkpoints
-from finetune.checkpoint.reading import load_checkpoint_model
+from finetune.checkpoint.reading import load_checkpoint_model, warm_start
 from finetune.config_io import load_run_args, read_yaml
 from finetune.errors import CheckpointError, ConfigError
 from finetune.training.run import run_training
+from finetune.wrapped_model import build_model
 from moshi_ttt.config import BEFORE_THERE_WERE_KEYS
 from moshi_ttt.hybrid_model import ttt_layers
 from run_helpers import TTT, command_line, final_folder, run_args, run_values, saved_weights, write_yaml
@@ -94,6 +96,14 @@ def test_one_of_two_descriptions_cannot_have_a_key_shift_alone(older):
     path.write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"ttt\.key_shift is 1 in config\.json but 0 in training\.json"):
         CheckpointDescription.read(path.parent)
+
+
+def test_another_run_that_starts_from_it_says_what_differs(older, demo, tmp_path):
+    args = run_args(demo, tmp_path / "new", init_from=str(older))
+    model = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
+    lines = warm_start(model, older, args)
+    assert "Differs: ttt.key_shift is 1, the checkpoint had 0." in lines
+    assert "Differs: ttt.base_lr_scale is share, the checkpoint had published." in lines
 
 
 def test_it_goes_on_by_its_directory_alone(older, whole, monkeypatch):
