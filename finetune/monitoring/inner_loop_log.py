@@ -26,7 +26,7 @@ class InnerLossRecord(NamedTuple):
     """One record of a run."""
 
     step: int
-    losses: dict[int, Tensor]  # by layer, [3, T] float32, NaN where every row of the batch was padding
+    losses: dict[int, Tensor]  # by layer, [3, T] float32, NaN where no row of the batch taught anything
 
 
 class InnerLoopLog:
@@ -49,7 +49,7 @@ class InnerLoopLog:
 
         Args:
             step: optimiser steps done.
-            trajectories: layer to losses `[3, T]`; NaN where every row of the batch is padding.
+            trajectories: layer to losses `[3, T]`; NaN where no row of the batch teaches anything.
         """
         if not self.is_due(step):
             return

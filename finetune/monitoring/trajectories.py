@@ -34,7 +34,8 @@ class StreamTrajectories:
     """The trajectories of a model that streams recordings, one per batch row.
 
     The frames may come in chunks of any length and one by one; the numbers are the same. Only results are
-    kept, 12 bytes per frame, row and layer. A frame that is padding has NaN.
+    kept, 12 bytes per frame, row and layer. A frame that teaches nothing has NaN: padding, and the first
+    `key_shift` frames of a recording.
 
     Args:
         lm: a patched model.
@@ -146,7 +147,7 @@ class TrajectorySummary:
 
     Attributes:
         num_frames: counted.
-        num_excluded: left out, because one of their losses is not finite or they are padding.
+        num_excluded: left out, because one of their losses is not finite or they teach nothing.
         share_ordered: of frames with W0 > before > after, strictly.
         share_below_w0: of frames with W0 > before: the memory helps.
         share_step_helps: of frames with before > after: the frame's own step helps.

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,10 +53,14 @@ def streamed(lm, codes, size):
     return trajectories
 
 
-def assert_same(actual, expected):
+def assert_same(actual, expected, *, starts=(0,)):
+    """Equal losses, and none where a recording starts: its first frame has no earlier key to learn."""
     assert actual.keys() == expected.keys() and actual
     for index, losses in expected.items():
-        assert_close(actual[index], losses, 1e-9)
+        silent = losses.isnan().all(0)
+        assert silent.nonzero().flatten().tolist() == list(starts)
+        assert actual[index][:, silent].isnan().all()
+        assert_close(actual[index][:, ~silent], losses[:, ~silent], 1e-9)
 
 
 # The recorder.
@@ -144,9 +149,8 @@ def test_a_row_that_is_reset_starts_a_new_recording(lm):
         lm.reset_streaming()
         lm.forward_text(codes[:, :, 6:])
     first, second = one_pass(lm, codes[:, :, :6]), one_pass(lm, codes[:, :, 6:])
-    assert_same(
-        trajectories.losses(), {index: torch.cat([first[index], second[index]], 1) for index in first}
-    )
+    both = {index: torch.cat([first[index], second[index]], 1) for index in first}
+    assert_same(trajectories.losses(), both, starts=(0, 6))
 
 
 def test_memory_that_is_no_longer_finite_is_seen_and_only_where_it_was(lm):
@@ -158,9 +162,9 @@ def test_memory_that_is_no_longer_finite_is_seen_and_only_where_it_was(lm):
         lm.forward_text(codes[:, :, 6:])
     broken = trajectories.losses(1)[1]
     assert broken[1:, 6 : 6 + C].isnan().all() and broken[:, 6 + C :].isfinite().all()
-    assert broken[0].isfinite().all()  # W0 is not what broke
+    assert broken[0, 1:].isfinite().all()  # W0 is not what broke
     assert broken[0, 6 + C] == broken[1, 6 + C]  # learns from W0 again
-    assert trajectories.losses(0)[1].isfinite().all()
+    assert trajectories.losses(0)[1][:, 1:].isfinite().all()
 
 
 def test_padding_has_no_losses(lm):
@@ -168,10 +172,24 @@ def test_padding_has_no_losses(lm):
     codes[:, :, 7:10] = lm.zero_token_id
     trajectories = streamed(lm, codes, 6)
     losses = trajectories.losses()[3]
-    assert (
-        losses[:, 7:10].isnan().all() and losses[:, :7].isfinite().all() and losses[:, 10:].isfinite().all()
-    )
-    assert summarise(losses).num_excluded == 3
+    silent = losses.isnan()
+    assert torch.equal(silent.all(0), silent.any(0)) and silent[0].nonzero().flatten().tolist() == [
+        0,
+        7,
+        8,
+        9,
+    ]
+    assert summarise(losses).num_excluded == 4
+
+
+@pytest.mark.parametrize("key_shift", [0, 1, 3])
+def test_frames_without_an_earlier_key_have_no_losses(key_shift):
+    lm = patched(replace(ARGS, key_shift=key_shift))
+    codes = make_codes(lm, 1, 9)
+    for losses in (streamed(lm, codes, 2).losses()[1], one_pass(lm, codes)[1]):
+        assert losses[:, :key_shift].isnan().all() and losses[:, key_shift:].isfinite().all()
+        assert losses[0, key_shift] == losses[1, key_shift]  # nothing was learned before
+        assert losses[0, key_shift + 1] != losses[1, key_shift + 1]
 
 
 def test_nothing_is_computed_when_nothing_records(lm, monkeypatch):
@@ -215,7 +233,8 @@ def test_frozen_fast_weights_gain_nothing_not_even_by_rounding(size, dtype):
         streamed(lm, make_codes(lm, 2, 23), size).losses(1)[1],
         one_pass(lm, make_codes(lm, 1, 23))[1],
     ):
-        at_w0, before, after = losses
+        at_w0, before, after = losses[:, 1:]
+        assert losses[:, 0].isnan().all() and at_w0.isfinite().all()
         assert torch.equal(before, at_w0) and torch.equal(after, at_w0)
 
 

@@ -96,6 +96,10 @@ def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, de
     norms = [key for key in read_metrics(tmp_path / "one", "train")[0] if key.startswith("grad_norm_")]
     assert len(norms) == groups[mode]
     assert all(record[key] > 0 for record in read_metrics(two_processes[0] / case, "train") for key in norms)
+    if "ttt" in mode:
+        for path in (tmp_path / "one", two_processes[0] / case):
+            assert load_train_args(path / "args.yaml").ttt.key_shift == 1
+            assert read_metrics(path, "train")[-1]["memory_carried"] > 0
 
 
 def test_both_processes_work_and_one_writes(two_processes):
@@ -201,6 +205,7 @@ def seven_of_nine(demo, tmp_path_factory):
 @pytest.mark.parametrize("processes", ["one", "two"])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(seven_of_nine, processes):
     assert_equal_to_the_last_bit(seven_of_nine / processes, seven_of_nine / f"{processes}_{processes}")
+    assert read_metrics(seven_of_nine / f"{processes}_{processes}", "train")[0]["memory_carried"] > 0
 
 
 @pytest.mark.parametrize(("source", "resumed"), [("two", "two_one"), ("one", "one_two")])
