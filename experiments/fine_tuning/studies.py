@@ -75,6 +75,7 @@ def _retention() -> list[Plan]:
         for filler in ("other", "same")
         for heads in (4, 1)
     ]
+    plans.append(_with_gaps("silence-4x16", "4 heads of 16", "silence", heads=4))
     for rate in (0.1, 0.3, 3.0):
         ttt = {"base_lr": rate, "base_lr_scale": "share"}
         plans.append(_with_gaps(f"same-rate{rate:g}", f"1 head of 64, `base_lr` {rate:g}", "same", ttt))
@@ -90,7 +91,7 @@ def _with_gaps(
     label: str, meaning: str, filler: Filler, ttt: Mapping[str, Any] | None = None, *, heads: int = 1
 ) -> Plan:
     arm = Arm(label, meaning, ttt or {}, num_steps=1500, heads=heads)
-    return Plan(arm, AfterAGap(filler, longest=512 if filler == "other" else 1024), GAPS)
+    return Plan(arm, AfterAGap(filler, longest=1024 if filler == "same" else 512), GAPS)
 
 
 def _capacity() -> list[Plan]:

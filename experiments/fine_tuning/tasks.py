@@ -14,7 +14,7 @@ NUM_SYMBOLS = 24
 PERIOD = 32
 NUM_KEYS, NUM_VALUES, FEWEST_PAIRS = 128, 64, 4
 
-Filler = Literal["same", "other"]
+Filler = Literal["same", "other", "silence"]
 
 
 class Episode(NamedTuple):
@@ -60,7 +60,7 @@ class AfterAGap:
 
     Attributes:
         filler: what comes in between: symbols of the pattern's own kind (`same`), which nothing tells from
-            what must be kept, or other ones (`other`).
+            what must be kept, other ones (`other`), or one and the same of these (`silence`).
         longest: gaps are drawn log-uniformly from 0 to so many tokens.
     """
 
@@ -80,7 +80,7 @@ class AfterAGap:
     @property
     def remark(self) -> str:
         """For the tables."""
-        return f", {self.filler} symbols in between"
+        return f", {self.filler} symbols in between" if self.filler != "silence" else ", silence in between"
 
     def draw(self, size: int, generator: torch.Generator, *, gap: int | None = None) -> Episode:
         """Fresh sequences with one gap, None: drawn."""
@@ -89,8 +89,8 @@ class AfterAGap:
             gap = round(math.exp(exponent)) - 1
         pattern = torch.randint(NUM_SYMBOLS, (size, 1, PERIOD), generator=generator)
         between = torch.randint(NUM_SYMBOLS, (size, 1, gap), generator=generator)
-        if self.filler == "other":
-            between += NUM_SYMBOLS
+        if self.filler != "same":
+            between = NUM_SYMBOLS + (between if self.filler == "other" else 0 * between)
         codes = torch.cat([pattern, between, pattern], 2)
         return Episode(codes, torch.arange(codes.shape[2]) >= PERIOD + gap + 2)
 

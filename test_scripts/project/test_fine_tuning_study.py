@@ -42,13 +42,14 @@ def test_what_is_scored_was_heard_before_and_cannot_be_seen_through_the_window()
     three = ThreeTimes().draw(4, generator())
     assert torch.equal(three.codes[:, :, PERIOD:], three.codes[:, :, :-PERIOD])
     assert three.scored.tolist() == [False] * PERIOD + [True] * 2 * PERIOD
-    for filler in ("same", "other"):
+    for filler in ("same", "other", "silence"):
         task = AfterAGap(filler, 64)
         codes, scored = task.draw(4, generator(), gap=20)
         assert torch.equal(codes[:, :, :PERIOD], codes[:, :, PERIOD + 20 :])
         assert scored.nonzero().flatten().tolist() == list(range(PERIOD + 22, 2 * PERIOD + 20))
         between = codes[:, :, PERIOD : PERIOD + 20]
-        assert (between >= NUM_SYMBOLS).all() if filler == "other" else (between < NUM_SYMBOLS).all()
+        assert ((between >= NUM_SYMBOLS) == (filler != "same")).all()
+        assert (len(between.unique()) == 1) == (filler == "silence")
         assert codes.max() < task.num_tokens_known
         gaps = {task.draw(1, generator(seed)).codes.shape[2] - 2 * PERIOD for seed in range(200)}
         assert min(gaps) == 0 and max(gaps) > 48 and max(gaps) <= 64
