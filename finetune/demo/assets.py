@@ -1,7 +1,6 @@
 """Makes recordings, tokenizer and models of the demo, once."""
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 from finetune.demo.codebooks import demand_even_use
 from finetune.demo.fit_codec import fit_codec, measure_codec
+from finetune.demo.made_folder import MadeFolder, check_seed, find_made, make_once
 from finetune.demo.model_folder import TOKENIZER_NAME, open_repository, write_repository
 from finetune.demo.speech.dialogues import make_dialogue
 from finetune.demo.speech.espeak import find_espeak
@@ -19,11 +19,7 @@ from finetune.demo.tiny_mimi import NUM_BINS, tiny_mimi_config
 from finetune.demo.tiny_moshi import make_tiny_moshi, tiny_moshi_config
 from finetune.demo.tokenizer import VOCAB_SIZE, write_tokenizer
 from finetune.errors import UserError
-from finetune.files import new_folder, rename_to_backup
 
-logger = logging.getLogger(__name__)
-
-_MARKER_NAME = "demo.json"
 _FORMAT = 2  # raise it when the same settings make other files
 _MAX_MINUTES = 30.0
 
@@ -66,8 +62,7 @@ def make_demo_assets(
 ) -> DemoAssets:
     """Make the demo's files, or find them complete and made with the same arguments.
 
-    The files are made in a directory beside `out_dir` that takes its place at the end, so what is there is
-    always complete. Assets of other settings are renamed, nothing is deleted.
+    See `make_once`: what is there is always complete, and assets of other settings are renamed.
 
     Args:
         out_dir: the directory to make.
@@ -81,30 +76,17 @@ def make_demo_assets(
             the codec uses its codebooks too unevenly.
     """
     settings = _check_settings(num_train, num_eval, minutes, seed)
-    out_dir = Path(out_dir).absolute()
-    if (found := find_demo_assets(out_dir)) and found.settings == settings:
-        return found
-    _check_replaceable(out_dir)
-    find_espeak()
-    with new_folder(out_dir) as partial_dir:
-        report = _build(partial_dir, settings)
-        _write_marker(partial_dir, settings, report)
-        if out_dir.exists():
-            backup = rename_to_backup(out_dir)
-            logger.info("%s has other settings or is incomplete, it is now %s", out_dir, backup)
-    return DemoAssets(out_dir, settings, report, reused=False)
+    return _assets(make_once(Path(out_dir).absolute(), settings, _build))
 
 
 def find_demo_assets(out_dir: Path) -> DemoAssets | None:
     """The assets in a directory, whatever their settings, or None if there are no complete ones."""
-    try:
-        marker = json.loads((out_dir / _MARKER_NAME).read_text())
-        sizes = {name: (out_dir / name).stat().st_size for name in marker["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if sizes != marker["files"]:
-        return None
-    return DemoAssets(out_dir, marker["settings"], marker["report"], reused=True)
+    found = find_made(out_dir)
+    return None if found is None else _assets(found)
+
+
+def _assets(made: MadeFolder) -> DemoAssets:
+    return DemoAssets(made.path, made.settings, made.report, made.reused)
 
 
 def _check_settings(num_train: int, num_eval: int, minutes: float, seed: int) -> dict[str, Any]:
@@ -113,8 +95,7 @@ def _check_settings(num_train: int, num_eval: int, minutes: float, seed: int) ->
             raise UserError(f"{name} is {count}, it must be at least 1.")
     if not 0 < minutes <= _MAX_MINUTES:
         raise UserError(f"minutes is {minutes}, it must be more than 0 and at most {_MAX_MINUTES:g}.")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed is {seed}, it must be 0 to {2**32 - 1}.")
+    check_seed(seed)
     return {
         "format": _FORMAT,
         "num_train": num_train,
@@ -126,6 +107,7 @@ def _check_settings(num_train: int, num_eval: int, minutes: float, seed: int) ->
 
 def _build(out_dir: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Make all files below `out_dir` and return the report."""
+    find_espeak()
     seconds: dict[str, float] = {}
     seed, model_dir = settings["seed"], out_dir / "model"
     with _timed(seconds, "speech"):
@@ -170,23 +152,6 @@ def _make_recordings(data_dir: Path, settings: dict[str, Any]) -> dict[str, list
     for split, entries in splits.items():
         (data_dir / f"{split}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return splits
-
-
-def _write_marker(out_dir: Path, settings: dict[str, Any], report: dict[str, Any]) -> None:
-    files = sorted(path for path in out_dir.rglob("*") if path.is_file())
-    sizes = {path.relative_to(out_dir).as_posix(): path.stat().st_size for path in files}
-    marker = {"settings": settings, "report": report, "files": sizes}
-    (out_dir / _MARKER_NAME).write_text(json.dumps(marker, indent=2) + "\n")
-
-
-def _check_replaceable(out_dir: Path) -> None:
-    """Raise UserError if there is anything but nothing, an empty directory or assets of the demo."""
-    if not out_dir.exists() or (out_dir / _MARKER_NAME).is_file():
-        return
-    if not out_dir.is_dir() or any(out_dir.iterdir()):
-        raise UserError(
-            f"{out_dir} exists and was not made by the demo: remove it or name another directory."
-        )
 
 
 @contextmanager
