@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-browser test-gpu test-slow bench docs lint clean
+.PHONY: help install quickstart demo-memory test test-browser test-gpu test-slow bench docs lint clean
 
 help:
 	@echo "make quickstart   make demo data and train a tiny Moshi with TTT on it (about 5 minutes on 2 cores)"
+	@echo "make demo-memory  show what the memory gives: one fine-tuning with TTT and without (about 6 minutes)"
 	@echo "make test         run the tests"
 	@echo "make test-browser test the web page in Chromium, which must be installed"
 	@echo "make test-gpu     run the tests that need an NVIDIA GPU"
@@ -35,6 +36,9 @@ $(INSTALLED): pyproject.toml
 quickstart: $(INSTALLED)
 	$(BIN)/python -m finetune.demo
 	$(BIN)/python train.py --config example/quickstart.yaml
+
+demo-memory: $(INSTALLED)
+	$(BIN)/python -m finetune.demo.memory
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -69,6 +69,12 @@ COMMANDS = {
     "demo": Command(
         "finetune.demo.command", "demo", "python -m finetune.demo", "make a small Moshi and dialogues for it"
     ),
+    "demo memory": Command(
+        "finetune.demo.memory.command",
+        "demo_memory",
+        "python -m finetune.demo.memory",
+        "what the memory gives; in the repository",
+    ),
     "demo debian-prompts": Command(
         "finetune.demo.debian_prompts.command",
         "debian_prompts",

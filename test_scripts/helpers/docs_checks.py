@@ -182,6 +182,18 @@ def check_debian_prompts(command: Command, _monkeypatch: MonkeyPatch) -> None:
     assert SOUNDS_PACKAGE in errors and "apt-get download" in errors
 
 
+def check_demo_memory(command: Command, monkeypatch: MonkeyPatch) -> None:
+    """Without its minutes of training: the dialogues are made and train.py would be started three times."""
+    started = []
+    monkeypatch.setattr("finetune.demo.memory.command.train", lambda *each: started.append(each) or 0)
+    monkeypatch.setattr("finetune.demo.memory.command._compare", lambda *_: None)
+    succeed([*command.words, "--num-train", "2", "--num-eval", "2"])
+    for config, changes in started:
+        keys = (part for key, value in changes.items() if value for part in (f"--{key}", str(value)))
+        parse_train_command(["--config", f"example/{config}", *keys])
+    assert len(started) == 3
+
+
 def check_module_is_there(command: Command, _monkeypatch: MonkeyPatch) -> None:
     """Somebody else's module is installed; running it needs a microphone."""
     assert importlib.util.find_spec(command.words[2]) is not None

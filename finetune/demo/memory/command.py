@@ -11,7 +11,7 @@ from finetune.commands import Parser
 from finetune.demo.made_folder import MAX_SEED
 from finetune.demo.memory.assets import MAX_DIALOGUES, MIN_DIALOGUES, MemoryAssets, make_memory_assets
 from finetune.demo.memory.compare import Arm, DialogueLosses, compare, describe, measure
-from finetune.demo.memory.dialogues import REACH, WINDOW, WORD_FRAMES
+from finetune.demo.memory.dialogues import NUM_LAYERS, REACH, WINDOW, WORD_FRAMES
 from finetune.demo.memory.picture import plot_comparison
 from finetune.demo.memory.training import train
 from finetune.files import write_json
@@ -102,7 +102,7 @@ def _say_assets(assets: MemoryAssets) -> None:
     say(f"{'reused' if assets.reused else 'made'} {assets.folder}")
     say(
         f"dialogues: a code of words comes back {low:.1f} to {high:.1f} s after its end; attention reaches "
-        f"{REACH * _FRAME_SEC:.1f} s ({WINDOW} frames in each of {REACH // WINDOW} layers)"
+        f"{REACH * _FRAME_SEC:.1f} s ({WINDOW} frames in each of {NUM_LAYERS} layers)"
     )
 
 

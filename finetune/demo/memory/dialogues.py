@@ -15,7 +15,7 @@ Kind = Literal["echo", "recall"]
 
 WINDOW = 8  # frames that a layer's attention sees
 NUM_LAYERS = 3
-REACH = WINDOW * NUM_LAYERS  # frames over which anything travels by attention
+REACH = (WINDOW - 1) * NUM_LAYERS  # frames back that anything travels by attention
 CHUNK_FRAMES = 108  # of the configurations: a dialogue is one chunk
 WORD_FRAMES = 2  # of a word of a code
 ECHO_WORDS = 3  # so that they come back within the window

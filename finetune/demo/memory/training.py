@@ -27,15 +27,21 @@ def train(config: str, changes: Mapping[str, object]) -> int:
     Raises:
         UserError: this is not the repository, which has train.py and configurations.
     """
-    script, path = _ROOT / "train.py", _ROOT / "example" / config
-    for file in (script, path):
+    for file in (_ROOT / "train.py", _ROOT / "example" / config):
         if not file.is_file():
             raise UserError(
                 f"{file} does not exist: the demonstration needs train.py and example/ of the repository, "
                 "which are not installed with the package; run it in a clone."
             )
+    config_path, *options = arguments(config, changes)[1:]
+    say(f"\n$ python train.py --config example/{config} {shlex.join(options)}")
+    command = [sys.executable, str(_ROOT / "train.py"), "--config", config_path, *options]
+    return subprocess.run(command).returncode
+
+
+def arguments(config: str, changes: Mapping[str, object]) -> list[str]:
+    """The arguments of train.py, see `train`."""
     options = [
         part for key, value in changes.items() if value is not None for part in (f"--{key}", str(value))
     ]
-    say(f"\n$ python train.py --config example/{config} {shlex.join(options)}")
-    return subprocess.run([sys.executable, str(script), "--config", str(path), *options]).returncode
+    return ["--config", str(_ROOT / "example" / config), *options]
