@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make quickstart   make demo data and train a tiny Moshi with TTT on it (about 5 minutes on 2 cores)"
-	@echo "make demo-memory  show what the memory gives: one fine-tuning with TTT and without (about 6 minutes)"
+	@echo "make demo-memory  show what the memory gives: one fine-tuning with TTT and without (5 to 8 minutes)"
 	@echo "make test         run the tests"
 	@echo "make test-browser test the web page in Chromium, which must be installed"
 	@echo "make test-gpu     run the tests that need an NVIDIA GPU"

@@ -105,7 +105,7 @@ RULES = [
         r"python -m benchmarks( .*)?",
         checks.run_without("benchmarks.report.make_report", lambda *_: ""),
     ),
-    Rule("checked", r"python -m finetune\.demo\.memory .*", checks.check_demo_memory),
+    Rule("checked", r"python -m finetune\.demo\.memory( .*)?", checks.check_demo_memory),
     Rule("checked", r"python -m finetune\.demo\.debian_prompts .*", checks.check_debian_prompts),
     Rule("checked", r"python -m moshi\.client", checks.check_module_is_there),
     Rule("checked", r"huggingface-cli download .*", checks.check_hub_download),
