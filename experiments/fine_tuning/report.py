@@ -133,5 +133,10 @@ def plot_difficulties(study: Study, plans: Sequence[Plan], runs: _Runs, path: Pa
 
 
 def _mean_and_each(values: Sequence[float], spec: str) -> str:
-    each = ", ".join(f"{value + 0.0:{spec}}" for value in values)  # no -0.0
-    return f"{np.mean(values) + 0.0:{spec}} % ({each})"
+    each = ", ".join(_number(value, spec) for value in values)
+    return f"{_number(float(np.mean(values)), spec)} % ({each})"
+
+
+def _number(value: float, spec: str) -> str:
+    text = format(value, spec)
+    return text.removeprefix("-") if float(text) == 0 else text
