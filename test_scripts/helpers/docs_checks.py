@@ -22,6 +22,7 @@ from docs_workspace import succeed
 from experiments.compare_lr import __main__ as compare_lr
 from experiments.failures import __main__ as failures
 from experiments.failures.cases import CASES
+from experiments.fine_tuning.studies import Plan as FineTuningPlan
 from experiments.recall.studies import Plan
 from experiments.recall.training import Schedule
 from finetune.annotation import command as annotation
@@ -127,6 +128,22 @@ def check_recall(command: Command, monkeypatch: MonkeyPatch) -> None:
 
     monkeypatch.setattr("experiments.recall.runs.run_arm", train_nothing)
     monkeypatch.setattr("experiments.recall.report.write_report", lambda *_: [])
+    succeed(command.words)
+    assert len(set(planned)) == len(planned) >= 3
+
+
+def check_fine_tuning(command: Command, monkeypatch: MonkeyPatch) -> None:
+    """All runs of the study are planned; training them takes hours."""
+    planned = []
+
+    def train_nothing(
+        _folder: Path, plan: FineTuningPlan, *, seed: int, **_options: object
+    ) -> dict[str, float]:
+        planned.append((plan.arm.label, seed))
+        return {"loss": 0.0}
+
+    monkeypatch.setattr("experiments.fine_tuning.runs.run", train_nothing)
+    monkeypatch.setattr("experiments.fine_tuning.report.write_report", lambda *_: [])
     succeed(command.words)
     assert len(set(planned)) == len(planned) >= 3
 
