@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from finetune.args import TrainArgs
+from finetune.args import TrainArgs, TTTArgs
 from finetune.ttt_utils import outer_learning_rates
 
 Record = Mapping[str, float | None]  # by metric name; None: not finite
@@ -211,9 +211,11 @@ def configuration_remarks(args: TrainArgs) -> list[str]:
     ttt = args.ttt
     if not has_ttt(args) or not ttt.weight_lr_multiplier == ttt.alpha_lr_multiplier == 1:
         return []
+    defaults = TTTArgs()
     return [
         f"Note: one outer rate, all groups train at optim.lr {args.optim.lr:g}, gates as slowly as the rest "
-        "(ttt.weight_lr_multiplier and ttt.alpha_lr_multiplier are 1, defaults are 10 and 1000)."
+        "(ttt.weight_lr_multiplier and ttt.alpha_lr_multiplier are 1, defaults are "
+        f"{defaults.weight_lr_multiplier:g} and {defaults.alpha_lr_multiplier:g})."
     ]
 
 
