@@ -13,7 +13,7 @@ from finetune.training.optim import build_optimizer, build_scheduler, current_ra
 from finetune.ttt_utils import classify_ttt_parameter, get_parameter_groups, is_ttt_parameter
 from finetune.wrapped_model import prepare_model
 
-TTT = TTTArgs(enable=True, layers="1,3", mini_batch_size=4)
+TTT = TTTArgs(enable=True, layers="1,3", mini_batch_size=4, weight_lr_multiplier=10, alpha_lr_multiplier=1000)
 
 
 def make_args(*, full: bool = False, lora: bool = True, ttt: TTTArgs = TTT, **optim) -> TrainArgs:
