@@ -50,6 +50,8 @@ def shift_keys(
         last frame.
     """
     shift, num_frames = heard.keys.shape[2], k.shape[2]
+    if num_frames == 1:
+        return _shift_one(k, heard, is_heard)
     every = torch.cat((heard.keys.to(k.dtype), k), 2)
     frames = torch.arange(num_frames, device=k.device)[None]
     newest = torch.arange(shift, device=k.device)[None]
@@ -60,7 +62,7 @@ def shift_keys(
     else:
         before = is_heard.cumsum(1) - is_heard.long()  # heard in this pass before each frame
         num_heard = is_heard.sum(1)
-        order = _heard_first(is_heard, shift) if num_frames > 1 else None
+        order = _heard_first(is_heard, shift)
     # Of the list (s from before, then what is heard here), frame t needs the entry s before its own.
     shifted = _pick(every, before, order)
     exists = heard.num_heard[:, None] + before >= shift
@@ -68,6 +70,20 @@ def shift_keys(
         _pick(every, num_heard[:, None] + newest, order), (heard.num_heard + num_heard).clamp(max=shift)
     )
     return shifted, exists, after
+
+
+def _shift_one(
+    k: Float[Tensor, "B H 1 D"], heard: HeardKeys, is_heard: Bool[Tensor, "B 1"] | None
+) -> tuple[Float[Tensor, "B H 1 D"], Bool[Tensor, "B 1"], HeardKeys]:
+    """The same for a frame of a conversation; a copy, since the buffers of `heard` are written over then."""
+    keys = heard.keys.to(k.dtype)
+    after = torch.cat((keys[:, :, 1:], k), 2)
+    one: Tensor | int = 1
+    if is_heard is not None:
+        after = torch.where(is_heard[:, None, :, None], after, keys)
+        one = is_heard[:, 0].long()
+    exists = heard.num_heard[:, None] >= keys.shape[2]
+    return keys[:, :, :1].clone(), exists, HeardKeys(after, (heard.num_heard + one).clamp(max=keys.shape[2]))
 
 
 def _heard_first(is_heard: Bool[Tensor, "B T"], shift: int) -> Int[Tensor, "B s+T"]:
