@@ -16,6 +16,7 @@ import torch
 from moshi.models.lm import LMGen, LMModel
 from torch import Tensor
 
+from moshi_ttt.config import BEFORE_THERE_WERE_KEYS
 from moshi_ttt.errors import StateError
 from moshi_ttt.files.state_file import StateFile, write_state_file
 from moshi_ttt.hybrid_model import streaming_states, ttt_layers
@@ -209,9 +210,8 @@ def _check_identity(file: StateFile, ours: Mapping[str, Mapping[str, Any]]) -> N
         )
     for index, identity in ours.items():
         for key, value in identity.items():
-            found = theirs[index].get(key) if isinstance(theirs[index], dict) else None
-            if key == "key_shift" and found is None:
-                found = 0  # files from before there was a key shift
+            layer = theirs[index] if isinstance(theirs[index], dict) else {}
+            found = layer.get(key, BEFORE_THERE_WERE_KEYS.get(key))
             if found == value:
                 continue
             if key == "w0_sha256":

@@ -20,8 +20,8 @@ import torch
 from experiments.fine_tuning.report import write_report
 from experiments.fine_tuning.runs import run
 from experiments.fine_tuning.studies import STUDIES
+from experiments.options import check_only
 from finetune.commands import Parser, run_command
-from finetune.errors import ConfigError
 from finetune.inference.options import positive_integer
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(options.threads)
     plans = STUDIES[options.study].plans
-    labels = [plan.arm.label for plan in plans]
-    unknown = [label for label in options.only or () if label not in labels]
-    if unknown:
-        raise ConfigError(f"--only: there is no run {unknown[0]!r}, choose from {', '.join(labels)}.")
+    check_only(options.only, [plan.arm.label for plan in plans])
     folder = options.out / options.study
     for seed in options.seeds:
         for plan in plans:

@@ -10,6 +10,7 @@ from moshi.models.lm import LMModel
 
 from experiments.fine_tuning.base import BaseSettings, trained_base
 from experiments.fine_tuning.variants import change_layers
+from experiments.models import num_parameters
 from finetune.args import LoraArgs, TTTArgs
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
@@ -80,11 +81,6 @@ class Arm:
                 or (self.trained == "lora" and "lora_" in name)
             )
         return lm.train()
-
-
-def num_parameters(lm: LMModel) -> int:
-    """Of the whole model, whether they train or not."""
-    return sum(parameter.numel() for parameter in lm.parameters())
 
 
 def _wider(settings: BaseSettings) -> BaseSettings:

@@ -5,14 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from moshi.models.lm import LMModel
-
-from experiments.fine_tuning.arms import num_parameters
 from experiments.fine_tuning.studies import Plan
 from experiments.fine_tuning.training import fine_tune, recall_loss, recall_losses
+from experiments.models import mean_gates, num_parameters
 from experiments.stored_runs import stored_run
-from moshi_ttt.hybrid_model import hybrid_layers
 
 
 def run(folder: Path, plan: Plan, *, seed: int, bases: Path, num_steps: int | None = None) -> dict[str, Any]:
@@ -49,7 +45,7 @@ def _compute(plan: Plan, seed: int, bases: Path, num_steps: int) -> dict[str, An
         "num_parameters": num_parameters(lm),
         "curve": [round(loss, 4) for loss in curve],
         "minutes": round((time.monotonic() - start) / 60, 2),
-        "gates": _gates(lm),
+        "gates": mean_gates(lm),
     }
     streams = plan.arm.variant is None
     if plan.difficulties:
@@ -57,11 +53,3 @@ def _compute(plan: Plan, seed: int, bases: Path, num_steps: int) -> dict[str, An
         return result | {"losses": {str(number): round(loss, 5) for number, loss in losses.items()}}
     loss, by_position = recall_loss(lm, plan.task, streams=streams)
     return result | {"loss": round(loss, 5), "by_position": [round(x, 4) for x in by_position.tolist()]}
-
-
-def _gates(lm: LMModel) -> dict[str, float]:
-    """Mean |tanh alpha| of each TTT layer."""
-    gates = {
-        index: torch.tanh(layer.forward_ssm_gating.gating_alpha) for index, layer in hybrid_layers(lm).items()
-    }
-    return {str(index): round(gate.abs().mean().item(), 4) for index, gate in gates.items()}

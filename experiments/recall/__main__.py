@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
+from experiments.options import check_only
 from experiments.recall.report import write_report
 from experiments.recall.runs import run_arm
 from experiments.recall.studies import EXPERIMENTS, plans_of
 from experiments.recall.training import Schedule
 from finetune.commands import Parser, run_command
-from finetune.errors import ConfigError
 from finetune.inference.options import positive_integer
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,8 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     experiment = EXPERIMENTS[options.experiment]
     plans = plans_of(options.experiment, demo=options.demo)
+    check_only(options.only, [plan.label for plan in plans])
     if options.only:
-        unknown = set(options.only) - {plan.label for plan in plans}
-        if unknown:
-            labels = ", ".join(plan.label for plan in plans)
-            raise ConfigError(f"--only: there is no run {sorted(unknown)[0]!r}, choose from {labels}.")
         plans = [plan for plan in plans if plan.label in options.only]
     schedule = Schedule(
         num_steps=options.steps or experiment.num_steps,

@@ -9,6 +9,7 @@ from moshi.models.lm import LMModel
 from moshi.models.loaders import get_moshi_lm
 from torch import nn
 
+from experiments.models import num_parameters
 from experiments.recall.tasks import Task
 from finetune.args import TTTArgs
 from finetune.ttt_integration import apply_ttt_to_model
@@ -70,11 +71,6 @@ def build_arm(name: ArmName, task: Task, settings: Settings, *, seed: int) -> LM
 def ttt_args(settings: Settings) -> TTTArgs:
     """The section as it is meant: the stored runs are of the published form where it does not say more."""
     return TTTArgs(enable=True, **{**BEFORE_THERE_WERE_KEYS, **settings.ttt})
-
-
-def num_parameters(lm: LMModel) -> int:
-    """Trainable parameters."""
-    return sum(parameter.numel() for parameter in lm.parameters())
 
 
 def _base(task: Task, *, context: int | None, **overrides: Any) -> LMModel:

@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from experiments.recall.arms import build_arm, num_parameters
+from experiments.models import mean_gates, num_parameters
+from experiments.recall.arms import build_arm
 from experiments.recall.studies import Plan
 from experiments.recall.training import Schedule, train
 from finetune.errors import DataError, UserError
 from moshi_ttt.files.atomic_file import replacing
 from moshi_ttt.files.state_file import check_writable
-from moshi_ttt.hybrid_model import hybrid_layers
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +111,6 @@ def _train(plan: Plan, schedule: Schedule, *, seed: int, description: Mapping[st
         problem = str(error)
     if problem is None and points[-1].step < schedule.num_steps:
         problem = f"out of time after {points[-1].step} of {schedule.num_steps} steps"
-    gates = {
-        str(index): torch.tanh(layer.forward_ssm_gating.gating_alpha.detach())
-        for index, layer in hybrid_layers(lm).items()
-    }
     return Run(
         description,
         [point.step for point in points],
@@ -124,7 +118,7 @@ def _train(plan: Plan, schedule: Schedule, *, seed: int, description: Mapping[st
         [round(point.minutes, 2) for point in points],
         [round(loss, 4) for loss in points[-1].by_position.tolist()] if points else [],
         num_parameters(lm),
-        {index: round(gate.abs().mean().item(), 4) for index, gate in gates.items()},
+        mean_gates(lm),
         problem,
     )
 

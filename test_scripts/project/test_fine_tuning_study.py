@@ -9,12 +9,12 @@ import torch
 
 from experiments.fine_tuning import base, training
 from experiments.fine_tuning.__main__ import main
-from experiments.fine_tuning.arms import num_parameters
 from experiments.fine_tuning.base import token_losses
 from experiments.fine_tuning.report import recall_table, recalled, write_report
 from experiments.fine_tuning.studies import STUDIES, Study
 from experiments.fine_tuning.tasks import NUM_KEYS, NUM_SYMBOLS, PERIOD, AfterAGap, Pairs, ThreeTimes
 from experiments.fine_tuning.training import recall_loss
+from experiments.models import num_parameters
 from finetune.args import TTTArgs
 from finetune.commands import run_command
 from finetune.errors import DataError, UserError

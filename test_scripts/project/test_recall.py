@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.models import num_parameters
 from experiments.recall.__main__ import main
-from experiments.recall.arms import ARMS, Settings, build_arm, num_parameters
+from experiments.recall.arms import ARMS, Settings, build_arm
 from experiments.recall.report import (
     ablation_table,
     arms_table,
