@@ -155,9 +155,9 @@ class InnerLoop:
             tokens = (q, k, v, eta)
             while start < num_tokens:
                 stop = min(start + mini_batch_size - state.num_pending, num_tokens)
-                num_full = (num_tokens - start) // mini_batch_size
-                if settings.backend != "autograd" and not state.num_pending and num_full:
-                    stop = start + num_full * mini_batch_size
+                has_full = num_tokens - start >= mini_batch_size
+                if settings.backend != "autograd" and not state.num_pending and has_full:
+                    stop = num_tokens
                     out, state = self._advance_by_hand(_between(tokens, start, stop), state, settings)
                 else:
                     out, state = self.advance(*_between(tokens, start, stop), state)
@@ -170,8 +170,8 @@ class InnerLoop:
     def _advance_by_hand(
         self, tokens: Tokens, state: TTTState, settings: InnerSettings
     ) -> tuple[Float[Tensor, "B H T D"], TTTState]:
-        """Full mini-batches from the start of one; the settings say by which backend."""
-        out, weights, biases = run_manual(
+        """From the start of a mini-batch to anywhere; the settings say by which backend."""
+        out, learned = run_manual(
             tokens,
             state.start_weights,
             state.start_biases,
@@ -179,7 +179,10 @@ class InnerLoop:
             self.ln_bias,
             settings,
         )
-        return out, state._replace(start_weights=weights, start_biases=biases)
+        k = tokens[1]
+        tail = k.shape[2] - k.shape[2] % settings.mini_batch_size
+        inputs = (k[:, :, tail:], *learned.inputs)
+        return out, TTTState(learned.weights, learned.biases, inputs, learned.steps)
 
     def advance(
         self,

@@ -1,236 +1,187 @@
-"""The backward pass of a group of mini-batches.
+"""The key scan of a group of mini-batches, backward.
 
-One mini-batch, where `phi` is GELU, `A_l = tril(Xq_l X_l^T + 1)`, `s_l = eta g_l` the steps, `u_l = s_{l+1}
-W_{l+1}^T`, Lambda and lambda the gradients of the weights and biases after the mini-batch, dZq_l that of what
-the queries read:
+With `phi` GELU, `S = tril` of the mini-batches before one's own, Lambda and lambda the gradients of the
+weights and biases after the group, and `ds_l`, `dX_l` at first what the queries bring (`read`):
 
-    dA_l      = -tril(dZq_l s_l^T)
-    dXq_l     = dZq_l W_l^T + dA_l X_l                                  dZq_{l-1} = dXq_l phi'(Zq_{l-1})
-    ds_l      = -A_l^T dZq_l - X_l Lambda_l - lambda_l + du_{l-1} W_l   du_l = ds_l phi'(Z_l)
-    dX_l      = dA_l^T Xq_l - s_l Lambda_l^T + dZ_l W_l^T
+    ds_l     -= X_l Lambda_l + lambda_l                                 of the tokens that are committed
+    dX_l     -= s_l Lambda_l^T                                          the same
+    du_l      = ds_l phi'(Z_l)
+    ds_l     += du_{l-1} W_l - E_l s_l - E_l^T s_l - S(X_l X_l^T + 1)^T dZ_l        E_l = S(du_{l-1} X_l^T)
+    dX_l     += dZ_l W_l^T - F_l X_l - F_l^T X_l - S(s_l s_l^T)^T du_{l-1}          F_l = S(dZ_l s_l^T)
     dZ_{l-1}  = dX_l phi'(Z_{l-1}) + ds_{l-1} u_{l-1} phi''(Z_{l-1})
-    Lambda_l += X_l^T dZ_l + Xq_l^T dZq_l + du_{l-1}^T s_l              lambda_l += sum(dZ_l + dZq_l)
+    Lambda_l += X_l^T dZ_l + du_{l-1}^T s_l                             lambda_l += sum(dZ_l)
 
-Fast weights are not kept: from those after the group, the steps of each mini-batch are taken back. Only what
-holds W, Lambda or lambda goes from mini-batch to mini-batch; the rest is computed for the whole group.
+A mini-batch needs those after it, so what depends on dZ and du goes from the last one to the first. The
+gradient of the keys, dX_0, has nothing behind it and follows for the whole group.
 
-Shapes: as in `group`.
+Shapes: as in `scan`.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from moshi_ttt.manual.elementwise import OutputGradient
-from moshi_ttt.manual.group import Group, Network, Norm, Tokens, flat
+from moshi_ttt.manual.scan import Keys, Network, Norm, Scan, Steps, Tape, gram
 
 
-class GroupGradients(NamedTuple):
-    """Gradients of one group."""
-
-    tokens: Tokens
-    norm: Norm  # [R, 1, D]
-
-
-class GroupBackward:
-    """The way back through groups, with buffers that all of them use.
+class ScanBackward:
+    """The way back through one group.
 
     Args:
-        group: made for gradients.
+        scan: the way there.
+        keys: of the group.
+        fast: fast weights after it; become those at its start.
+        tape: of the group.
+        num_committed: tokens whose steps the fast weights after the group have in them.
     """
 
-    def __init__(self, group: Group) -> None:
-        self.group, self.norm = group, group.norm
-        self.c = group.settings.mini_batch_size
-        self.last = group.num_layers - 1
-        self.all_dsteps = [torch.empty_like(step[:, :, : self.c]) for step in group.right]
-        self.all_dx = [torch.empty_like(x[:, :, : self.c]) for x in group.left]
-        self.all_dxq = [torch.empty_like(dx) for dx in self.all_dx]
-        self.all_u_phi2s = [torch.empty_like(slope) for slope in group.slopes]
-        self.work = [(torch.empty_like(slope), torch.empty_like(slope)) for slope in group.slopes]
-        self.all_v_ln, self.all_dv_ln = torch.empty_like(group.shift), torch.empty_like(group.shift)
+    def __init__(self, scan: Scan, keys: Keys, fast: Network, tape: Tape, num_committed: int) -> None:
+        self.scan, self.keys, self.fast, self.z = scan, keys, fast, tape.z
+        self.committed = slice(num_committed)
+        self.last = len(fast.weights) - 1
+        self.parts = list(scan.mini_batches(keys.k.shape[1]))
+        number = torch.arange(keys.k.shape[1], device=keys.k.device) // scan.size
+        self.earlier = (number[:, None] > number[None, :]).to(keys.k)  # [L, L]
+        self._recall()
 
-    def run(self, dout: Tensor, fast: Network, dfast: Network) -> GroupGradients:
-        """Gradients of the tokens and norm of the group that is loaded.
+    def _recall(self) -> None:
+        """Inputs and steps again, from the tape, and with them the fast weights at the start."""
+        hidden, functions = range(self.last), self.scan.elementwise
+        inputs = [self.keys.k, *(torch.empty_like(z) for z in self.z[:-1])]
+        steps = [torch.empty_like(z) for z in self.z]
+        for layer in hidden:
+            functions.activate(self.z[layer], inputs[layer + 1])
+        self.shift = self.scan.shift(self.keys)
+        self.output_gradient = self.scan.output_gradient(
+            self.z[self.last], self.shift, self.keys.eta, steps[self.last]
+        )
+        self.slopes = [functions.gelu_slope(z) for z in self.z[:-1]]
+        self.u_phi2s = [torch.empty_like(z) for z in self.z[:-1]]
+        self.step_grams: list[Tensor] = [self.earlier] * (self.last + 1)
+        for layer in reversed(hidden):
+            after = layer + 1
+            self._take_back(after, inputs, steps)
+            self.step_grams[after] = gram(steps[after], 0)
+            u = torch.bmm(steps[after], self.fast.weights[after].mT)
+            u.baddbmm_(self.step_grams[after] * self.earlier, inputs[after], alpha=-1)
+            torch.mul(u, self.slopes[layer], out=steps[layer])
+            self.u_phi2s[layer] = functions.u_phi2(self.z[layer], u)
+        self._take_back(0, inputs, steps)
+        self.steps = Steps(inputs, steps)
+        self.input_grams = [gram(x, 1) for x in inputs]
+
+    def _take_back(self, layer: int, inputs: list[Tensor], steps: list[Tensor]) -> None:
+        x, step = inputs[layer][:, self.committed], steps[layer][:, self.committed]
+        self.fast.weights[layer].baddbmm_(x.mT, step)
+        self.fast.biases[layer].add_(step.sum(1, keepdim=True))
+
+    def begin(self, dfast: Network) -> Steps:
+        """Gradients of inputs and steps, as they come through the fast weights after the group.
 
         Args:
-            dout: gradient of the outputs, `[G, R, C, D]`.
-            fast: fast weights after the group; become those before it.
-            dfast: gradients of the fast weights after the group; become those before it.
-
-        Returns:
-            Gradients, those of the tokens in buffers of the next call.
+            dfast: gradients of these.
         """
-        count = self.group.count
-        self.dsteps, self.dx, self.dxq, self.u_phi2s = (
-            [buffer[:count] for buffer in buffers]
-            for buffers in (self.all_dsteps, self.all_dx, self.all_dxq, self.all_u_phi2s)
+        now, found = self.committed, Steps([], [])
+        for x, step, dweight, dbias in zip(*self.steps, *dfast, strict=True):
+            dx, ds = torch.zeros_like(x), torch.zeros_like(step)
+            ds[:, now].baddbmm_(x[:, now], dweight, alpha=-1).sub_(dbias)
+            dx[:, now].baddbmm_(step[:, now], dweight.mT, alpha=-1)
+            found.inputs.append(dx)
+            found.steps.append(ds)
+        return found
+
+    def run(self, gradients: Steps, dfast: Network, dnorm: Norm) -> Keys:
+        """Gradients of the keys; that of k does not hold the part that comes through the target.
+
+        Args:
+            gradients: of inputs and steps, all that comes from behind; are written to.
+            dfast: of the fast weights after the group and of what reads them; become those at its start.
+            dnorm: is added to.
+        """
+        self.dx, self.ds = gradients
+        self.dz = [torch.zeros_like(z) for z in self.z]
+        self.du = [torch.zeros_like(z) for z in self.z[:-1]]
+        length = self.keys.k.shape[1]
+        self.step_crosses, self.input_crosses = (
+            [x.new_zeros(x.shape[0], length, length) for x in self.z] for _ in range(2)
         )
-        self.v_ln, self.dv_ln = self.all_v_ln[:count], self.all_dv_ln[:count]
-        self.attentions, self.outputs = self.group.recall()
-        norm = self._through_output_norm(dout)
-        self._prepare()
-        self._cut()
-        for n in reversed(range(count)):
-            self._take_back(n, fast)
-            self._through_queries(n, fast)
-            self._through_keys(n, fast, dfast)
-        return self._collect(dout, norm)
-
-    def _through_output_norm(self, dout: Tensor) -> Norm:
-        """From `q + ln_weight * normed + ln_bias` to dZq of the last layer; the norm's own gradients."""
-        eps, dz = self.group.settings.eps, self._dzq(self.last)
-        z = self.outputs[self.last]
-        return Norm(*self.group.elementwise.through_output_norm(dout, z, self.norm.weight, eps, dz))
-
-    def _prepare(self) -> None:
-        """What needs no fast weights."""
-        group, count = self.group, self.group.count
-        for layer, u_phi2 in enumerate(self.u_phi2s):
-            work = tuple(buffer[:count] for buffer in self.work[layer])
-            group.elementwise.u_phi2(group.z(layer), group.tape.u[layer], work, u_phi2)
-        normed, _, rstd, _, _ = group.output_gradient()
-        torch.addcmul(group.shift[:count], normed, group.square, out=self.v_ln)
+        normed, _, rstd, raw, shrink = self.output_gradient
+        self.v_ln = torch.addcmul(self.shift, normed, self.scan.square)
         self.r_mean_v_xhat = (self.v_ln * normed).mean(-1, keepdim=True).mul_(rstd)
-        for attention in self.attentions:
-            attention.neg_()
-        self.dattention = self._through_attention(
-            self.attentions[self.last],
-            *(flat(part) for part in self._attention_parts(self.last)),
-        )
-
-    def _cut(self) -> None:
-        """What the loop reads and writes, by layer and mini-batch (`n_`): taking views there costs time."""
-        group, c = self.group, self.c
-        layers = range(group.num_layers)
-        self.n_x = [group.x(layer).unbind() for layer in layers]
-        self.n_steps = [group.steps(layer).unbind() for layer in layers]
-        self.n_left = [left.unbind() for left in group.left]
-        rows = [(3 if layer else 2) * c for layer in layers]
-        self.n_right = [right[:, :, :stop].unbind() for right, stop in zip(group.right, rows, strict=True)]
-        self.n_dz_dzq = [right[:, :, : 2 * c].unbind() for right in group.right]
-        self.n_du = [left[:, :, 2 * c :].unbind() for left in group.left]
-        self.n_slope = [group.slope(layer).unbind() for layer in layers[:-1]]
-        self.n_u_phi2 = [u_phi2.unbind() for u_phi2 in self.u_phi2s]
-        self.n_dz = [self._dz(layer).unbind() for layer in layers]
-        self.n_dzq = [self._dzq(layer).unbind() for layer in layers]
-        self.n_dsteps, self.n_dx, self.n_dxq = (
-            [stack.unbind() for stack in stacks] for stacks in (self.dsteps, self.dx, self.dxq)
-        )
-        self.n_attention = [x.unflatten(0, (group.count, -1)).unbind() for x in self.attentions]
-        self.n_dattention = self.dattention.unflatten(0, (group.count, -1)).unbind()
-        self.n_xq = [group.xq(layer).unbind() for layer in layers]
-        self.n_output = [output.unbind() for output in self.outputs]
-        self.n_eta, self.n_z = group.eta.unbind(), group.z(self.last).unbind()
-        gradients = zip(*(buffer.unbind() for buffer in group.output_gradient()), strict=True)
-        self.n_output_gradient = [OutputGradient(*parts) for parts in gradients]
-        self.n_v_ln, self.n_r_mean_v_xhat, self.n_dv_ln = (
-            self.v_ln.unbind(),
-            self.r_mean_v_xhat.unbind(),
-            self.dv_ln.unbind(),
-        )
-
-    def _attention_parts(self, layer: int) -> tuple[Tensor, ...]:
-        group = self.group
-        return self._dzq(layer), group.steps(layer), group.xq(layer), self.dsteps[layer], self.dx[layer]
-
-    def _through_attention(
-        self, negative: Tensor, dz: Tensor, steps: Tensor, xq: Tensor, dsteps: Tensor, dx: Tensor
-    ) -> Tensor:
-        """The parts of ds and dX that come from the queries are written; dA `[_, C, C]`.
-
-        Args:
-            negative: minus the attention.
-        """
-        dattention = torch.bmm(dz, steps.mT).neg_()
-        if self.group.settings.causal:
-            dattention.tril_()
-        torch.bmm(negative.mT, dz, out=dsteps)
-        torch.bmm(dattention.mT, xq, out=dx)
-        return dattention
-
-    def _take_back(self, n: int, fast: Network) -> None:
-        for layer, (weight, bias) in enumerate(zip(*fast, strict=True)):
-            steps = self.n_steps[layer][n]
-            weight.baddbmm_(self.n_x[layer][n].mT, steps)
-            bias.add_(steps.sum(1, keepdim=True))
-
-    def _through_queries(self, n: int, fast: Network) -> None:
-        """Through what the queries read: dZq of all layers and the gradient of q, of one mini-batch."""
-        group = self.group
-        dattention = self.n_dattention[n]
-        for layer in reversed(range(group.num_layers)):
-            if layer < self.last:
-                stacks = self.n_attention, self.n_dzq, self.n_steps, self.n_xq, self.n_dsteps, self.n_dx
-                dattention = self._through_attention(*(stack[layer][n] for stack in stacks))
-            dxq = torch.bmm(self.n_dzq[layer][n], fast.weights[layer].mT, out=self.n_dxq[layer][n])
-            dxq.baddbmm_(dattention, self.n_x[layer][n])
-            if layer:
-                group.elementwise.through_gelu(dxq, self.n_output[layer - 1][n], self.n_dzq[layer - 1][n])
-
-    def _through_keys(self, n: int, fast: Network, dfast: Network) -> None:
-        """From the gradients of the fast weights after a mini-batch to those before it."""
-        elementwise = self.group.elementwise
-        for layer, (weight, dweight, dbias) in enumerate(zip(fast.weights, *dfast, strict=True)):
-            dsteps = self.n_dsteps[layer][n]
-            dsteps.baddbmm_(self.n_x[layer][n], dweight, alpha=-1).sub_(dbias)
-            if layer:
-                du = self.n_du[layer][n]
-                torch.mul(self.n_dsteps[layer - 1][n], self.n_slope[layer - 1][n], out=du)
-                dsteps.baddbmm_(du, weight)
-        self._through_output_gradient(n)
-        for layer in reversed(range(self.group.num_layers)):
-            dx = self.n_dx[layer][n]
-            dx.baddbmm_(self.n_steps[layer][n], dfast.weights[layer].mT, alpha=-1)
-            dx.baddbmm_(self.n_dz[layer][n], fast.weights[layer].mT)
-            if layer:
-                stacks = self.n_slope, self.n_dsteps, self.n_u_phi2, self.n_dz
-                slope, dsteps, u_phi2, dz = (stack[layer - 1][n] for stack in stacks)
-                elementwise.through_slope(dx, slope, dsteps, u_phi2, dz)
+        self.dv_ln = torch.empty_like(self.v_ln)
+        for now in reversed(self.parts):
+            self._through_steps(now)
+            self._through_output_gradient(now)
+            self._through_inputs(now)
         for layer, (dweight, dbias) in enumerate(zip(*dfast, strict=True)):
-            dweight.baddbmm_(self.n_left[layer][n].mT, self.n_right[layer][n])
-            dbias.add_(self.n_dz_dzq[layer][n].sum(1, keepdim=True))
-
-    def _through_output_gradient(self, n: int) -> None:
-        """From the step of the last layer to dZ of the last layer, through the LayerNorm's own gradient."""
-        group = self.group
-        group.elementwise.through_output_gradient(
-            self.n_dsteps[self.last][n],
-            self.n_eta[n],
-            self.n_z[n],
-            self.n_output_gradient[n],
-            self.n_v_ln[n],
-            self.n_r_mean_v_xhat[n],
-            self.norm.weight,
-            group.settings.inner_grad_clip,
-            self.n_dv_ln[n],
-            self.n_dz[self.last][n],
-        )
-
-    def _collect(self, dout: Tensor, norm: Norm) -> GroupGradients:
-        group = self.group
-        dtarget = self.dv_ln * self.norm.weight  # negative
-        dk, dv = self.dx[0].add_(dtarget), dtarget.neg()
-        normed, _, _, gradient, shrink = group.output_gradient()
-        if group.settings.inner_grad_clip is not None:
-            gradient = gradient * shrink
-        deta = (gradient * self.dsteps[self.last]).sum(-1, keepdim=True)
+            dweight.baddbmm_(self.steps.inputs[layer].mT, self.dz[layer])
+            dbias.add_(self.dz[layer].sum(1, keepdim=True))
+            if layer:
+                dweight.baddbmm_(self.du[layer - 1].mT, self.steps.steps[layer])
+        if shrink is not None:
+            raw = raw * shrink
+        deta = (raw * self.ds[self.last]).sum(-1, keepdim=True)
+        weight, bias = self.scan.norm
         # v_ln = weight^2 * normed + weight * (bias - target)
-        slope = group.offset[: group.count].addcmul_(normed, 2 * self.norm.weight)
-        dnorm = Norm(
-            norm.weight + _sum_tokens(self.dv_ln * slope),
-            norm.bias + _sum_tokens(self.dv_ln) * self.norm.weight,
+        slope = torch.addcmul(bias - self.keys.target, normed, 2 * weight)
+        dnorm.weight.add_((self.dv_ln * slope).sum(1, keepdim=True))
+        dtarget = self.dv_ln.mul_(weight).neg_()
+        dnorm.bias.sub_(dtarget.sum(1, keepdim=True))
+        return Keys(self._through_keys(), dtarget, deta)
+
+    def _through_steps(self, now: slice) -> None:
+        """Gradients of the steps of all layers, of one mini-batch."""
+        before, after = slice(now.start), slice(now.stop, None)
+        for layer in range(self.last + 1):
+            x, step, ds = self.steps.inputs[layer], self.steps.steps[layer], self.ds[layer][:, now]
+            later = self.dz[layer][:, after]
+            if later.shape[1]:
+                ds.baddbmm_(self.input_grams[layer][:, after, now].mT, later, alpha=-1)
+            if layer:
+                du, cross = self.du[layer - 1][:, now], self.step_crosses[layer]
+                torch.mul(self.ds[layer - 1][:, now], self.slopes[layer - 1][:, now], out=du)
+                ds.baddbmm_(du, self.fast.weights[layer])
+                _mirror(cross, now, before, du, x)
+                ds.baddbmm_(cross[:, now], step, alpha=-1)
+
+    def _through_output_gradient(self, now: slice) -> None:
+        """From the step of the last layer to dZ of the last layer, through the LayerNorm's own gradient."""
+        self.scan.elementwise.through_output_gradient(
+            self.ds[self.last][:, now],
+            self.keys.eta[:, now],
+            self.z[self.last][:, now],
+            self.output_gradient.part(now),
+            self.v_ln[:, now],
+            self.r_mean_v_xhat[:, now],
+            self.scan.norm.weight,
+            self.dv_ln[:, now],
+            self.dz[self.last][:, now],
         )
-        return GroupGradients(Tokens(self.dxq[0].add_(dout), dk, dv, deta), dnorm)
 
-    def _dz(self, layer: int) -> Tensor:
-        return self.group.right[layer][: self.group.count, :, : self.c]
+    def _through_inputs(self, now: slice) -> None:
+        """Gradients of the inputs of all layers but the first, and of what is before them."""
+        before, after = slice(now.start), slice(now.stop, None)
+        for layer in range(self.last, 0, -1):
+            dx, dz, cross = self.dx[layer][:, now], self.dz[layer][:, now], self.input_crosses[layer]
+            dx.baddbmm_(dz, self.fast.weights[layer].mT)
+            _mirror(cross, now, before, dz, self.steps.steps[layer])
+            dx.baddbmm_(cross[:, now], self.steps.inputs[layer], alpha=-1)
+            later = self.du[layer - 1][:, after]
+            if later.shape[1]:
+                dx.baddbmm_(self.step_grams[layer][:, after, now].mT, later, alpha=-1)
+            parts = (x[layer - 1][:, now] for x in (self.slopes, self.ds, self.u_phi2s, self.dz))
+            self.scan.elementwise.through_slope(dx, *parts)
 
-    def _dzq(self, layer: int) -> Tensor:
-        return self.group.right[layer][: self.group.count, :, self.c : 2 * self.c]
+    def _through_keys(self) -> Tensor:
+        """The gradient of k but for the target's."""
+        dz, k = self.dz[0], self.keys.k
+        cross = torch.bmm(dz, self.steps.steps[0].mT).mul_(self.earlier)
+        dk = self.dx[0].baddbmm_(dz, self.fast.weights[0].mT)
+        return dk.baddbmm_(cross + cross.mT, k, alpha=-1)
 
 
-def _sum_tokens(x: Tensor) -> Tensor:
-    """`[G, R, C, D]` to `[R, 1, D]`."""
-    return x.sum((0, 2))[:, None]
+def _mirror(cross: Tensor, now: slice, before: slice, rows: Tensor, columns: Tensor) -> None:
+    """`rows columns^T` with the tokens before, into rows and, turned, columns of `[R, L, L]`."""
+    if now.start:
+        product = torch.bmm(rows, columns[:, before].mT)
+        cross[:, now, before] = product
+        cross[:, before, now] = product.mT

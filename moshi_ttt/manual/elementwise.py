@@ -22,17 +22,25 @@ _CUBIC = 0.044715
 class OutputGradient(NamedTuple):
     """Of the inner loss at the output of the inner MLP."""
 
-    normed: Tensor  # [..., C, D], LayerNorm's value before weight and bias
-    mean: Tensor  # [..., C, 1]
-    rstd: Tensor  # [..., C, 1]
-    raw: Tensor  # [..., C, D], before clipping
-    shrink: Tensor  # [..., C, 1], what clipping multiplies it by
+    normed: Tensor  # [..., L, D], LayerNorm's value before weight and bias
+    mean: Tensor  # [..., L, 1]
+    rstd: Tensor  # [..., L, 1]
+    raw: Tensor  # [..., L, D], before clipping
+    shrink: Tensor | None  # [..., L, 1], what clipping multiplies it by; None without it
+
+    def part(self, tokens: slice) -> "OutputGradient":
+        """That of some of the tokens; ATen's LayerNorm takes mean and rstd to be contiguous."""
+        return OutputGradient(*(x if x is None else x[:, tokens].contiguous() for x in self))
 
 
-def activate(z: Tensor, x: Tensor, slope: Tensor) -> None:
-    """GELU (tanh form) of z into x and its derivative into slope, `[..., H]`."""
-    _gelu_slope(z, slope)
+def activate(z: Tensor, x: Tensor) -> None:
+    """GELU (tanh form) of z into x, `[..., H]`."""
     torch.ops.aten.gelu.out(z, approximate="tanh", out=x)
+
+
+def gelu_slope(z: Tensor) -> Tensor:
+    """Derivative of GELU, `[..., H]`."""
+    return torch.ops.aten.gelu_backward(z.new_ones(()).expand_as(z), z, approximate="tanh")
 
 
 def output_gradient(
@@ -42,34 +50,28 @@ def output_gradient(
     eta: Tensor,
     eps: float,
     clip: float | None,
-    out: OutputGradient,
     steps: Tensor,
-) -> None:
+) -> OutputGradient:
     """`d/dz 0.5 * ||LN(z) - target||^2`, and the step: eta times it, clipped.
 
     Args:
-        z: output of the inner MLP, `[R, C, D]`.
-        shift: `ln_weight * (ln_bias - target)`, `[R, C, D]`.
+        z: output of the inner MLP, `[R, L, D]`.
+        shift: `ln_weight * (ln_bias - target)`, `[R, L, D]`.
         square: `ln_weight^2`, `[R, 1, D]`.
-        eta: `[R, C, 1]`.
+        eta: `[R, L, 1]`.
         eps: of the LayerNorm.
         clip: largest norm of the gradient; None: any.
-        out: is written.
-        steps: is written, `[R, C, D]`.
+        steps: is written, `[R, L, D]`.
     """
     normed, mean, rstd = normalise(z, eps)
     raw = _normalise_backward(torch.addcmul(shift, normed, square), z, mean, rstd)
-    out.normed.copy_(normed)
-    out.mean.copy_(mean)
-    out.rstd.copy_(rstd)
-    out.raw.copy_(raw)
     if clip is None:
         torch.mul(raw, eta, out=steps)
-        return
+        return OutputGradient(normed, mean, rstd, raw, None)
     norm = torch.linalg.vector_norm(raw, dim=-1, keepdim=True).clamp(min=1e-15)
     shrink = (clip / norm).clamp(max=1)
-    out.shrink.copy_(shrink)
     torch.mul(raw, shrink * eta, out=steps)
+    return OutputGradient(normed, mean, rstd, raw, shrink)
 
 
 def through_output_gradient(
@@ -80,7 +82,6 @@ def through_output_gradient(
     v_ln: Tensor,
     r_mean_v_xhat: Tensor,
     weight: Tensor,
-    clip: float | None,
     dv_ln: Tensor,
     dz: Tensor,
 ) -> None:
@@ -88,7 +89,7 @@ def through_output_gradient(
 
     Args:
         dsteps: gradient of the steps, `[R, C, D]`.
-        eta, z, saved, clip: of `output_gradient`.
+        eta, z, saved: of `output_gradient`.
         v_ln: `shift + square * normed`, `[R, C, D]`.
         r_mean_v_xhat: `rstd * mean(v_ln * normed)`, `[R, C, 1]`.
         weight: of the LayerNorm, `[R, 1, D]`.
@@ -96,7 +97,7 @@ def through_output_gradient(
         dz: gradient of z, is written, `[R, C, D]`.
     """
     gradient = dsteps * eta
-    if clip is not None:
+    if saved.shrink is not None:
         along = (gradient * saved.raw).sum(-1, keepdim=True)
         along = along / saved.raw.square().sum(-1, keepdim=True).clamp(min=1e-30)
         straight = gradient * saved.shrink
@@ -124,31 +125,27 @@ def through_gelu(dx: Tensor, z: Tensor, dz: Tensor) -> None:
     torch.ops.aten.gelu_backward.grad_input(dx, z, approximate="tanh", grad_input=dz)
 
 
-def u_phi2(z: Tensor, u: Tensor, work: tuple[Tensor, Tensor], out: Tensor) -> None:
-    """`u * gelu''(z)` into out; both of work are written too. All `[..., H]`.
+def u_phi2(z: Tensor, u: Tensor) -> Tensor:
+    """`u * gelu''(z)`, all `[..., H]`.
 
     That is u (1 - t^2)(2 w' - c - z t w'^2), with t = tanh(w(z)) and w' = c + 3 a c z^2.
     """
-    tanh, product = work
-    torch.mul(z, z, out=tanh)
-    torch.mul(tanh, 3 * _CUBIC * _SLOPE, out=out).add_(_SLOPE)  # w'
+    tanh = z * z
+    slope = (tanh * (3 * _CUBIC * _SLOPE)).add_(_SLOPE)  # w'
     tanh.mul_(_CUBIC * _SLOPE).add_(_SLOPE).mul_(z).tanh_()
-    torch.mul(z, tanh, out=product).mul_(out).sub_(1)
-    out.addcmul_(out, product, value=-1).sub_(_SLOPE)
-    out.mul_(tanh.mul_(tanh).neg_().add_(1)).mul_(u)
+    product = (z * tanh).mul_(slope).sub_(1)
+    slope.addcmul_(slope, product, value=-1).sub_(_SLOPE)
+    return slope.mul_(tanh.mul_(tanh).neg_().add_(1)).mul_(u)
 
 
 def through_output_norm(
-    dout: Tensor, z: Tensor, weight: Tensor, eps: float, dz: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Back through `q + weight * normalise(z) + bias`: dz `[..., C, D]` is written.
-
-    Returns:
-        normalise(z) times dout, and dout, summed over groups and tokens, `[R, 1, D]`.
-    """
+    dout: Tensor, z: Tensor, weight: Tensor, eps: float, dweight: Tensor, dbias: Tensor
+) -> Tensor:
+    """Gradient of z through `weight * normalise(z) + bias`, `[R, L, D]`; dweight, dbias are added to."""
     normed, mean, rstd = normalise(z, eps)
-    dz.copy_(_normalise_backward(dout * weight, z, mean, rstd))
-    return (normed * dout).sum((0, 2))[:, None], dout.sum((0, 2))[:, None]
+    dweight.add_((normed * dout).sum(1, keepdim=True))
+    dbias.add_(dout.sum(1, keepdim=True))
+    return _normalise_backward(dout * weight, z, mean, rstd)
 
 
 def normalise(z: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,21 +160,17 @@ def _normalise_backward(gradient: Tensor, z: Tensor, mean: Tensor, rstd: Tensor)
     )[0]
 
 
-def _gelu_slope(z: Tensor, slope: Tensor) -> None:
-    one = z.new_ones(()).expand_as(z)
-    torch.ops.aten.gelu_backward.grad_input(one, z, approximate="tanh", grad_input=slope)
-
-
 class Elementwise(NamedTuple):
     """The functions above, eager or compiled."""
 
     activate: Callable[..., None] = activate
-    output_gradient: Callable[..., None] = output_gradient
+    gelu_slope: Callable[..., Tensor] = gelu_slope
+    output_gradient: Callable[..., OutputGradient] = output_gradient
     through_output_gradient: Callable[..., None] = through_output_gradient
     through_slope: Callable[..., None] = through_slope
     through_gelu: Callable[..., None] = through_gelu
-    u_phi2: Callable[..., None] = u_phi2
-    through_output_norm: Callable[..., tuple[Tensor, Tensor]] = through_output_norm
+    u_phi2: Callable[..., Tensor] = u_phi2
+    through_output_norm: Callable[..., Tensor] = through_output_norm
 
 
 @cache

@@ -1,25 +1,38 @@
-"""The manual inner loop as an autograd function over a sequence of full mini-batches.
+"""The inner loop as an autograd function over a sequence: key scan and reading, group by group.
 
-Forward keeps what the fast weights were multiplied with (`Tape`), and the fast weights after every group of
-mini-batches. From these backward takes the steps of the group back, so that rounding does not add up over a
-long sequence.
+Forward keeps what the layers make of keys and queries (`Tape`), and now and then the fast weights. From these
+backward takes the steps of each group back, so that rounding does not add up over a long sequence.
 
-Shapes: B batch rows, H heads, R = B * H, T tokens, C mini_batch_size, D head_dim.
+Shapes: B batch rows, H heads, R = B * H, T tokens, C mini_batch_size, D head_dim, L tokens of a group.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moshi_ttt.config import InnerSettings
-from moshi_ttt.manual.backward import GroupBackward
-from moshi_ttt.manual.elementwise import normalise
-from moshi_ttt.manual.group import Group, Network, Norm, Tape, Tokens
+from moshi_ttt.manual.backward import ScanBackward
+from moshi_ttt.manual.read import Reading, visible
+from moshi_ttt.manual.scan import Keys, Network, Norm, Scan, Steps, Tape, commit
 
-GROUP_SIZE = 8  # mini-batches
+GROUPS_PER_COPY = 8  # of the fast weights
+
+
+def group_length(head_dim: int, mini_batch_size: int) -> int:
+    """Tokens of a group: the larger, the larger the products, and the more of them is read as a triangle."""
+    return max(min(max(head_dim, 32), 64) // mini_batch_size, 1) * mini_batch_size
+
+
+class Learned(NamedTuple):
+    """What a sequence leaves behind."""
+
+    weights: tuple[Tensor, ...]  # after the last full mini-batch, layer l: [B, H, in_l, out_l]
+    biases: tuple[Tensor, ...]  # layer l: [B, H, 1, out_l]
+    inputs: tuple[Tensor, ...]  # of the tokens after it, all layers but the first one: [B, H, T % C, in_l]
+    steps: tuple[Tensor, ...]  # layer l: [B, H, T % C, out_l]
 
 
 def run_manual(
@@ -29,22 +42,24 @@ def run_manual(
     ln_weight: Tensor,
     ln_bias: Tensor,
     settings: InnerSettings,
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Learn from and answer full mini-batches; first derivatives only.
+) -> tuple[Tensor, Learned]:
+    """Learn from and answer a sequence that starts with a mini-batch; first derivatives only.
 
     Args:
-        tokens: q, k, v `[B, H, T, D]` and eta `[B, H, T]`, T a multiple of C; all tensors of one dtype.
+        tokens: q, k, v `[B, H, T, D]` and eta `[B, H, T]`; all tensors of one dtype.
         weights, biases: fast weights before them, layer l: `[B, H, in, out]` and `[B, H, 1, out]`.
         ln_weight, ln_bias: inner LayerNorm, `[H, 1, D]`.
         settings: of the inner loop.
 
     Returns:
-        Outputs `[B, H, T, D]`, and the fast weights and biases after the last token.
+        Outputs `[B, H, T, D]`, and what is left behind.
     """
     tensors = (*tokens, ln_weight, ln_bias, *weights, *biases)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    out, *last = _ManualInnerLoop.apply(settings, len(weights), keep, *tensors)
-    return out, tuple(last[: len(weights)]), tuple(last[len(weights) :])
+    out, *rest = _ManualInnerLoop.apply(settings, len(weights), keep, *tensors)
+    n = len(weights)
+    parts = (rest[:n], rest[n : 2 * n], rest[2 * n : -n], rest[-n:])
+    return out, Learned(*map(tuple, parts))
 
 
 class _ManualInnerLoop(torch.autograd.Function):
@@ -52,114 +67,136 @@ class _ManualInnerLoop(torch.autograd.Function):
     def forward(
         ctx: Any, settings: InnerSettings, num_layers: int, keep: bool, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        arguments = _Arguments(tensors, num_layers)
-        q, norm = arguments.tokens[0], arguments.norm_rows()
-        tokens = _in_mini_batches(arguments.tokens, settings.mini_batch_size)
-        num_batches = len(tokens.q)
-        tape = arguments.tape(num_batches if keep else 1, settings)
-        group = arguments.group(1, settings, norm, backward=False)
-        fast = _network([w.clone(memory_format=torch.contiguous_format) for w in arguments.fast])
+        sequence = _Sequence(tensors, settings, num_layers)
+        q, norm = sequence.q, sequence.norm
+        fast = Network(
+            *([w.clone(memory_format=torch.contiguous_format) for w in part] for part in sequence.fast)
+        )
+        groups = list(sequence.groups())
+        tape = sequence.tape(q.shape[1] if keep else min(q.shape[1], sequence.length))
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        out_batches = _mini_batches(out, settings.mini_batch_size)
-        after_groups: list[Tensor] = []
-        for n in range(num_batches):
-            part = slice(n, n + 1)
-            group.load(Tokens(*(x[part] for x in tokens)), tape.part(part) if keep else tape)
-            normed, _, _ = normalise(group.answer(fast), settings.eps)
-            torch.add(normed.mul_(norm.weight).add_(norm.bias), tokens.q[part], out=out_batches[part])
-            if keep and (n + 1) % GROUP_SIZE == 0 and n + 1 < num_batches:
-                after_groups += [w.clone() for w in (*fast.weights, *fast.biases)]
-        last = [w.view(*arguments.rows, *w.shape[1:]) for w in (*fast.weights, *fast.biases)]
+        copies: list[Tensor] = []
+        for index, part in enumerate(groups):
+            if keep and index and index % GROUPS_PER_COPY == 0:
+                copies += [w.clone() for w in (*fast.weights, *fast.biases)]
+            own_tape = tape.part(part if keep else slice(part.stop - part.start))
+            own = sequence.scan.learn(sequence.keys(part), fast, own_tape)
+            sequence.reading(part, own, fast, own_tape).answer(norm, settings.eps, out[:, part])
+            num_committed = sequence.num_committed(part)
+            commit(fast, own.part(slice(num_committed)))
+        last = [sequence.unflat(w) for w in (*fast.weights, *fast.biases)]
+        pending = own.part(slice(num_committed, None))
+        left = [sequence.unflat(x.clone()) for x in (*pending.inputs[1:], *pending.steps)]
         if keep:
             ctx.set_materialize_grads(False)
             ctx.settings, ctx.num_layers, ctx.num_tensors = settings, num_layers, len(tensors)
-            tape_tensors = (tape.z_first, *tape.z, *tape.zq, *tape.u)
-            ctx.save_for_backward(*tensors, *tape_tensors, *after_groups, *last)
-        return out, *last
+            ctx.save_for_backward(*tensors, *tape.z, *tape.zq, *copies, *last)
+        return sequence.unflat(out), *last, *left
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor | None, *dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        settings, num_layers = ctx.settings, ctx.num_layers
+    def backward(ctx: Any, dout: Tensor | None, *dlearned: Tensor | None) -> tuple[Tensor | None, ...]:
+        num_layers, settings = ctx.num_layers, ctx.settings
         saved = list(ctx.saved_tensors)  # once only: gradient checkpointing makes them again here
-        arguments = _Arguments(saved[: ctx.num_tensors], num_layers)
-        hidden = num_layers - 1
-        z_first, *saved = saved[ctx.num_tensors :]
-        tape = Tape(z_first, saved[:hidden], saved[hidden : 2 * hidden], saved[2 * hidden : 3 * hidden])
-        after_groups = saved[3 * hidden :]
-        norm = arguments.norm_rows()
-        tokens = _in_mini_batches(arguments.tokens, settings.mini_batch_size)
-        if dout is None:
-            dout = torch.zeros_like(arguments.tokens[0])
-        dout_batches = _mini_batches(dout, settings.mini_batch_size)
-        dtokens = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in arguments.tokens]
-        dtoken_batches = _in_mini_batches(dtokens, settings.mini_batch_size)
-        fast = _network([torch.empty_like(w, memory_format=torch.contiguous_format) for w in arguments.fast])
-        dfast = _gradients_to_move(arguments.fast, dlast)
-        dnorm = Norm(torch.zeros_like(norm.weight), torch.zeros_like(norm.bias))
-        num_batches = len(tokens.q)
-        group = arguments.group(min(GROUP_SIZE, num_batches), settings, norm, backward=True)
-        backward = GroupBackward(group)
-        for index, start in reversed(list(enumerate(range(0, num_batches, GROUP_SIZE)))):
-            part = slice(start, start + GROUP_SIZE)
-            after = after_groups[2 * num_layers * index : 2 * num_layers * (index + 1)]
-            for own, kept in zip((*fast.weights, *fast.biases), after, strict=True):
-                own.copy_(kept.view(own.shape))
-            group.load(Tokens(*(x[part] for x in tokens)), tape.part(part))
-            found = backward.run(dout_batches[part].contiguous(), fast, dfast)
-            for batches, gradient in zip(dtoken_batches, found.tokens, strict=True):
-                batches[part] = gradient
-            for total, gradient in zip(dnorm, found.norm, strict=True):
-                total.add_(gradient)
-        return None, None, None, *dtokens, *arguments.gradients(dnorm, dfast)
+        sequence = _Sequence(saved[: ctx.num_tensors], settings, num_layers)
+        del saved[: ctx.num_tensors]
+        tape = Tape(saved[:num_layers], saved[num_layers : 2 * num_layers])
+        copies = saved[2 * num_layers :]
+        dout = torch.zeros_like(sequence.q) if dout is None else dout.flatten(0, 1)
+        dfast = _gradients_to_move(sequence.fast, dlearned[: 2 * num_layers])
+        dtokens = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in sequence.tokens]
+        dq, dk, dv, deta = dtokens
+        dnorm = Norm(*(torch.zeros_like(x) for x in sequence.norm))
+        groups = list(sequence.groups())
+        fast = Network([], [])
+        for index, part in reversed(list(enumerate(groups))):
+            is_last = index + 1 == len(groups)
+            if is_last or (index + 1) % GROUPS_PER_COPY == 0:
+                fast = _network([w.clone() for w in copies[-2 * num_layers :]], sequence.q.shape[0])
+                del copies[-2 * num_layers :]
+            committed = sequence.num_committed(part)
+            back = ScanBackward(sequence.scan, sequence.keys(part), fast, tape.part(part), committed)
+            gradients = back.begin(dfast)
+            reading = sequence.reading(part, back.steps, fast, tape.part(part))
+            dq[:, part] = reading.back(dout[:, part], sequence.norm, settings.eps, gradients, dfast, dnorm)
+            if is_last:
+                _add_pending(gradients.part(slice(committed, None)), dlearned[2 * num_layers :])
+            found = back.run(gradients, dfast, dnorm)
+            torch.sub(found.k, found.target, out=dk[:, part])
+            dv[:, part], deta[:, part] = found.target, found.eta
+        return None, None, None, *sequence.gradients(dtokens, dnorm, dfast)
 
 
-class _Arguments:
-    """The tensors that autograd sees, sorted: tokens, norm `[H, 1, D]`, fast weights and biases."""
+class _Sequence:
+    """The tensors that autograd sees, by rows of batch and head, and how they fall into groups."""
 
-    def __init__(self, tensors: Sequence[Tensor], num_layers: int) -> None:
-        self.tokens = tensors[:4]  # q, k, v [B, H, T, D], eta [B, H, T]
-        self.norm, self.fast = tensors[4:6], tensors[6:]
-        self.rows = self.tokens[0].shape[:2]  # B, H
-        weights = self.fast[:num_layers]
-        self.dims = [weights[0].shape[-2], *(w.shape[-1] for w in weights)]
+    def __init__(self, tensors: Sequence[Tensor], settings: InnerSettings, num_layers: int) -> None:
+        self.rows = tensors[0].shape[:2]  # B, H
+        q, k, v, eta = (x.flatten(0, 1) for x in tensors[:4])
+        self.tokens = q, k, v, eta[..., None]
+        self.q = q
+        self.norm = Norm(*(x.repeat(self.rows[0], 1, 1) for x in tensors[4:6]))
+        self.fast = _network(tensors[6:], self.rows.numel())
+        self.settings, self.scan = settings, Scan(settings, self.norm)
+        size = settings.mini_batch_size
+        self.length = group_length(q.shape[2], size)
+        self._sees = visible(self.length, size, causal=settings.causal, like=q)
 
-    def group(self, size: int, settings: InnerSettings, norm: Norm, *, backward: bool) -> Group:
-        return Group(self.dims, size, self.rows.numel(), settings, norm, backward=backward)
+    def groups(self) -> Iterator[slice]:
+        """The tokens of each group."""
+        num_tokens = self.q.shape[1]
+        for start in range(0, num_tokens, self.length):
+            yield slice(start, min(start + self.length, num_tokens))
 
-    def tape(self, length: int, settings: InnerSettings) -> Tape:
-        c, like = settings.mini_batch_size, self.tokens[0]
-        return Tape.empty(self.dims, length, self.rows.numel(), c, like)
+    def num_committed(self, part: slice) -> int:
+        """Tokens of the full mini-batches of a group."""
+        length = part.stop - part.start
+        return length - length % self.settings.mini_batch_size
 
-    def norm_rows(self) -> Norm:
-        return Norm(*(x.repeat(self.rows[0], 1, 1) for x in self.norm))
+    def keys(self, part: slice) -> Keys:
+        """What a group learns from."""
+        _, k, v, eta = (x[:, part] for x in self.tokens)
+        return Keys(k, v - k, eta)
 
-    def gradients(self, norm: Norm, fast: Network) -> list[Tensor]:
-        """Of everything but the tokens, in the order of the arguments."""
-        norms = (x.view(*self.rows, *x.shape[1:]).sum(0) for x in norm)
-        return [*norms, *(x.view(*self.rows, *x.shape[1:]) for x in (*fast.weights, *fast.biases))]
+    def reading(self, part: slice, own: Steps, fast: Network, tape: Tape) -> Reading:
+        """The queries of a group."""
+        length = part.stop - part.start
+        sees = self._sees[:length, :length]
+        return Reading(self.q[:, part], own, fast, sees, tape.zq, self.scan.elementwise)
+
+    def tape(self, length: int) -> Tape:
+        """Room for the tape of so many tokens."""
+        shapes = [(self.q.shape[0], length, w.shape[2]) for w in self.fast.weights]
+        return Tape(*([self.q.new_empty(shape) for shape in shapes] for _ in range(2)))
+
+    def unflat(self, x: Tensor) -> Tensor:
+        """`[R, ...]` to `[B, H, ...]`."""
+        return x.unflatten(0, self.rows)
+
+    def gradients(self, tokens: Sequence[Tensor], norm: Norm, fast: Network) -> list[Tensor]:
+        """In the order and the shapes of the arguments."""
+        q, k, v, eta = (self.unflat(x) for x in tokens)
+        norms = (self.unflat(x).sum(0) for x in norm)
+        return [q, k, v, eta[..., 0], *norms, *(self.unflat(x) for part in fast for x in part)]
 
 
-def _mini_batches(x: Tensor, size: int) -> Tensor:
-    """`[B, H, T, D]` to `[T / C, R, C, D]`, a view of a contiguous x."""
-    return x.flatten(0, 1).unflatten(1, (-1, size)).transpose(0, 1)
-
-
-def _in_mini_batches(tokens: Sequence[Tensor], size: int) -> Tokens:
-    q, k, v, eta = tokens
-    return Tokens(*(_mini_batches(x, size) for x in (q, k, v, eta[..., None])))
-
-
-def _network(tensors: Sequence[Tensor]) -> Network:
-    """Weights, then biases, `[B, H, ...]`, as `[R, ...]`."""
-    rows = [x.flatten(0, 1) for x in tensors]
+def _network(tensors: Sequence[Tensor], num_rows: int) -> Network:
+    """Weights, then biases, as `[R, ...]`."""
+    rows = [x.reshape(num_rows, *x.shape[-2:]) for x in tensors]
     return Network(rows[: len(rows) // 2], rows[len(rows) // 2 :])
 
 
-def _gradients_to_move(fast: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Network:
+def _gradients_to_move(fast: Network, gradients: Sequence[Tensor | None]) -> Network:
     """Gradients of the last fast weights as `[R, ...]` that may be written to."""
     own = []
-    for tensor, gradient in zip(fast, gradients, strict=True):
+    for tensor, gradient in zip((*fast.weights, *fast.biases), gradients, strict=True):
         copy = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
-        own.append(copy if gradient is None else copy.copy_(gradient))
-    return _network(own)
+        own.append(copy if gradient is None else copy.copy_(gradient.flatten(0, 1)))
+    return Network(own[: len(own) // 2], own[len(own) // 2 :])
+
+
+def _add_pending(gradients: Steps, more: Sequence[Tensor | None]) -> None:
+    """What comes back through the pending tokens, `[B, H, T % C, _]`."""
+    for total, gradient in zip((*gradients.inputs[1:], *gradients.steps), more, strict=True):
+        if gradient is not None:
+            total.add_(gradient.flatten(0, 1))

@@ -12,12 +12,13 @@ from moshi_ttt import backends
 from moshi_ttt.backends import choose_backend
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.manual import run_manual
-from moshi_ttt.manual.function import GROUP_SIZE
+from moshi_ttt.manual.function import GROUPS_PER_COPY, group_length
 from moshi_ttt.ops import ttt_mlp_with_states
 from moshi_ttt.ttt_layer import TTTLayer
 from ttt_inputs import assert_close, make_inputs, needs_compiler, values_and_gradients
 
 C = 4
+GROUP = group_length(head_dim=6, mini_batch_size=1)
 _COMPILER = list(needs_compiler("compiled").marks)
 
 
@@ -53,7 +54,7 @@ def test_backends_equal_autograd(backend, dtype, tolerance, settings):
 
 
 @pytest.mark.parametrize(
-    "num_tokens", [1, 2, 3, GROUP_SIZE, GROUP_SIZE + 1, 2 * GROUP_SIZE, 3 * GROUP_SIZE - 1]
+    "num_tokens", [1, 2, 3, GROUP, GROUP + 1, 2 * GROUP, 3 * GROUP - 1, (GROUPS_PER_COPY + 1) * GROUP + 1]
 )
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 def test_groups_of_mini_batches_may_end_anywhere(num_layers, num_tokens):
@@ -128,12 +129,12 @@ def _large_inputs(num_batches):
 def test_inference_by_hand_keeps_one_state_whatever_the_length():
     state_bytes = 2 * 64 * 128 * 4
     peaks = {}
-    for num_batches in (8, 64):
+    for num_batches in (32, 256):
         inputs = _large_inputs(num_batches)
         with torch.no_grad():
             peaks[num_batches] = _peak_bytes(lambda inputs=inputs: run(inputs, backend="manual"))
     # What grows are the outputs and copies of the inputs.
-    assert peaks[64] - peaks[8] < (64 - 8) * state_bytes / 10
+    assert peaks[256] - peaks[32] < (256 - 32) * state_bytes / 10
 
 
 def test_training_by_hand_needs_a_third_of_the_memory():
