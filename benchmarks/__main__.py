@@ -21,6 +21,8 @@ from finetune.errors import ConfigError
 from finetune.inference.options import positive_integer
 from moshi_ttt.backends import choose_backend
 
+FUSED_DIMS = (128, 512, 128)  # of the inner MLP in Moshi 7B
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the report and print its tables.
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         repetitions=options.repetitions,
         quick=options.quick,
         compiled=_measures_compiled(options.compiled, device),
+        fused=choose_backend("auto", torch.empty(0, device=device), dims=FUSED_DIMS) == "fused",
     )
     torch.set_num_threads(settings.threads)
     gc.freeze()  # what was imported need not be looked at by each of the collections between measurements

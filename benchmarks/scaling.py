@@ -18,13 +18,16 @@ from benchmarks.operator import forward_backward
 from moshi_ttt.ops import ttt_mlp, ttt_mlp_with_states
 
 SIZE = Size(1, 4, 64, 16, 32_768)
+GPU_SIZE = Size(1, 32, 128, 16, 16_384)
 QUICK_SIZE = Size(1, 2, 16, 4, 512)
 _CHUNKS_OF_THE_SHORTEST = 4
 
 
 def run(settings: Settings) -> dict[str, Any]:
     """The operator as it chooses its backend itself: forward and backward pass, and inference in chunks."""
-    largest = QUICK_SIZE if settings.quick else SIZE
+    largest = GPU_SIZE if settings.device.type == "cuda" else SIZE
+    if settings.quick:
+        largest = QUICK_SIZE
     halvings = range(3 if settings.quick else 5, -1, -1)
     sizes = [largest._replace(num_tokens=largest.num_tokens >> halving) for halving in halvings]
     chunk_tokens = sizes[0].num_tokens // _CHUNKS_OF_THE_SHORTEST

@@ -56,7 +56,9 @@ def _scaling(part: dict[str, Any]) -> list[str]:
     return [
         *_table(head, rows),
         "",
-        f"Straight lines: {1e6 * time['slope']:.1f} us per token (R^2 {time['r_squared']:.4f}), "
+        f"Straight lines: {1e6 * time['slope']:.1f} us per token, "
+        f"{1e6 * time['slope'] * part['size']['mini_batch_size']:.0f} per mini-batch "
+        f"(R^2 {time['r_squared']:.4f}), "
         f"{memory['slope'] / 1e3:.1f} kB per token (R^2 {memory['r_squared']:.4f}). "
         f"Memory of inference, largest over smallest: {part['inference_memory_growth']:.3f}.",
     ]

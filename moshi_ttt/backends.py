@@ -1,8 +1,9 @@
-"""Which implementation runs the inner loop over full mini-batches."""
+"""Which implementation runs the inner loop over whole sequences."""
 
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
@@ -10,27 +11,40 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils._triton import has_triton
 
-Backend = Literal["auto", "autograd", "manual", "compiled"]
+from moshi_ttt.fused.support import why_not
+
+Backend = Literal["auto", "autograd", "manual", "compiled", "fused"]
+Chosen = Literal["autograd", "manual", "compiled", "fused"]
 
 logger = logging.getLogger(__name__)
 
 
 def choose_backend(
-    backend: Backend, tokens: Tensor, *, state_decay: float | None = None
-) -> Literal["autograd", "manual", "compiled"]:
+    backend: Backend,
+    tokens: Tensor,
+    *,
+    dims: Sequence[int] | None = None,
+    mini_batch_size: int = 16,
+    inner_grad_clip: float | None = None,
+    state_decay: float | None = None,
+) -> Chosen:
     """What a backend of the configuration means for these tokens.
 
     `autograd` differentiates the dual form; it alone has second derivatives. `manual` has the backward pass
-    by hand. `compiled` is the same with torch.compile for what is done to each token on its own. `auto` is
-    `compiled` on a GPU where a compiler is found and `manual` elsewhere: on a CPU the eager kernels are as
-    fast.
+    by hand. `compiled` is the same with torch.compile for what is done to each token on its own. `fused` has
+    the sequential part in Triton kernels. `auto` is `fused` on a GPU that can do it, `compiled` on one where
+    a compiler is found, and `manual` elsewhere: on a CPU the eager kernels are as fast.
 
-    A state that decays is left to `autograd`: it cannot be run backwards without loss.
+    Where `fused` cannot be had, a line in the log says why and the next one is taken. A state that decays is
+    left to `autograd`: it cannot be run backwards without loss.
 
     Args:
         backend: of the configuration.
         tokens: of the device and dtype in question; when they are fake (nothing is computed, a step is only
             traced), nothing is compiled.
+        dims: widths of the inner MLP, from its input to its output; None: not known, then `fused` is not
+            considered.
+        mini_batch_size, inner_grad_clip, state_decay: of the inner loop.
 
     Raises:
         ValueError: `compiled` is asked for and there is no compiler.
@@ -40,7 +54,12 @@ def choose_backend(
     if is_fake(tokens) or tokens.device.type == "meta":
         return "manual"
     device = tokens.device.type
-    if backend == "auto":
+    if dims is not None and (backend == "fused" or (backend == "auto" and device == "cuda")):
+        reason = why_not(tokens, dims, mini_batch_size, clips=inner_grad_clip is not None)
+        if reason is None:
+            return "fused"
+        _say_once(f"The TTT operator does without its fused kernels: {reason}.")
+    if backend == "auto" or backend == "fused":
         return "compiled" if device == "cuda" and _has_compiler(device) else "manual"
     if backend == "compiled" and not _has_compiler(device):
         raise ValueError(f"backend 'compiled' needs {_NEEDED[device]}, not found here; use 'manual'.")
@@ -60,3 +79,8 @@ def _has_compiler(device: str) -> bool:
             logger.info("The TTT operator is not compiled: that needs %s.", _NEEDED[device])
         return found
     return any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++")))
+
+
+@cache
+def _say_once(line: str) -> None:
+    logger.info(line)

@@ -1,7 +1,7 @@
 """The state and the inner steps of the TTT-MLP, shared by the operator and by streaming.
 
-Full mini-batches go through `moshi_ttt.manual` where the backend says so; begun and unfinished ones, and
-all of them with the backend `autograd`, through the methods here.
+What starts with a mini-batch goes through `moshi_ttt.manual` or `moshi_ttt.fused` where the backend says so;
+begun mini-batches, what is shorter than one, and all with the backend `autograd`, through the methods here.
 
 Within a mini-batch the token gradients are all taken at the fast weights the mini-batch started from, so
 what token i reads, `x W - sum_{j<=i} eta_j (x . X_j + 1) G_j`, needs no weight per token. The inner rate
@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moshi_ttt.backends import choose_backend
+from moshi_ttt.backends import Chosen, choose_backend
 from moshi_ttt.config import InnerSettings
+from moshi_ttt.fused.function import run_fused
 from moshi_ttt.manual import run_manual
 
 # q, k, v and eta, of a sequence and of t tokens of it
@@ -145,8 +146,7 @@ class InnerLoop:
                 f"A non-causal sequence cannot continue inside a mini-batch ({state.num_pending} tokens are "
                 "pending): end chunks at multiples of mini_batch_size, or use causal=True."
             )
-        backend = choose_backend(self.settings.backend, tokens[0], state_decay=self.settings.state_decay)
-        settings = replace(self.settings, backend=backend)
+        settings = replace(self.settings, backend=self._backend(tokens[0]))
         mini_batch_size = settings.mini_batch_size
         outputs = []
         start = 0
@@ -167,11 +167,23 @@ class InnerLoop:
                 start = stop
         return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0], state
 
+    def _backend(self, tokens: Tensor) -> Chosen:
+        settings = self.settings
+        return choose_backend(
+            settings.backend,
+            tokens.new_empty(0, dtype=self.dtype),
+            dims=[self.weights[0].shape[-2], *(w.shape[-1] for w in self.weights)],
+            mini_batch_size=settings.mini_batch_size,
+            inner_grad_clip=settings.inner_grad_clip,
+            state_decay=settings.state_decay,
+        )
+
     def _advance_by_hand(
         self, tokens: Tokens, state: TTTState, settings: InnerSettings
     ) -> tuple[Float[Tensor, "B H T D"], TTTState]:
         """From the start of a mini-batch to anywhere; the settings say by which backend."""
-        out, learned = run_manual(
+        run = run_fused if settings.backend == "fused" else run_manual
+        out, learned = run(
             tokens,
             state.start_weights,
             state.start_biases,

@@ -20,6 +20,7 @@ class Settings:
         repetitions: timed runs of each candidate; medians are reported.
         quick: tiny sizes, to see that everything works. The figures mean nothing.
         compiled: measure the operator's `compiled` backend too.
+        fused: the same of `fused`.
     """
 
     device: torch.device
@@ -28,11 +29,13 @@ class Settings:
     repetitions: int
     quick: bool
     compiled: bool
+    fused: bool = False
 
     @property
     def backends(self) -> tuple[Backend, ...]:
         """Names of the operator's backends that are measured."""
-        return ("autograd", "manual", *(("compiled",) if self.compiled else ()))
+        more: dict[Backend, bool] = {"compiled": self.compiled, "fused": self.fused}
+        return ("autograd", "manual", *(name for name, measured in more.items() if measured))
 
     @property
     def dtype_name(self) -> str:

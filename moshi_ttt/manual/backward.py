@@ -80,14 +80,13 @@ class ScanBackward:
         Args:
             dfast: gradients of these.
         """
-        now, found = self.committed, Steps([], [])
+        now, found = self.committed, []
         for x, step, dweight, dbias in zip(*self.steps, *dfast, strict=True):
             dx, ds = torch.zeros_like(x), torch.zeros_like(step)
             ds[:, now].baddbmm_(x[:, now], dweight, alpha=-1).sub_(dbias)
             dx[:, now].baddbmm_(step[:, now], dweight.mT, alpha=-1)
-            found.inputs.append(dx)
-            found.steps.append(ds)
-        return found
+            found.append((dx, ds))
+        return Steps(*map(list, zip(*found, strict=True)))
 
     def run(self, gradients: Steps, dfast: Network, dnorm: Norm) -> Keys:
         """Gradients of the keys; that of k does not hold the part that comes through the target.

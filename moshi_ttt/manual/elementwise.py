@@ -30,7 +30,11 @@ class OutputGradient(NamedTuple):
 
     def part(self, tokens: slice) -> "OutputGradient":
         """That of some of the tokens; ATen's LayerNorm takes mean and rstd to be contiguous."""
-        return OutputGradient(*(x if x is None else x[:, tokens].contiguous() for x in self))
+        normed, mean, rstd, raw = (
+            x[:, tokens].contiguous() for x in (self.normed, self.mean, self.rstd, self.raw)
+        )
+        shrink = None if self.shrink is None else self.shrink[:, tokens].contiguous()
+        return OutputGradient(normed, mean, rstd, raw, shrink)
 
 
 def activate(z: Tensor, x: Tensor) -> None:

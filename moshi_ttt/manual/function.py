@@ -23,7 +23,7 @@ GROUPS_PER_COPY = 8  # of the fast weights
 
 def group_length(head_dim: int, mini_batch_size: int) -> int:
     """Tokens of a group: the larger, the larger the products, and the more of them is read as a triangle."""
-    return max(min(max(head_dim, 32), 64) // mini_batch_size, 1) * mini_batch_size
+    return max(min(head_dim, 48) // mini_batch_size, 1) * mini_batch_size
 
 
 class Learned(NamedTuple):
