@@ -73,7 +73,8 @@ class TTTOptions:
     backend: Backend = Field(
         default="auto",
         description="How the operator runs: autograd; manual (backward by hand, faster and in less memory); "
-        "compiled (the same with torch.compile); auto: compiled on a GPU, manual elsewhere.",
+        "compiled (the same with torch.compile); fused (Triton kernels); auto: fused or else compiled on a "
+        "GPU, manual elsewhere.",
     )
     inner_init: Literal["unit_variance", "published"] = Field(
         default="unit_variance",

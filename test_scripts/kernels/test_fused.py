@@ -64,7 +64,7 @@ def worst_error(shape, size, *, lengths=None, causal=True):
     settings = {"mini_batch_size": size, "causal": causal}
     expected = results(arguments, torch.float64, lengths=[shape[2]], backend="autograd", **settings)
     found = results(arguments, torch.float32, lengths=lengths, backend="fused", **settings)
-    return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+    return max(((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True))
 
 
 @pytest.fixture(autouse=True)

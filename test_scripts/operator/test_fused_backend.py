@@ -152,13 +152,12 @@ def test_a_configuration_may_name_the_backend():
 def test_the_kernels_in_tritons_interpreter():
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "NO_TORCH_COMPILE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_scripts/kernels"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_scripts/kernels"]
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stdout[-5000:]
-    assert " passed" in result.stdout
-    assert "skipped" not in result.stdout
+    assert "s" not in result.stdout.splitlines()[0], "a test was passed over"
 
 
 @pytest.mark.slow
