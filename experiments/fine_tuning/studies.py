@@ -71,9 +71,9 @@ def _recall() -> list[Arm]:
 
 def _retention() -> list[Plan]:
     plans = [
-        _with_gaps(f"{filler}-{heads}x{64 // heads}", f"{heads} heads of {64 // heads}", filler, heads=heads)
+        _with_gaps(f"{filler}-{heads}x{64 // heads}", meaning, filler, heads=heads)
         for filler in ("other", "same")
-        for heads in (4, 1)
+        for heads, meaning in ((4, "4 heads of 16"), (1, "1 head of 64"))
     ]
     plans.append(_with_gaps("silence-4x16", "4 heads of 16", "silence", heads=4))
     for rate in (0.1, 0.3, 3.0):
