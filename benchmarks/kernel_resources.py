@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune.commands import Parser, run_command
 from finetune.errors import ConfigError
-from moshi_ttt.fused.launch import GROUP_LENGTH, compile_options
+from moshi_ttt.fused.launch import compile_options, group_length
 from moshi_ttt.fused.layouts import LAYOUTS
 from moshi_ttt.fused.support import EXPANSION, PRECISIONS, interpreted
 
@@ -67,7 +67,7 @@ def resources(kernel: str, arch: int, shape: tuple[int, int], precision: str) ->
         "D": dim,
         "F": EXPANSION * dim,
         "C": size,
-        "G": max(GROUP_LENGTH, size) // size,
+        "G": group_length(size) // size,
         "S": LAYOUTS[arch // 10][shape].slices,
         "PRECISION": precision,
     }

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from moshi_ttt.config import InnerSettings
 from moshi_ttt.fused.launch import launch
 from moshi_ttt.fused.sequence import PaddedSequence
-from moshi_ttt.manual.function import Learned
+from moshi_ttt.manual.function import Learned, add_pending, needs_tape
 from moshi_ttt.manual.scan import Norm, Steps
 
 _NUM_TENSORS = 10  # 4 of the tokens, 2 of the norm, 4 of the fast weights
@@ -30,8 +30,8 @@ def run_fused(
 ) -> tuple[Tensor, Learned]:
     """As `moshi_ttt.manual.run_manual`, for what `moshi_ttt.fused.support` lets through."""
     tensors = (*tokens, ln_weight, ln_bias, *weights, *biases)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    out, w0, w1, b0, b1, x1, s0, s1 = _FusedInnerLoop.apply(settings, keep, *tensors)
+    found = _FusedInnerLoop.apply(settings, needs_tape(tensors), *tensors)
+    out, w0, w1, b0, b1, x1, s0, s1 = found
     return out, Learned((w0, w1), (b0, b1), (x1,), (s0, s1))
 
 
@@ -83,11 +83,9 @@ class _FusedInnerLoop(torch.autograd.Function):
         own = sequence.steps(tape.z0, tape.u, tape.z1)
         gradients = Steps(*([torch.zeros_like(x) for x in part] for part in own))
         dgroups = [torch.zeros_like(w) for w in tape.groups]
-        *dlast, dx1, ds0, ds1 = dlearned
+        dlast, dpending = dlearned[:4], dlearned[4:]
         tail = slice(sequence.num_committed, sequence.num_tokens)
-        for total, gradient in zip((gradients.inputs[1], *gradients.steps), (dx1, ds0, ds1), strict=True):
-            if gradient is not None:
-                total[:, tail].add_(gradient.flatten(0, 1))
+        add_pending(gradients.part(tail), dpending)
         dfast = [
             torch.zeros_like(w) if gradient is None else gradient.reshape(w.shape).clone()
             for w, gradient in zip(tape.last, (dlast[0], dlast[2], dlast[1], dlast[3]), strict=True)

@@ -12,7 +12,10 @@ from torch import Tensor
 from moshi_ttt.fused.layouts import LAYOUTS
 from moshi_ttt.fused.support import interpreted, precision
 
-GROUP_LENGTH = 64  # tokens of a group, or one mini-batch where that is more
+
+def group_length(mini_batch_size: int) -> int:
+    """Tokens of a group."""
+    return max(64, mini_batch_size)
 
 
 def num_slices(shape: tuple[int, int], major: int) -> int:

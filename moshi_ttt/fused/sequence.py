@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moshi_ttt.config import InnerSettings
-from moshi_ttt.fused.launch import GROUP_LENGTH
+from moshi_ttt.fused.launch import group_length
+from moshi_ttt.manual.backward import through_first_layer
 from moshi_ttt.manual.read import Reading, visible
-from moshi_ttt.manual.scan import Keys, Network, Norm, Scan, Steps
+from moshi_ttt.manual.scan import Keys, Network, Norm, Scan, Steps, earlier
 
 
 class PaddedSequence:
@@ -29,7 +30,7 @@ class PaddedSequence:
         self.rows = tensors[0].shape[:2]  # B, H
         self.num_tokens, size = tensors[0].shape[2], settings.mini_batch_size
         self.num_committed = self.num_tokens - self.num_tokens % size
-        self.length = max(GROUP_LENGTH, size)
+        self.length = group_length(size)
         self.num_groups = -(-self.num_tokens // self.length)
         self.q, self.k, self.v = (self.padded(x) for x in tensors[:3])  # [R, P, D]
         self.eta = self.padded(tensors[3][..., None])[..., 0]  # [R, P]
@@ -102,11 +103,8 @@ class PaddedSequence:
         after the group with those of the mini-batches behind it.
         """
         k, s0, dz0_groups = self.by_group(self.k, own.steps[0], dz0)
-        number = torch.arange(self.length, device=k.device) // self.settings.mini_batch_size
-        earlier = (number[:, None] > number[None, :]).to(k)
-        cross = torch.bmm(dz0_groups, s0.mT).mul_(earlier)
         (dk,) = self.by_group(read)
-        dk.baddbmm_(dz0_groups, w0_groups.flatten(0, 1).mT)
         dk.baddbmm_(s0, dw0_after.flatten(0, 1).mT, alpha=-1)
-        dk.baddbmm_(cross + cross.mT, k, alpha=-1)
+        before = earlier(self.length, self.settings.mini_batch_size, k)
+        through_first_layer(dk, k, s0, dz0_groups, w0_groups.flatten(0, 1), before)
         return read

@@ -9,7 +9,6 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import is_fake
 from torch.utils._triton import has_triton
 
 from moshi_ttt.fused.layouts import LAYOUTS
@@ -34,13 +33,11 @@ def why_not(tokens: Tensor, dims: Sequence[int], mini_batch_size: int, *, clips:
     """What keeps the kernels from running, None: nothing.
 
     Args:
-        tokens: of the device and dtype in question.
+        tokens: of the device and dtype in question, real ones.
         dims: widths of the inner MLP, from its input to its output.
         mini_batch_size: of the inner loop.
         clips: whether a token's inner gradient is clipped.
     """
-    if is_fake(tokens) or tokens.device.type == "meta":
-        return "the tokens are not real"
     if clips:
         return "inner_grad_clip is set"
     if torch.promote_types(tokens.dtype, torch.float32) != torch.float32:

@@ -20,7 +20,7 @@ Shapes: as in `scan`.
 import torch
 from torch import Tensor
 
-from moshi_ttt.manual.scan import Keys, Network, Norm, Scan, Steps, Tape, gram
+from moshi_ttt.manual.scan import Keys, Network, Norm, Scan, Steps, Tape, earlier, gram
 
 
 class ScanBackward:
@@ -39,8 +39,7 @@ class ScanBackward:
         self.committed = slice(num_committed)
         self.last = len(fast.weights) - 1
         self.parts = list(scan.mini_batches(keys.k.shape[1]))
-        number = torch.arange(keys.k.shape[1], device=keys.k.device) // scan.size
-        self.earlier = (number[:, None] > number[None, :]).to(keys.k)  # [L, L]
+        self.earlier = earlier(keys.k.shape[1], scan.size, keys.k)
         self._recall()
 
     def _recall(self) -> None:
@@ -56,13 +55,13 @@ class ScanBackward:
         )
         self.slopes = [functions.gelu_slope(z) for z in self.z[:-1]]
         self.u_phi2s = [torch.empty_like(z) for z in self.z[:-1]]
-        self.step_grams: list[Tensor] = [self.earlier] * (self.last + 1)
+        self.step_grams = [torch.empty(0)] * self.last  # of the layers after the first
         for layer in reversed(hidden):
             after = layer + 1
             self._take_back(after, inputs, steps)
-            self.step_grams[after] = gram(steps[after], 0)
+            self.step_grams[layer] = gram(steps[after], 0)
             u = torch.bmm(steps[after], self.fast.weights[after].mT)
-            u.baddbmm_(self.step_grams[after] * self.earlier, inputs[after], alpha=-1)
+            u.baddbmm_(self.step_grams[layer] * self.earlier, inputs[after], alpha=-1)
             torch.mul(u, self.slopes[layer], out=steps[layer])
             self.u_phi2s[layer] = functions.u_phi2(self.z[layer], u)
         self._take_back(0, inputs, steps)
@@ -101,7 +100,7 @@ class ScanBackward:
         self.du = [torch.zeros_like(z) for z in self.z[:-1]]
         length = self.keys.k.shape[1]
         self.step_crosses, self.input_crosses = (
-            [x.new_zeros(x.shape[0], length, length) for x in self.z] for _ in range(2)
+            [x.new_zeros(x.shape[0], length, length) for x in self.z[1:]] for _ in range(2)
         )
         normed, _, rstd, raw, shrink = self.output_gradient
         self.v_ln = torch.addcmul(self.shift, normed, self.scan.square)
@@ -125,7 +124,15 @@ class ScanBackward:
         dnorm.weight.add_((self.dv_ln * slope).sum(1, keepdim=True))
         dtarget = self.dv_ln.mul_(weight).neg_()
         dnorm.bias.sub_(dtarget.sum(1, keepdim=True))
-        return Keys(self._through_keys(), dtarget, deta)
+        through_first_layer(
+            self.dx[0],
+            self.keys.k,
+            self.steps.steps[0],
+            self.dz[0],
+            self.fast.weights[0],
+            self.earlier,
+        )
+        return Keys(self.dx[0], dtarget, deta)
 
     def _through_steps(self, now: slice) -> None:
         """Gradients of the steps of all layers, of one mini-batch."""
@@ -136,7 +143,7 @@ class ScanBackward:
             if later.shape[1]:
                 ds.baddbmm_(self.input_grams[layer][:, after, now].mT, later, alpha=-1)
             if layer:
-                du, cross = self.du[layer - 1][:, now], self.step_crosses[layer]
+                du, cross = self.du[layer - 1][:, now], self.step_crosses[layer - 1]
                 torch.mul(self.ds[layer - 1][:, now], self.slopes[layer - 1][:, now], out=du)
                 ds.baddbmm_(du, self.fast.weights[layer])
                 _mirror(cross, now, before, du, x)
@@ -160,22 +167,31 @@ class ScanBackward:
         """Gradients of the inputs of all layers but the first, and of what is before them."""
         before, after = slice(now.start), slice(now.stop, None)
         for layer in range(self.last, 0, -1):
-            dx, dz, cross = self.dx[layer][:, now], self.dz[layer][:, now], self.input_crosses[layer]
+            dx, dz, cross = self.dx[layer][:, now], self.dz[layer][:, now], self.input_crosses[layer - 1]
             dx.baddbmm_(dz, self.fast.weights[layer].mT)
             _mirror(cross, now, before, dz, self.steps.steps[layer])
             dx.baddbmm_(cross[:, now], self.steps.inputs[layer], alpha=-1)
             later = self.du[layer - 1][:, after]
             if later.shape[1]:
-                dx.baddbmm_(self.step_grams[layer][:, after, now].mT, later, alpha=-1)
+                dx.baddbmm_(self.step_grams[layer - 1][:, after, now].mT, later, alpha=-1)
             parts = (x[layer - 1][:, now] for x in (self.slopes, self.ds, self.u_phi2s, self.dz))
             self.scan.elementwise.through_slope(dx, *parts)
 
-    def _through_keys(self) -> Tensor:
-        """The gradient of k but for the target's."""
-        dz, k = self.dz[0], self.keys.k
-        cross = torch.bmm(dz, self.steps.steps[0].mT).mul_(self.earlier)
-        dk = self.dx[0].baddbmm_(dz, self.fast.weights[0].mT)
-        return dk.baddbmm_(cross + cross.mT, k, alpha=-1)
+
+def through_first_layer(
+    dk: Tensor, k: Tensor, steps: Tensor, dz: Tensor, weight: Tensor, earlier: Tensor
+) -> None:
+    """To dk `[R, L, D]` is added what the keys of a group get through the first layer.
+
+    Args:
+        dk: gradient of the keys, is added to.
+        k: the keys, `[R, L, D]`.
+        steps, dz: of the first layer, and the gradient of its Z, `[R, L, out_0]`.
+        weight: of the first layer at the start of the group, `[R, D, out_0]`.
+        earlier: see `moshi_ttt.manual.scan.earlier`.
+    """
+    cross = torch.bmm(dz, steps.mT).mul_(earlier)
+    dk.baddbmm_(dz, weight.mT).baddbmm_(cross + cross.mT, k, alpha=-1)
 
 
 def _mirror(cross: Tensor, now: slice, before: slice, rows: Tensor, columns: Tensor) -> None:

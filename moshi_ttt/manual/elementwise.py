@@ -1,10 +1,10 @@
 """What happens to each token on its own, beside the matrix products.
 
-The functions write into the buffers that they are given, so that nothing is allocated in the loop. They run
-as they stand, with ATen's fused kernels, or through `torch.compile`, which makes one kernel of each.
+The functions run as they stand, with ATen's fused kernels, or through `torch.compile`, which makes one kernel
+of each.
 
-Shapes: R rows (batch rows times heads), C mini_batch_size, D head_dim, H the width of a hidden layer; `...`
-where any leading dimensions will do.
+Shapes: R rows (batch rows times heads), L tokens of a group, C of a mini-batch, D head_dim, H the width of a
+hidden layer; `...` where any leading dimensions will do.
 """
 
 import math

@@ -55,11 +55,15 @@ def run_manual(
         Outputs `[B, H, T, D]`, and what is left behind.
     """
     tensors = (*tokens, ln_weight, ln_bias, *weights, *biases)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    out, *rest = _ManualInnerLoop.apply(settings, len(weights), keep, *tensors)
+    out, *rest = _ManualInnerLoop.apply(settings, len(weights), needs_tape(tensors), *tensors)
     n = len(weights)
     parts = (rest[:n], rest[n : 2 * n], rest[2 * n : -n], rest[-n:])
     return out, Learned(*map(tuple, parts))
+
+
+def needs_tape(tensors: Sequence[Tensor]) -> bool:
+    """Whether a backward pass may follow; inside an autograd function nothing tells."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 class _ManualInnerLoop(torch.autograd.Function):
@@ -120,7 +124,7 @@ class _ManualInnerLoop(torch.autograd.Function):
             reading = sequence.reading(part, back.steps, fast, tape.part(part))
             dq[:, part] = reading.back(dout[:, part], sequence.norm, settings.eps, gradients, dfast, dnorm)
             if is_last:
-                _add_pending(gradients.part(slice(committed, None)), dlearned[2 * num_layers :])
+                add_pending(gradients.part(slice(committed, None)), dlearned[2 * num_layers :])
             found = back.run(gradients, dfast, dnorm)
             torch.sub(found.k, found.target, out=dk[:, part])
             dv[:, part], deta[:, part] = found.target, found.eta
@@ -195,7 +199,7 @@ def _gradients_to_move(fast: Network, gradients: Sequence[Tensor | None]) -> Net
     return Network(own[: len(own) // 2], own[len(own) // 2 :])
 
 
-def _add_pending(gradients: Steps, more: Sequence[Tensor | None]) -> None:
+def add_pending(gradients: Steps, more: Sequence[Tensor | None]) -> None:
     """What comes back through the pending tokens, `[B, H, T % C, _]`."""
     for total, gradient in zip((*gradients.inputs[1:], *gradients.steps), more, strict=True):
         if gradient is not None:

@@ -130,6 +130,12 @@ def commit(fast: Network, steps: Steps) -> None:
         bias.sub_(step.sum(1, keepdim=True))
 
 
+def earlier(num_tokens: int, mini_batch_size: int, like: Tensor) -> Tensor:
+    """1 where a token (row) is of a later mini-batch than another (column), else 0, `[L, L]`."""
+    number = torch.arange(num_tokens, device=like.device) // mini_batch_size
+    return (number[:, None] > number[None, :]).to(like)
+
+
 def gram(x: Tensor, offset: float, other: Tensor | None = None) -> Tensor:
     """`x other^T + offset`, other is x itself where it is not given."""
     return torch.baddbmm(x.new_full((1, 1, 1), offset), x, (x if other is None else other).mT)

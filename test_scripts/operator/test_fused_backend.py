@@ -62,8 +62,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
         monkeypatch.setattr(support, "has_triton", lambda: triton)
         monkeypatch.setattr(backends, "_has_compiler", lambda device: compiler)
-        for module in (support, backends):
-            monkeypatch.setattr(module, "is_fake", lambda tokens: False)
+        monkeypatch.setattr(backends, "is_fake", lambda tokens: False)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         return _OnGPU()
 
