@@ -3,10 +3,11 @@
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils._triton import has_triton
@@ -64,6 +65,22 @@ def choose_backend(
     if backend == "compiled" and not _has_compiler(device):
         raise ValueError(f"backend 'compiled' needs {_NEEDED[device]}, not found here; use 'manual'.")
     return backend
+
+
+def compiles(chosen: Chosen, tokens: Tensor) -> bool:
+    """Whether what is around the operator is to be compiled as well, for tokens on this device.
+
+    Args:
+        chosen: by `choose_backend`. Beside `compiled` that is `fused` on a GPU, where a compiler is found.
+        tokens: of the device in question.
+    """
+    return chosen == "compiled" or (chosen == "fused" and tokens.is_cuda and _has_compiler("cuda"))
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function through `torch.compile`, the same object each time."""
+    return torch.compile(function)
 
 
 _NEEDED = {"cpu": "a C++ compiler (g++ or clang++)", "cuda": "Triton and a C compiler (gcc or clang)"}

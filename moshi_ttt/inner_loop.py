@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moshi_ttt.backends import Chosen, choose_backend
+from moshi_ttt.backends import Chosen, choose_backend, compiles
 from moshi_ttt.config import InnerSettings
 from moshi_ttt.fused.function import run_fused
 from moshi_ttt.manual import run_manual
@@ -166,6 +166,10 @@ class InnerLoop:
                 outputs.append(out)
                 start = stop
         return torch.cat(outputs, 2) if len(outputs) > 1 else outputs[0], state
+
+    def compiles(self, tokens: Tensor) -> bool:
+        """Whether its backend for tokens on this device is one around which compiling pays."""
+        return compiles(self._backend(tokens), tokens)
 
     def _backend(self, tokens: Tensor) -> Chosen:
         settings = self.settings

@@ -73,8 +73,7 @@ def ttt_mlp_with_states(
         eps: epsilon of the LayerNorm, added to the biased variance.
         inner_grad_clip: largest norm of a token's gradient at the MLP's output.
         state_decay: share of `W - W0` that is forgotten after each full mini-batch.
-        backend: `autograd`, `manual`, `compiled` or `auto`, see `moshi_ttt.backends`; only `autograd` has
-            second derivatives.
+        backend: see `moshi_ttt.backends`; only `autograd` has second derivatives.
         state: where an earlier part of the sequence ended; None starts at `W0`. It is not modified.
 
     Returns:

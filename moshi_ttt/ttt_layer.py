@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from moshi.modules.streaming import StreamingModule
 from torch import Tensor, nn
 
+from moshi_ttt.backends import compiled
 from moshi_ttt.carry import NewFrames, TTTCarry, frames_after, run_carried
 from moshi_ttt.config import TTTConfig
 from moshi_ttt.format_utils import merge_heads, split_heads
@@ -132,6 +133,7 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         )
         self.biases = nn.ParameterList(torch.empty(num_heads, 1, fan_out, **factory) for fan_out in dims[1:])
         self.post_norm = nn.LayerNorm(dim, eps=_POST_NORM_EPS, **factory)
+        self._largest_rate = config.ttt_base_lr * config.inner_rate_unit
         self.frozen = False
         self.current = TTTPass()
         self.reset_parameters()
@@ -265,25 +267,41 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
             token_mask: `[B, T]`, False where a frame is not heard; None means all True.
             heard: the keys of the frames before; None where a recording starts.
         """
-        config = self.config
-        x = self._normalise_input(x)
-        x = x.to(self.wq.weight.dtype)
-        q, k, v = self.wq(x), self.wk(x), self.wv(x)
-        dtype = compute_dtype(q)
+        joined = self._joined(x)
+        x = joined(TTTLayer._normalise_input)(self, x)
+        projected = self.wq(x), self.wk(x), self.wv(x)
         with torch.autocast(x.device.type, enabled=False):
-            q, k, v = (split_heads(part.to(dtype), config.num_heads) for part in (q, k, v))
-            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-            if config.key_shift:
-                heard = no_keys(k, config.key_shift) if heard is None else heard
-                k, exists, heard = shift_keys(k, heard, token_mask)
-                token_mask = exists if token_mask is None else token_mask & exists
-            eta = self.inner_rate(x.to(dtype))
-            if token_mask is not None:
-                eta = eta * token_mask[:, None]
-            if config.use_rope:
-                q, k = (apply_rope(part, positions, theta=config.rope_theta) for part in (q, k))
-            tokens = InnerInputs(q, k, self.reconstruction_target(k, v), eta)
-            return PreparedFrames(tokens, token_mask, heard)
+            return joined(TTTLayer._inner_inputs)(self, x, projected, positions, token_mask, heard)
+
+    def _joined(self, x: Tensor) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """What makes few kernels of many in a training pass, where the operator has kernels made too."""
+        trains = torch.is_grad_enabled() and self._streaming_state is None
+        return compiled if trains and self.inner_loop().compiles(x) else _as_it_stands
+
+    def _inner_inputs(
+        self,
+        x: Tensor,
+        projected: tuple[Tensor, Tensor, Tensor],
+        positions: Tensor,
+        token_mask: Tensor | None,
+        heard: HeardKeys | None,
+    ) -> PreparedFrames:
+        """From the normalised input x and its projections, all `[B, T, dim]`, to the inner loop."""
+        config = self.config
+        dtype = compute_dtype(x)
+        q, k, v = (split_heads(part.to(dtype), config.num_heads) for part in projected)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        if config.key_shift:
+            heard = no_keys(k, config.key_shift) if heard is None else heard
+            k, exists, heard = shift_keys(k, heard, token_mask)
+            token_mask = exists if token_mask is None else token_mask & exists
+        eta = self.inner_rate(x.to(dtype))
+        if token_mask is not None:
+            eta = eta * token_mask[:, None]
+        if config.use_rope:
+            q, k = (apply_rope(part, positions, theta=config.rope_theta) for part in (q, k))
+        tokens = InnerInputs(q, k, self.reconstruction_target(k, v), eta)
+        return PreparedFrames(tokens, token_mask, heard)
 
     def reconstruction_target(self, k: Tensor, v: Tensor) -> Tensor:
         """`LN(v - k) * w + b + k` with the inner LayerNorm's w and b, biased variance. `[B, H, T, D]`."""
@@ -298,22 +316,24 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
         """
         weight, bias = self.learnable_ttt_lr_weight.to(x), self.learnable_ttt_lr_bias.to(x)
         rate = torch.sigmoid(F.linear(x, weight, bias)).transpose(1, 2)
-        rate = rate * (self.config.ttt_base_lr * self.config.inner_rate_unit)
+        rate = rate * self._largest_rate
         return torch.zeros_like(rate) if self.frozen else rate
 
     def _normalise_input(self, x: Tensor) -> Tensor:
-        if self.pre_norm is None:
-            return x
-        dtype = compute_dtype(x)
-        return F.rms_norm(x.to(dtype), (x.shape[-1],), self.pre_norm.weight.to(dtype), _PRE_NORM_EPS)
+        if self.pre_norm is not None:
+            dtype = compute_dtype(x)
+            weight = self.pre_norm.weight.to(dtype)
+            x = F.rms_norm(x.to(dtype), (x.shape[-1],), weight, _PRE_NORM_EPS)
+        return x.to(self.wq.weight.dtype)
 
     def _project_out(self, out: Tensor, dtype: torch.dtype) -> Tensor:
-        out = merge_heads(out)
-        norm = self.post_norm
-        out = F.layer_norm(
-            out, (out.shape[-1],), norm.weight.to(out.dtype), norm.bias.to(out.dtype), _POST_NORM_EPS
-        )
-        return self.wo(out.to(self.wo.weight.dtype)).to(dtype)
+        return self.wo(self._joined(out)(TTTLayer._normalise_output)(self, out)).to(dtype)
+
+    def _normalise_output(self, out: Tensor) -> Tensor:
+        out, norm = merge_heads(out), self.post_norm
+        weight, bias = norm.weight.to(out.dtype), norm.bias.to(out.dtype)
+        out = F.layer_norm(out, (out.shape[-1],), weight, bias, _POST_NORM_EPS)
+        return out.to(self.wo.weight.dtype)
 
     def _record(
         self,
@@ -368,6 +388,10 @@ class TTTLayer(StreamingModule[TTTStreamingState]):
             )
         inner = self.inner_loop(detached=True)
         return TTTStreamingState(batch_size, self.wq.weight.device, inner, self.config.key_shift)
+
+
+def _as_it_stands(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
 
 
 def _detached(state: TTTState) -> TTTState:

@@ -53,23 +53,18 @@ def shift_keys(
     if num_frames == 1:
         return _shift_one(k, heard, is_heard)
     every = torch.cat((heard.keys.to(k.dtype), k), 2)
-    frames = torch.arange(num_frames, device=k.device)[None]
-    newest = torch.arange(shift, device=k.device)[None]
-    if is_heard is None:
-        before = frames
-        num_heard = torch.full_like(heard.num_heard, num_frames)
-        order = None
-    else:
-        before = is_heard.cumsum(1) - is_heard.long()  # heard in this pass before each frame
-        num_heard = is_heard.sum(1)
-        order = _heard_first(is_heard, shift)
     # Of the list (s from before, then what is heard here), frame t needs the entry s before its own.
+    if is_heard is None:
+        exists = heard.num_heard[:, None] + torch.arange(num_frames, device=k.device) >= shift
+        num_heard = (heard.num_heard + num_frames).clamp(max=shift)
+        return every[:, :, :num_frames], exists, HeardKeys(every[:, :, num_frames:].clone(), num_heard)
+    before = is_heard.cumsum(1) - is_heard.long()  # heard in this pass before each frame
+    order = _heard_first(is_heard, shift)
     shifted = _pick(every, before, order)
     exists = heard.num_heard[:, None] + before >= shift
-    after = HeardKeys(
-        _pick(every, num_heard[:, None] + newest, order), (heard.num_heard + num_heard).clamp(max=shift)
-    )
-    return shifted, exists, after
+    last = is_heard.sum(1, keepdim=True) + torch.arange(shift, device=k.device)
+    num_heard = (heard.num_heard + is_heard.sum(1)).clamp(max=shift)
+    return shifted, exists, HeardKeys(_pick(every, last, order), num_heard)
 
 
 def _shift_one(
@@ -94,8 +89,8 @@ def _heard_first(is_heard: Bool[Tensor, "B T"], shift: int) -> Int[Tensor, "B s+
 
 
 def _pick(
-    every: Float[Tensor, "B H n D"], entries: Int[Tensor, "_ t"], order: Int[Tensor, "B n"] | None
+    every: Float[Tensor, "B H n D"], entries: Int[Tensor, "B t"], order: Int[Tensor, "B n"]
 ) -> Float[Tensor, "B H t D"]:
     """Entries of the list of keys, by their place in it."""
-    places = entries if order is None else order.gather(1, entries.expand(len(order), -1))
+    places = order.gather(1, entries)
     return torch.take_along_dim(every, places[:, None, :, None], 2)

@@ -1,5 +1,8 @@
 """All backends of the operator compute the same: values, states and gradients, whatever the layout."""
 
+from dataclasses import replace
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from finetune.training.run import _check_backend
 from moshi_ttt import backends
 from moshi_ttt.backends import choose_backend
 from moshi_ttt.config import TTTConfig
+from moshi_ttt.inner_loop import InnerLoop
 from moshi_ttt.manual import run_manual
 from moshi_ttt.manual.function import GROUPS_PER_COPY, group_length
 from moshi_ttt.ops import ttt_mlp_with_states
@@ -171,5 +175,63 @@ def test_the_configuration_reaches_the_operator(backend, monkeypatch):
     monkeypatch.setattr(
         "moshi_ttt.inner_loop.run_manual", lambda *args: calls.append(args) or run_manual(*args)
     )
-    layer(torch.randn(1, 2 * C, 8))
+    with torch.no_grad():
+        layer(torch.randn(1, 2 * C, 8))
     assert [call[-1].backend for call in calls] == ([] if backend == "autograd" else [backend])
+
+
+def test_what_is_around_the_operator_is_compiled_in_training_passes_alone(monkeypatch):
+    layer = TTTLayer(TTTConfig(model_dim=8, num_heads=2, mini_batch_size=C))
+    names = []
+    monkeypatch.setattr(InnerLoop, "compiles", lambda *_: True)
+    compiled = "moshi_ttt.ttt_layer.compiled"
+    monkeypatch.setattr(compiled, lambda method: names.append(method.__name__) or method)
+    x = torch.randn(1, C + 1, 8)
+    layer(x)
+    assert names == ["_normalise_input", "_inner_inputs", "_normalise_output"]
+    with torch.no_grad(), layer.streaming(1):
+        layer(x)
+    with torch.no_grad():
+        layer(x)
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("chosen", "device", "has_compiler", "expected"),
+    [
+        ("compiled", "cpu", True, True),
+        ("manual", "cuda", True, False),
+        ("autograd", "cuda", True, False),
+        ("fused", "cuda", True, True),
+        ("fused", "cuda", False, False),
+        ("fused", "cpu", True, False),  # in Triton's interpreter, beside which torch.compile does not work
+    ],
+)
+def test_what_is_around_the_operator_is_compiled_where_the_operator_has_kernels_made(
+    chosen, device, has_compiler, expected, monkeypatch
+):
+    monkeypatch.setattr(backends, "_has_compiler", lambda _: has_compiler)
+    tokens = Mock(is_cuda=device == "cuda")
+    assert backends.compiles(chosen, tokens) is expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", [needs_compiler("compiled")])
+def test_a_compiled_layer_equals_the_eager_one_and_layers_share_their_graphs(backend):
+    config = TTTConfig(model_dim=32, num_heads=2, mini_batch_size=C, use_rope=False)
+    torch.manual_seed(0)
+    layers = [TTTLayer(config, dtype=torch.float64) for _ in range(3)]
+    x = torch.randn(2, 3 * C + 1, 32, dtype=torch.float64, requires_grad=True)
+    for mask in (None, torch.rand(2, x.shape[1]) > 0.2):
+        graphs = []
+        for layer in layers:
+            results = []
+            for name in ("manual", backend):
+                layer.config = replace(config, backend=name)
+                with layer.passing(token_mask=mask):
+                    out = layer(x)
+                results.append([out, *torch.autograd.grad(out.sin().sum(), [x, *layer.parameters()])])
+            for found, expected in zip(*results, strict=True):
+                assert_close(found, expected, 1e-9)
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        assert graphs[0] == graphs[1] == graphs[2]
