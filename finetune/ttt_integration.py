@@ -46,7 +46,8 @@ def apply_ttt_to_model(lm_model: LMModel, ttt_args: TTTArgs) -> list[int]:
     others = [i for i in range(len(lm_model.transformer.layers)) if i not in indices]
     for key, layers in (("ttt_layer_context", indices), ("non_ttt_layer_context", others)):
         context_frames = getattr(ttt_args, key)
-        if context_frames is not None and not layers:
+        baseline = not indices and key == "ttt_layer_context"  # without TTT, with the windows of its twin
+        if context_frames is not None and not layers and not baseline:
             raise ConfigError(f"ttt.{key}: {context_frames} would apply to no layer; set it to null.")
     patch_lm_model(lm_model, indices, config)
     set_attention_windows(lm_model, indices, ttt_args.ttt_layer_context)

@@ -16,6 +16,7 @@ from finetune.ttt_utils import outer_learning_rates
 Record = Mapping[str, float | None]  # by metric name; None: not finite
 _FULL_RATE = 0.1  # share of its peak from which on an outer rate counts: AdamW's steps are no longer than it
 _SLOWEST_GATE = 1e-6  # a step: 0.02 in 20,000
+_FASTEST_GATES = 6e-4  # an outer rate: the fastest of the documents' table, for Moshi 7B
 SPLIT = "diagnostics"  # of the records
 
 
@@ -208,14 +209,22 @@ def configuration_findings(args: TrainArgs) -> list[HealthFinding]:
 
 def configuration_remarks(args: TrainArgs) -> list[str]:
     """What is unusual before the first step and may yet work, a line each."""
-    ttt = args.ttt
-    if not has_ttt(args) or not ttt.weight_lr_multiplier == ttt.alpha_lr_multiplier == 1:
+    if not has_ttt(args):
         return []
-    defaults = TTTArgs()
+    ttt, defaults = args.ttt, TTTArgs()
+    if ttt.weight_lr_multiplier == ttt.alpha_lr_multiplier == 1:
+        return [
+            f"Note: one outer rate, all groups train at optim.lr {args.optim.lr:g}, gates as slowly as the "
+            "rest (ttt.weight_lr_multiplier and ttt.alpha_lr_multiplier are 1, defaults are "
+            f"{defaults.weight_lr_multiplier:g} and {defaults.alpha_lr_multiplier:g})."
+        ]
+    rate = args.optim.lr * ttt.alpha_lr_multiplier
+    if not ttt.gating_trainable or rate < 1.001 * _FASTEST_GATES:
+        return []
     return [
-        f"Note: one outer rate, all groups train at optim.lr {args.optim.lr:g}, gates as slowly as the rest "
-        "(ttt.weight_lr_multiplier and ttt.alpha_lr_multiplier are 1, defaults are "
-        f"{defaults.weight_lr_multiplier:g} and {defaults.alpha_lr_multiplier:g})."
+        f"Note: gates train at {rate:.2g} (optim.lr {args.optim.lr:g} x ttt.alpha_lr_multiplier "
+        f"{ttt.alpha_lr_multiplier:g}), above the {_FASTEST_GATES:g} of docs/training.md: they may open "
+        "within some steps. Small models in short runs want that, a large one rather not."
     ]
 
 

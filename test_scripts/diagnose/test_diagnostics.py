@@ -103,11 +103,22 @@ def test_a_gate_is_not_called_frozen_while_its_rate_is_small():
 
 def test_leaks_are_found_and_one_rate_is_remarked_in_the_configuration():
     ttt = {"enable": True, "causal": False, "alpha_lr_multiplier": 1, "weight_lr_multiplier": 1}
-    unusual, usual = (build_args(TrainArgs, {"ttt": values}) for values in (ttt, {"enable": True}))
+    unusual, usual = (
+        build_args(TrainArgs, {"optim": {"lr": 6e-7}, "ttt": values}) for values in (ttt, {"enable": True})
+    )
     assert [f.name for f in configuration_findings(unusual)] == ["future leaks"]
     (remark,) = configuration_remarks(unusual)
     assert remark.startswith("Note: one outer rate, all groups train at optim.lr")
     assert configuration_findings(usual) == configuration_remarks(usual) == []
+
+
+def test_gates_that_train_faster_than_the_guides_table_are_remarked():
+    def remarks(**ttt):
+        return configuration_remarks(build_args(TrainArgs, {"ttt": {"enable": True} | ttt}))
+
+    (remark,) = remarks()  # at the default optim.lr
+    assert remark.startswith("Note: gates train at 0.1 (optim.lr 0.0001 x ttt.alpha_lr_multiplier 1000)")
+    assert remarks(gating_trainable=False) == remarks(alpha_lr_multiplier=6) == []
 
 
 @pytest.mark.parametrize("name", CASES)

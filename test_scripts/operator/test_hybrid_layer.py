@@ -281,12 +281,15 @@ def test_attention_windows_limit_what_a_frame_sees():
     assert (difference[: reach + 1] > 0).all() and (difference[reach + 1 :] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("layers", "window"), [("all", "non_ttt_layer_context"), ("none", "ttt_layer_context")]
-)
-def test_a_window_that_applies_to_no_layer_is_an_error(tiny_lm, layers, window):
-    with pytest.raises(ConfigError, match=rf"ttt.{window}: 5 would apply to no layer"):
-        apply_ttt_to_model(tiny_lm, TTTArgs(enable=True, layers=layers, **{window: 5}))
+def test_a_window_that_applies_to_no_layer_is_an_error(tiny_lm):
+    with pytest.raises(ConfigError, match=r"ttt.non_ttt_layer_context: 5 would apply to no layer"):
+        apply_ttt_to_model(tiny_lm, TTTArgs(enable=True, layers="all", non_ttt_layer_context=5))
+
+
+def test_the_baseline_without_ttt_may_keep_the_windows_of_its_twin(tiny_lm):
+    args = TTTArgs(enable=True, layers="none", ttt_layer_context=5, non_ttt_layer_context=7)
+    assert apply_ttt_to_model(tiny_lm, args) == []
+    assert set(attention_windows(tiny_lm)) == {7}
 
 
 def test_non_causal_warns_and_refuses_to_stream(tiny_lm):

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from finetune.args import OptimArgs, TrainArgs, TTTArgs
 from finetune.config_io import all_keys, build_args, dump_yaml, load_train_args, read_yaml
 from finetune.training.command import parse_train_command
+from finetune.ttt_utils import outer_learning_rates
 from moshi_ttt import TTTConfig
 from moshi_ttt.config import TTTOptions
 from project_root import ROOT
@@ -276,6 +277,40 @@ def test_dry_run_says_what_the_memory_learns(demo, tmp_path, monkeypatch, capsys
     assert command_line(monkeypatch, path, "--dry-run", *options) == 0
     text = capsys.readouterr().out
     assert line in text and "base_lr 0.1 in the published scale" in text
+
+
+@pytest.mark.parametrize(
+    ("ttt", "adds"),
+    [
+        ({"persistent_states": False}, "a memory has nothing to add"),
+        ({"persistent_states": True}, "a memory has only what is further back"),
+        ({"ttt_layer_context": 50}, None),
+        ({"layers": "none"}, None),
+    ],
+)
+def test_attention_that_sees_every_chunk_whole_is_remarked(demo, tmp_path, monkeypatch, capsys, ttt, adds):
+    monkeypatch.setattr("finetune.training.plan.dry_run.memory_lines", _no_estimate)
+    values = run_values(demo, tmp_path / "run", duration_sec=8)
+    values["ttt"] |= {"ttt_layer_context": None, "non_ttt_layer_context": 100} | ttt
+    path = write_yaml(tmp_path / "config.yaml", values)
+    assert command_line(monkeypatch, path, "--dry-run") == 0
+    line = r"Note: the attention of every layer sees a chunk of 100 frames whole; (.*)"
+    notes = re.findall(line, capsys.readouterr().out)
+    assert [adds in note for note in notes] == ([] if adds is None else [True])
+
+
+def test_the_stages_have_the_rates_of_the_training_guide():
+    for stage, weights in ((1, 3e-4), (2, 1e-4)):
+        rates = outer_learning_rates(load_train_args(ROOT / "example" / f"progressive_stage{stage}.yaml"))
+        assert rates["ttt_weights"] == pytest.approx(weights, rel=1e-3)
+        assert rates["ttt_alpha"] == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_for_moshi_7b_open_their_gates_no_faster_than_the_guides_table(path):
+    args = load_train_args(path)
+    if args.moshi_paths.hf_repo_id.startswith("kyutai/") and args.ttt.enable:
+        assert outer_learning_rates(args)["ttt_alpha"] <= 6e-4
 
 
 def test_layers_none_says_that_it_is_the_baseline(demo, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ from moshi.models.lm import LMModel
 
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import describe_conditions
-from finetune.ttt_integration import _ranges, window_lines
+from finetune.ttt_integration import _ranges, attention_windows, window_lines
 from finetune.ttt_utils import get_parameter_groups, is_ttt_parameter, outer_learning_rates
 from finetune.wrapped_model import context_frames
 from moshi_ttt.hybrid_model import ttt_layers
@@ -47,7 +47,21 @@ def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
 
 
 def _layer_lines(model: LMModel, args: TrainArgs) -> list[str]:
-    return [*_ttt_lines(model, args), *window_lines(model)]
+    return [*_ttt_lines(model, args), *window_lines(model), *_reach_remarks(model, args)]
+
+
+def _reach_remarks(model: LMModel, args: TrainArgs) -> list[str]:
+    """Whether there is anything that only a memory can know."""
+    windows = attention_windows(model)
+    if not ttt_layers(model) or any(window is not None and window < args.chunk_frames for window in windows):
+        return []
+    adds = "nothing"
+    if args.ttt.persistent_states:
+        adds = "only what is further back in a recording than that"
+    return [
+        f"Note: the attention of every layer sees a chunk of {args.chunk_frames:,} frames whole; a memory "
+        f"has {adds} to add. Shorter windows are ttt.ttt_layer_context and ttt.non_ttt_layer_context."
+    ]
 
 
 def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
@@ -55,7 +69,8 @@ def _ttt_lines(model: LMModel, args: TrainArgs) -> list[str]:
     if not args.ttt.enable:
         return ["TTT: off (ttt.enable: false), stock Moshi layers and attention windows."]
     if not layers:
-        return ["TTT: ttt.layers is none, this run is the baseline without TTT layers."]
+        unused = "" if args.ttt.ttt_layer_context is None else "; ttt.ttt_layer_context applies to none"
+        return [f"TTT: ttt.layers is none, this run is the baseline without TTT layers{unused}."]
     config = next(iter(layers.values())).config
     dims = " -> ".join(map(str, config.inner_dims(config.head_dim)))
     memory = (
