@@ -5,6 +5,7 @@
     python -m experiments.recall speech-long --out runs/recall
     python -m experiments.recall init --out runs/recall
     python -m experiments.recall ablation --out runs/recall
+    python -m experiments.recall gate --out runs/recall
 
 Every run is a file in the folder: what is there is not trained again, and Ctrl-C loses the run in progress
 only. Several processes may share the work: `--seeds 1` here and `--seeds 2 3` there.

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.recall.arms import ARMS
 from experiments.recall.runs import Run, read_run
-from experiments.recall.studies import ABLATIONS, EXPERIMENTS, FIRST_LAYER_STDS, HEAD_DIMS
+from experiments.recall.studies import ABLATIONS, EXPERIMENTS, FIRST_LAYER_STDS, GATES, HEAD_DIMS
 
 _Runs = Mapping[str, Sequence[Run]]  # by label, one per seed
 
@@ -24,8 +25,9 @@ def write_report(folder: Path, experiment: str) -> list[Path]:
     if experiment == "init":
         report.write_text(initialisation_table(runs) + "\n")
         return [report]
-    if experiment == "ablation":
-        report.write_text(ablation_table(runs) + "\n")
+    if experiment in ("ablation", "gate"):
+        changes = ABLATIONS if experiment == "ablation" else GATES
+        report.write_text(ablation_table(runs, changes) + "\n")
         return [report]
     report.write_text(arms_table(runs) + "\n")
     return [report, plot_arms(runs, folder / "arms.png", unit=EXPERIMENTS[experiment].unit)]
@@ -103,10 +105,10 @@ def initialisation_table(runs: _Runs) -> str:
     return "\n".join(lines + _problems(runs))
 
 
-def ablation_table(runs: _Runs) -> str:
-    """Markdown: recovered share with one setting changed at a time, mean and seeds."""
+def ablation_table(runs: _Runs, changes_of: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: recovered share with the settings that are changed under each label, mean and seeds."""
     lines = ["| changed | share of the gap, mean (seeds) |", "|---|---|"]
-    for label, changes in ABLATIONS.items():
+    for label, changes in changes_of.items():
         if label in runs:
             shares = [100 * share for share in recovered(runs, label)]
             changed = ", ".join(f"`{name}: {value}`" for name, value in changes.items()) or "nothing"

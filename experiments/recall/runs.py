@@ -60,14 +60,13 @@ def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
         UserError: the folder has a run of this label and seed that is damaged or has other settings.
         StateError: it cannot be written.
     """
-    if plan.lr is not None:
-        schedule = replace(schedule, lr=plan.lr)
+    schedule = replace(schedule, **plan.schedule)
     path = folder / f"{plan.label}.seed{seed}.json"
     description = {
         "arm": plan.arm,
         "task": dict(plan.task.identity),
         "settings": asdict(plan.settings),
-        "schedule": {name: value for name, value in asdict(schedule).items() if name != "budget_min"},
+        "schedule": _described(schedule),
         "seed": seed,
     }
     description = json.loads(json.dumps(description))
@@ -83,6 +82,14 @@ def run_arm(folder: Path, plan: Plan, schedule: Schedule, *, seed: int) -> Run:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(asdict(run)) + "\n")
     return run
+
+
+def _described(schedule: Schedule) -> dict[str, Any]:
+    description = asdict(schedule)
+    del description["budget_min"]
+    if schedule.alpha_lr_multiplier == 1:  # files from before it could be another
+        del description["alpha_lr_multiplier"]
+    return description
 
 
 def read_run(path: Path) -> Run:

@@ -1,6 +1,6 @@
 """Which runs make up each experiment."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "one-layer": {"layers": "1"},
     "outer-rate-2e-3": {"lr": 2e-3},
 }
+GATES: dict[str, dict[str, Any]] = {
+    "alpha-1": {},
+    "alpha-0.1": {"initial_gating_alpha": 0.1},
+    "alpha-0.1.gates-10": {"initial_gating_alpha": 0.1, "alpha_lr_multiplier": 10.0},
+    "alpha-0.005": {"initial_gating_alpha": 0.005},
+    "alpha-0.005.gates-10": {"initial_gating_alpha": 0.005, "alpha_lr_multiplier": 10.0},
+    "alpha-0.005.gates-10.base_lr-0.1": {
+        "initial_gating_alpha": 0.005,
+        "alpha_lr_multiplier": 10.0,
+        "base_lr": 0.1,
+    },
+}
+OF_THE_SCHEDULE = ("lr", "alpha_lr_multiplier")
 
 
 @dataclass(frozen=True)
@@ -40,14 +53,14 @@ class Plan:
     Attributes:
         label: names it within its experiment.
         arm, task, settings: what is trained.
-        lr: peak outer rate, None: that of the schedule.
+        schedule: what of the schedule it changes.
     """
 
     label: str
     arm: ArmName
     task: Task
     settings: Settings = field(default_factory=Settings)
-    lr: float | None = None
+    schedule: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,21 +100,16 @@ def _initialisations() -> Iterator[Plan]:
         yield Plan(f"d{head_dim}.published", "window_ttt", task, published)
 
 
-def _ablations() -> Iterator[Plan]:
-    """TTT as in the other experiments, and with one thing changed at a time."""
+def _changed(changes: Mapping[str, Mapping[str, Any]]) -> Iterator[Plan]:
+    """TTT as in the other experiments, with the changes of each label, and the arms of the gap's ends."""
     for arm in ("window", "full"):
         yield Plan(arm, arm, SMALL_PATTERN)
     default = Settings()
-    for label, changes in ABLATIONS.items():
-        settings = {name: value for name, value in changes.items() if name != "lr"}
-        ttt = {name: value for name, value in settings.items() if name != "projection_std"}
-        yield Plan(
-            label,
-            "window_ttt",
-            SMALL_PATTERN,
-            replace(default, ttt={**default.ttt, **ttt}, projection_std=changes.get("projection_std")),
-            changes.get("lr"),
-        )
+    for label, changed in changes.items():
+        schedule = {name: value for name, value in changed.items() if name in OF_THE_SCHEDULE}
+        ttt = {name: value for name, value in changed.items() if name not in (*schedule, "projection_std")}
+        settings = replace(default, ttt={**default.ttt, **ttt}, projection_std=changed.get("projection_std"))
+        yield Plan(label, "window_ttt", SMALL_PATTERN, settings, schedule)
 
 
 def _pattern_of(head_dim: int) -> PatternTask:
@@ -117,7 +125,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "pattern": Experiment(lambda demo: _arms(PatternTask()), 1600, "token"),
     "speech": Experiment(lambda demo: _arms(SpeechTask(demo)), 1500, "frame (80 ms)"),
     "speech-long": Experiment(lambda demo: _arms(_long_speech(demo)), 2000, "frame (80 ms)"),
-    "ablation": Experiment(lambda demo: _ablations(), 1000, "token"),
+    "ablation": Experiment(lambda demo: _changed(ABLATIONS), 1000, "token"),
+    "gate": Experiment(lambda demo: _changed(GATES), 3000, "token"),
     "init": Experiment(lambda demo: _initialisations(), 1000, "token"),
 }
 

@@ -1,4 +1,4 @@
-"""Training one arm: AdamW on one rate with OneCycle, within a budget of time.
+"""Training one arm: AdamW with OneCycle, on one rate or a faster one for the gates, within a budget of time.
 
 Shapes: B sequences, T positions.
 """
@@ -26,7 +26,8 @@ class Schedule:
     Attributes:
         num_steps: optimiser steps.
         batch_size: sequences per step.
-        lr: peak outer rate of all weights, gates included.
+        lr: peak outer rate of all weights.
+        alpha_lr_multiplier: the gates' rate relative to it.
         eval_every: steps between evaluations.
         num_eval: held-out sequences of an evaluation.
         budget_min: minutes after which a run stops where it is; None: no limit.
@@ -35,6 +36,7 @@ class Schedule:
     num_steps: int = 1600
     batch_size: int = 16
     lr: float = 4e-3
+    alpha_lr_multiplier: float = 1.0
     eval_every: int = 200
     num_eval: int = 128
     budget_min: float | None = None
@@ -67,7 +69,7 @@ def train(lm: LMModel, task: Task, schedule: Schedule, *, seed: int) -> Iterator
         full_finetuning=True,
         max_steps=schedule.num_steps,
         optim=OptimArgs(lr=schedule.lr, pct_start=0.1),
-        ttt=TTTArgs(weight_lr_multiplier=1.0, alpha_lr_multiplier=1.0),
+        ttt=TTTArgs(weight_lr_multiplier=1.0, alpha_lr_multiplier=schedule.alpha_lr_multiplier),
     )
     optimizer = build_optimizer(lm, args)
     scheduler = build_scheduler(optimizer, args)

@@ -1,6 +1,7 @@
 """The recall experiments in a short form: tasks, arms, runs that resume, tables."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,13 +260,13 @@ def test_settings_of_a_run_can_be_written_and_read(tmp_path):
 def test_ablations_change_what_their_rows_say():
     plans = {plan.label: plan for plan in plans_of("ablation", demo=Path())}
     default = plans["as-is"]
-    assert default.settings == Settings() and default.lr is None
+    assert default.settings == Settings() and not default.schedule
     for label, changes in ABLATIONS.items():
         plan = plans[label]
         changed = {
             name for name, value in plan.settings.ttt.items() if default.settings.ttt.get(name) != value
         }
-        changed |= {"lr"} if plan.lr is not None else set()
+        changed |= plan.schedule.keys()
         changed |= {"projection_std"} if plan.settings.projection_std is not None else set()
         assert changed == changes.keys()
         step = default.settings.ttt["base_lr"] / default.settings.ttt["mini_batch_size"]
@@ -273,7 +274,19 @@ def test_ablations_change_what_their_rows_say():
         assert same_step or len(changed) == (label != "as-is")  # one thing, or two that keep a token's step
         assert num_parameters(build_arm(plan.arm, plan.task, plan.settings, seed=1)) > 0
     runs = {"window": [fake_run(4.0, 1)], "full": [fake_run(0.0, 1)], "base_lr-1": [fake_run(4.01, 1)]}
-    assert "| `base_lr: 1.0` | 0 % (0 %) |" in ablation_table(runs)
+    assert "| `base_lr: 1.0` | 0 % (0 %) |" in ablation_table(runs, ABLATIONS)
+
+
+def test_gates_of_a_faster_rate_move_further_and_stored_runs_keep_their_description(tmp_path):
+    moved = []
+    for multiplier in (1.0, 10.0):
+        plan = Plan(
+            f"gates-{multiplier:g}", "window_ttt", TASK, SETTINGS, {"alpha_lr_multiplier": multiplier}
+        )
+        run = run_arm(tmp_path, plan, SHORT, seed=1)
+        assert ("alpha_lr_multiplier" in run.description["schedule"]) == (multiplier != 1)
+        moved.append(max(abs(gate - math.tanh(1.0)) for gate in run.gates.values()))
+    assert moved[1] > 3 * moved[0]
 
 
 def test_arms_stay_those_of_the_stored_runs_and_can_have_a_key_shift():
@@ -286,5 +299,5 @@ def test_arms_stay_those_of_the_stored_runs_and_can_have_a_key_shift():
 
 
 def test_a_rate_of_a_plan_goes_before_that_of_the_schedule(tmp_path):
-    run = run_arm(tmp_path, Plan("window", "window", TASK, lr=1e-5), SHORT, seed=1)
+    run = run_arm(tmp_path, Plan("window", "window", TASK, schedule={"lr": 1e-5}), SHORT, seed=1)
     assert run.description["schedule"]["lr"] == 1e-5
