@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -33,7 +34,8 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     """Run a command line's main function and exit: errors of the user with one line and status 2."""
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        status = command() or 0
+        with _sigterm_as_an_exception():
+            status = command() or 0
     except UserError as error:
         if str(error) and (is_first or not error.of_all):
             _print_error(error)
@@ -48,10 +50,34 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         if is_first:
             _print_error(error)
         status = 1
-    except KeyboardInterrupt:
-        print("interrupted: what had been saved before is kept.", file=sys.stderr)
-        status = 130
+    except KeyboardInterrupt as interrupt:
+        terminated = isinstance(interrupt, _Terminated)
+        if is_first:
+            what = "terminated" if terminated else "interrupted"
+            print(f"{what}: what had been saved before is kept.", file=sys.stderr)
+        status = 128 + (signal.SIGTERM if terminated else signal.SIGINT)
     sys.exit(status)
+
+
+class _Terminated(KeyboardInterrupt):
+    """Somebody asked this process to end by SIGTERM; it leaves like after Ctrl-C."""
+
+
+@contextmanager
+def _sigterm_as_an_exception() -> Iterator[None]:
+    """Context in which SIGTERM lets every `finally` run, so that no process of ours and no file is left."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print_error(error: object) -> None:
@@ -88,5 +114,5 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            raise KeyboardInterrupt
+            raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self.requested = True

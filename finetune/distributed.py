@@ -13,6 +13,14 @@ from torch import Tensor
 
 from finetune.errors import ConfigError, UserError
 
+# What gloo and NCCL say where the other side is gone; they have no type of error for it.
+_SIGNS_OF_A_LOST_PROCESS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exit",
+)
+
 
 def get_rank() -> int:
     """Rank of this process, 0 without torchrun."""
@@ -83,9 +91,45 @@ def process_group(device: torch.device, *, alone: bool = False) -> Iterator[None
     else:
         yield
         return
-    yield
+    with _one_tells():
+        yield
     # Not after an error: other processes may wait in a collective, and destroying would wait for them.
     dist.destroy_process_group()
+
+
+@contextmanager
+def _one_tells() -> Iterator[None]:
+    """Let a run that loses a process end with one line: the reason, or that of the loss.
+
+    A process that ends takes the others with it: what they wait for together fails.
+
+    Raises:
+        UserError: another process is gone; silent where one has said why.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        first = _is_first_to_end()
+        if not any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PROCESS):
+            raise
+        lost = UserError(
+            f"process {get_rank()} of {get_world_size()}: another process of this run was lost (killed, or "
+            "its machine is gone); saved checkpoints are intact, go on with --resume auto."
+        )
+        lost.of_all = False
+        raise (lost if first else UserError("")) from None
+    except BaseException:
+        _is_first_to_end()
+        raise
+
+
+def _is_first_to_end() -> bool:
+    """Note in the run's common store that this process ends early; whether no other had noted it."""
+    try:
+        # The only way to it: a store of our own would need an address of its own.
+        return dist.distributed_c10d._get_default_store().add("moshi-ttt/ended", 1) == 1
+    except RuntimeError:
+        return True  # the store was in the process that is lost
 
 
 def set_up_logging() -> None:

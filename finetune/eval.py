@@ -15,7 +15,8 @@ from torch import Tensor
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import prepare_conditions
 from finetune.data.batches.contiguous_sampler import follow_recordings
-from finetune.data.batches.dataset import Batch, ChunkDataset, build_eval_loader
+from finetune.data.batches.dataset import Batch, ChunkDataset
+from finetune.data.batches.loader import build_eval_loader
 from finetune.data.batches.shuffled_sampler import eval_rows
 from finetune.distributed import all_reduce_sum, get_rank, get_world_size
 from finetune.loss import LossSums, LossWeights, audio_targets, loss_sums, loss_weights, weighted_sums

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from finetune.base_model.conditions import check_recordings, condition_names
 from finetune.data.audio.checks import check_frames
 from finetune.data.batches.chunks import build_index
 from finetune.data.batches.contiguous_sampler import ContiguousBatchSampler
-from finetune.data.batches.dataset import Batch, ChunkDataset, build_train_loader
+from finetune.data.batches.dataset import Batch, ChunkDataset
+from finetune.data.batches.loader import build_train_loader
 from finetune.data.batches.shuffled_sampler import GlobalBatchSampler
 from finetune.data.check.fast import refuse_faulty
 from finetune.data.codes.cache import CodeCache
@@ -239,8 +240,8 @@ class _Split(TypedDict):
 
 def build_train_batches(
     args: TrainArgs, data: ChunkDataset, *, step: int, num_samples: int, pin_memory: bool
-) -> Iterable[Batch]:
-    """This process's training batches without end, from where a run stands.
+) -> Generator[Batch, None, None]:
+    """This process's training batches without end, from where a run stands; close them when done.
 
     Rows follow recordings where memory is carried (`ttt.persistent_states`); otherwise chunks come in any
     order.
@@ -272,4 +273,4 @@ def build_train_batches(
     else:
         shares = data.shares(of_recordings=False)
         sampler = GlobalBatchSampler(len(data), start_sample=num_samples, shares=shares, **split)
-    return build_train_loader(data, sampler, num_workers=args.data.num_workers, pin_memory=pin_memory)
+    return iter(build_train_loader(data, sampler, num_workers=args.data.num_workers, pin_memory=pin_memory))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, cast
 
 from finetune.errors import UserError
@@ -89,6 +90,12 @@ def run_tasks(
             _stop(worker)
 
 
+def how_it_ended(process: BaseProcess) -> str:
+    """What became of a process that has ended, for a sentence with "was" in front."""
+    status = process.exitcode or 0
+    return f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
 def _seconds_left(busy: Busy) -> float | None:
     deadline = min(worker.deadline for worker, _ in busy.values())
     return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
@@ -139,8 +146,7 @@ def _collect(
         answer = worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join()
-        status = worker.process.exitcode
-        how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        how = how_it_ended(worker.process)
         outcome = TaskOutcome(task, None, f"the process that worked on it was {how}.")
         return outcome, _start(prepare, worker.number) if has_more else None
     if isinstance(answer, UserError):

@@ -5,8 +5,8 @@ import math
 import resource
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
@@ -139,9 +139,12 @@ class Trainer:
         Raises:
             TrainingDivergedError: a loss or gradient is not finite; saved checkpoints stay.
         """
-        batches = self._train_batches()
         self.diagnostics.start(self.run_dir, self.step)
-        with stop.on(signal.SIGINT, signal.SIGTERM), logging_redirect_tqdm():
+        with (
+            stop.on(signal.SIGINT, signal.SIGTERM),
+            logging_redirect_tqdm(),
+            closing(self._train_batches()) as batches,
+        ):
             bar = tqdm(
                 total=self.args.max_steps,
                 initial=self.step,
@@ -371,15 +374,13 @@ class Trainer:
     def _save(self, *, last: bool) -> None:
         self.saver.save(self.state, last=last, wandb_run_id=self.writer.wandb_run_id)
 
-    def _train_batches(self) -> Iterator[Batch]:
-        return iter(
-            build_train_batches(
-                self.args,
-                self.train_data,
-                step=self.state.step,
-                num_samples=self.state.num_samples,
-                pin_memory=self.device.type == "cuda",
-            )
+    def _train_batches(self) -> Generator[Batch, None, None]:
+        return build_train_batches(
+            self.args,
+            self.train_data,
+            step=self.state.step,
+            num_samples=self.state.num_samples,
+            pin_memory=self.device.type == "cuda",
         )
 
 

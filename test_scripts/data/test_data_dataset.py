@@ -8,7 +8,8 @@ import torch
 
 from finetune.data.batches import dataset as dataset_module
 from finetune.data.batches.chunks import build_index
-from finetune.data.batches.dataset import Batch, ChunkDataset, build_eval_loader, build_train_loader
+from finetune.data.batches.dataset import Batch, ChunkDataset
+from finetune.data.batches.loader import build_eval_loader, build_train_loader
 from finetune.data.batches.shuffled_sampler import GlobalBatchSampler, eval_rows
 from finetune.data.recordings.lines import Recording
 from finetune.errors import DataError

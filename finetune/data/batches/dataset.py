@@ -1,17 +1,16 @@
-"""Chunks of text and audio tokens, and the loaders that batch them.
+"""Chunks of text and audio tokens, alone and in batches.
 
 Shapes: B batch rows, K codebooks of one channel, T frames of a chunk, L frames of context.
 """
 
-import signal
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from finetune.data.batches.chunks import Chunk
 from finetune.data.batches.interleaver import Tokenizer, interleave_text
@@ -19,12 +18,9 @@ from finetune.data.batches.mixing import Share
 from finetune.data.codes.mono import TwoVoices
 from finetune.data.recordings.lines import Recording
 from finetune.data.words import load_alignments
-from finetune.errors import DataError
 
 ZERO_TOKEN_ID = -1
 MAX_CACHED_TEXTS = 256
-
-_T = TypeVar("_T")
 
 
 class Batch(NamedTuple):
@@ -143,89 +139,3 @@ class ChunkDataset(Dataset[Tensor]):
             self._texts[recording] = self._interleave_text(words, num_frames=num_frames)
         self._texts.move_to_end(recording)
         return self._texts[recording]
-
-
-def build_train_loader(
-    dataset: ChunkDataset, sampler: Iterable[list[int]], *, num_workers: int, pin_memory: bool = False
-) -> Iterable[Batch]:
-    """Endless batches of this rank; the same ones for any `num_workers`.
-
-    Args:
-        dataset: the chunks, at least one.
-        sampler: chunk indices of each batch, `GlobalBatchSampler` or `ContiguousBatchSampler`.
-        num_workers: loader processes; 0 loads in this process.
-        pin_memory: put batches into pinned memory, for copies to a GPU.
-
-    Raises:
-        DataError: while iterating, when a chunk cannot be loaded.
-    """
-    return _Batches(dataset, sampler, num_workers=num_workers, pin_memory=pin_memory)
-
-
-def build_eval_loader(dataset: ChunkDataset, batches: Iterable[list[int]]) -> Iterable[Batch]:
-    """The batches of one pass, loaded in this process.
-
-    Args:
-        dataset: the chunks.
-        batches: chunk indices of each batch, of `eval_rows` or `follow_recordings`; none is empty.
-
-    Raises:
-        DataError: while iterating, when a chunk cannot be loaded.
-    """
-    return _Batches(dataset, batches, num_workers=0, pin_memory=False)
-
-
-class _Batches:
-    """A DataLoader whose workers' DataErrors arrive as they were raised.
-
-    Torch would wrap a worker's exception, and its one line for the user would become a traceback.
-    """
-
-    def __init__(
-        self, dataset: ChunkDataset, batches: Iterable[list[int]], *, num_workers: int, pin_memory: bool
-    ) -> None:
-        self._loader = DataLoader(
-            _BatchFetcher(dataset),
-            batch_sampler=batches,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            collate_fn=_as_is,
-            pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_main_process,
-        )
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
-
-
-class _BatchFetcher(Dataset[Batch]):
-    """Hands a DataLoader whole batches, or the error in place of one."""
-
-    def __init__(self, dataset: ChunkDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, indices: list[int]) -> Batch | DataError:
-        # Torch's fetcher prefers this method, which sees all indices of a batch at once.
-        try:
-            return self.dataset.batch(indices)
-        except DataError as error:
-            return error
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal and Slurm's SIGTERM every process of the job; the main one
-    # finishes its step and ends the workers, by a SIGTERM of its own if need be. So does SIGUSR1, Slurm's
-    # warning before the time is up.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-def _as_is(batch: _T) -> _T:
-    return batch
