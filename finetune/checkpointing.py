@@ -77,6 +77,8 @@ class Checkpointer:
         base_fingerprint: str | None = None,
     ) -> None:
         self.folder = run_dir / "checkpoints"
+        if is_main():
+            _remove_leftovers(self.folder)
         self.args = args
         self.base_config = base_config
         self.base_fingerprint = base_fingerprint
@@ -200,6 +202,14 @@ class Checkpointer:
         problems = [text for text in gather_objects(problem, self._group) if text is not None]
         if problems:
             raise CheckpointError(problems[0])
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed was writing or deleting."""
+    for prefix in (PARTIAL_PREFIX, OLD_PREFIX):
+        for path in folder.glob(f"{prefix}{PREFIX}*"):
+            logger.info("Removing %s, which a run left that was killed.", path)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_mine(name: str) -> bool:

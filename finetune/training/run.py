@@ -49,7 +49,8 @@ from finetune.monitoring.trajectories import summarise
 from finetune.training.parallel import build_parallel_model, choose_strategy
 from finetune.training.plan.flops import utilisation
 from finetune.training.plan.summary import model_summary
-from finetune.training.run_directory import check_run_dir, make_run_dir
+from finetune.training.run_directory import check_run_dir, lock_existing, make_run_dir
+from finetune.training.run_lock import RunLock
 from finetune.training.samples import Sampler
 from finetune.training.spoken_scores import SpokenEvaluator, load_spoken
 from finetune.training.train_state import Saver
@@ -76,8 +77,14 @@ def run_training(args: TrainArgs) -> None:
     _check_backend(args, device)
     stop = StopRequest()
     # Slurm's warning may come while the model is still loading; it must not end the process then.
-    with stop.on(signal.SIGUSR1), process_group(device, alone=strategy == "fsdp"):
+    with (
+        stop.on(signal.SIGUSR1),
+        process_group(device, alone=strategy == "fsdp"),
+        RunLock() as lock,
+    ):
         logger.info("Device: %s, processes: %d, strategy: %s", device, get_world_size(), strategy)
+        with alike():
+            lock_existing(args, lock)
         point = find_resume_point(args)
         if point is not None and point.step >= args.max_steps:
             logger.info("%s is complete: step %d of %d.", point.run_dir, point.step, args.max_steps)
@@ -86,7 +93,7 @@ def run_training(args: TrainArgs) -> None:
         if args.init_from is not None:
             args = _with_base_of(args, find_checkpoint(args.init_from))
         info = find_model_files(args.moshi_paths)
-        _train(args, recordings, benchmarks, info, device, point=point, stop=stop)
+        _train(args, recordings, benchmarks, info, device, point=point, lock=lock, stop=stop)
 
 
 def _check_backend(args: TrainArgs, device: torch.device) -> None:
@@ -112,6 +119,7 @@ def _train(
     device: torch.device,
     *,
     point: ResumePoint | None,
+    lock: RunLock,
     stop: StopRequest,
 ) -> None:
     _seed_everything(args.seed)
@@ -136,7 +144,7 @@ def _train(
             set_aside_newer(point)
     unigram = {} if eval_data is None else unigram_losses(train_data, eval_data, model, args)
     with alike():
-        run_dir = make_run_dir(args, point)
+        run_dir = make_run_dir(args, lock, point)
         if is_main() and args.data.on_error == "skip":
             recordings.skipped.write(run_dir)
     checkpointer = Checkpointer(run_dir, args, lm_config(info), fingerprint) if args.do_ckpt else None

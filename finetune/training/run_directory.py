@@ -13,6 +13,7 @@ from finetune.errors import ConfigError
 from finetune.files import rename_to_backup
 from finetune.monitoring.inner_loop_log import INNER_LOSSES_FILE
 from finetune.monitoring.metrics_file import METRICS_FILE
+from finetune.training.run_lock import LOCK_FILE, RunLock
 from moshi_ttt.files.atomic_file import replacing
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,28 @@ def check_run_dir(args: TrainArgs) -> None:
             raise ConfigError(f"run_dir: {path} contains {key} ({value}); give a folder of its own.")
 
 
-def make_run_dir(args: TrainArgs, point: ResumePoint | None = None) -> Path:
+def lock_existing(args: TrainArgs, lock: RunLock) -> None:
+    """Lock the run directory where there is one, in the main process, before anything in it is read.
+
+    Raises:
+        ConfigError: another run uses it, or it cannot be written.
+    """
+    path = Path(args.run_dir)
+    if is_main() and _is_used(path):
+        try:
+            lock.take(path)
+        except OSError as error:
+            raise _cannot_be_written(path, error) from None
+
+
+def make_run_dir(args: TrainArgs, lock: RunLock, point: ResumePoint | None = None) -> Path:
     """Create the run directory with `args.yaml` in it, or go on in it, in the main process.
 
     Records of steps after the one resumed from are moved to `<name>.abandoned.jsonl`.
 
     Args:
         args: the configuration.
+        lock: of the run; it has the directory when this returns.
         point: where the run goes on, None for a new one.
 
     Raises:
@@ -63,17 +79,24 @@ def make_run_dir(args: TrainArgs, point: ResumePoint | None = None) -> Path:
         return path
     try:
         if point is not None and point.run_dir == path.resolve():
+            lock.take(path)
             _go_on(path, args, point.step)
             return path
         if not _goes_on_in(path, args):
             _refuse_existing(path, args)
         if _is_used(path):
+            lock.take(path)  # before it is renamed: somebody may have begun to use it meanwhile
             logger.info("Renamed the old %s to %s.", path, rename_to_backup(path))
         path.mkdir(parents=True, exist_ok=True)
+        lock.take(path)
         (path / ARGS_FILE).write_text(dump_yaml(args), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"run_dir: {path} cannot be written: {error.strerror}.") from None
+        raise _cannot_be_written(path, error) from None
     return path
+
+
+def _cannot_be_written(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"run_dir: {path} cannot be written: {error.strerror}.")
 
 
 def _go_on(path: Path, args: TrainArgs, step: int) -> None:
@@ -115,7 +138,7 @@ def _goes_on_in(path: Path, args: TrainArgs) -> bool:
 
 
 def _is_used(path: Path) -> bool:
-    return path.is_dir() and any(path.iterdir())
+    return path.is_dir() and any(entry.name != LOCK_FILE for entry in path.iterdir())
 
 
 def _refuse_existing(path: Path, args: TrainArgs) -> None:
