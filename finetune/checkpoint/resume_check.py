@@ -1,12 +1,13 @@
 """Where a run goes on: the newest checkpoint that is intact, and whether the configuration still fits it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.args import DiagnosticsArgs, SpokenArgs, TrainArgs
+from finetune.checkpoint.data_check import check_data
 from finetune.checkpoint.integrity import find_damage, listed_files
 from finetune.checkpoint.layout import DONE_FILE, RESUME_FILE, STATE_DIR, list_checkpoints, step_of
 from finetune.config_io import as_recorded, public_values, yaml_text
@@ -105,7 +106,12 @@ def step_of_newest(run_dir: Path) -> int | None:
 
 
 def check_configuration(
-    point: ResumePoint, args: TrainArgs, *, data: Mapping[str, Any], base_fingerprint: str | None
+    point: ResumePoint,
+    args: TrainArgs,
+    *,
+    data: Mapping[str, Any],
+    recordings: Sequence[Path],
+    base_fingerprint: str | None,
 ) -> list[str]:
     """Compare configuration, data and base model with those of the checkpoint.
 
@@ -113,10 +119,11 @@ def check_configuration(
         point: where to go on.
         args: the configuration now.
         data: facts about the training data now, as in `resume.json`.
+        recordings: the audio files of the training data now.
         base_fingerprint: of the base model now.
 
     Returns:
-        A line for each key that has changed.
+        A line for each key that has changed, and for codes that have.
 
     Raises:
         ConfigError: going on would be meaningless.
@@ -139,13 +146,7 @@ def check_configuration(
             f"moshi_paths: holds other weights than when {point.folder} was written; "
             "give the same base model, or start a new run with init_from."
         )
-    # Runs of earlier versions know fewer facts.
-    if any(data[name] != value for name, value in point.facts["data"].items()):
-        raise ConfigError(
-            f"data.train_data: holds other recordings than when {point.folder} was written "
-            f"({data['num_recordings']} instead of {point.facts['data']['num_recordings']}, or of other "
-            "names, lengths or shares); start a new run with init_from."
-        )
+    lines += check_data(point.facts["data"], data, recordings=recordings, written=point.folder)
     return lines + _batch_lines(point, args)
 
 

@@ -19,7 +19,7 @@ from finetune.base_model.conditions import check_recordings, condition_names
 from finetune.data.audio.checks import check_frames
 from finetune.data.batches.chunks import build_index
 from finetune.data.batches.contiguous_sampler import ContiguousBatchSampler
-from finetune.data.batches.dataset import Batch, ChunkDataset
+from finetune.data.batches.dataset import Batch, ChunkDataset, Digests
 from finetune.data.batches.loader import build_train_loader
 from finetune.data.batches.shuffled_sampler import GlobalBatchSampler
 from finetune.data.check.fast import refuse_faulty
@@ -31,7 +31,7 @@ from finetune.data.codes.mono import TwoVoices, mono_error
 from finetune.data.recordings.lines import Fault, Recording, check_manifest, raise_first
 from finetune.data.recordings.skipped import CheckedSource, SkipList
 from finetune.data.recordings.sources import DataSource, parse_sources, refuse_weights
-from finetune.data.words import load_text_conditions
+from finetune.data.words import TimingFile, look_at_timings
 from finetune.distributed import alike, barrier, gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import ConfigError, DataError
 from finetune.wrapped_model import context_frames
@@ -48,14 +48,14 @@ class Recordings:
         eval: none without `do_eval`.
         weights: shares of the sources of `train`; one source has 1.
         skipped: what was left out; more may follow when audio is encoded.
-        conditions: text conditions by the path of the word timings.
+        timings: what the files with word timings hold beside the words, by their path.
     """
 
     train: list[Recording]
     eval: list[Recording]
     weights: Sequence[float] = (1.0,)
     skipped: SkipList = field(default_factory=SkipList)
-    conditions: dict[Path, dict[str, str]] = field(default_factory=dict)
+    timings: dict[Path, TimingFile] = field(default_factory=dict)
 
 
 def load_recordings(args: TrainArgs) -> Recordings:
@@ -80,11 +80,11 @@ def load_recordings(args: TrainArgs) -> Recordings:
         refuse_weights(eval_sources, key="data.eval_data")
         evaluation = _load(args, eval_sources, "eval", skipped)
     paths = [recording.alignment_path for recording in (*train, *evaluation)]
-    conditions = {path: load_text_conditions(path) for path in paths}
+    timings = {path: look_at_timings(path) for path in paths}
     weights = [source.weight for source in sources if source.weight is not None]
     if not weights:
-        return Recordings([replace(r, source=0) for r in train], evaluation, (1.0,), skipped, conditions)
-    return Recordings(train, evaluation, weights, skipped, conditions)
+        return Recordings([replace(r, source=0) for r in train], evaluation, (1.0,), skipped, timings)
+    return Recordings(train, evaluation, weights, skipped, timings)
 
 
 def _load(args: TrainArgs, sources: Sequence[DataSource], split: str, skipped: SkipList) -> list[Recording]:
@@ -141,7 +141,8 @@ def build_datasets(
         hours = sum(num_frames) / FRAME_RATE / 3600
         logger.info("%s: %d recordings, %.2f h, %d chunks.", name, len(num_frames), hours, len(chunks))
         paths = [recording.alignment_path for recording in frames[split]]
-        conditions = [recordings.conditions[path] for path in paths]
+        timings = [recordings.timings[path] for path in paths]
+        conditions = [timing.text_conditions for timing in timings]
         check_recordings(model, zip(paths, conditions, strict=True), source=name)
         return ChunkDataset(
             list(frames[split]),
@@ -155,6 +156,10 @@ def build_datasets(
             end_of_text_padding_id=model.end_of_text_padding_id,
             conditions=conditions if condition_names(model) else None,
             source_weights=weights,
+            digests=[
+                Digests(timing.digest, entry.source_digest, entry.content_digest)
+                for timing, entry in zip(timings, frames[split].values(), strict=True)
+            ],
         )
 
     train = dataset("train", "Training data", recordings.weights)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from finetune.errors import DataError
+from finetune.files import hash_json
 
 SPEAKERS = ("SPEAKER_MAIN", "SPEAKER_USER")  # Moshi on the left channel, the user on the right
 _EXPECTED = '["word", [start_sec, end_sec], "SPEAKER_MAIN"]'
@@ -42,6 +43,18 @@ class Transcript:
     text_conditions: dict[str, str]
 
 
+class TimingFile(NamedTuple):
+    """A file with word timings that was looked at.
+
+    Attributes:
+        text_conditions: as in `Transcript`.
+        digest: of its words and conditions, whatever its spelling of them.
+    """
+
+    text_conditions: dict[str, str]
+    digest: str
+
+
 def load_alignments(path: Path) -> list[Word]:
     """The words of `load_transcript`, which it raises as."""
     return load_transcript(path).words
@@ -66,11 +79,12 @@ def load_transcript(path: Path) -> Transcript:
     return Transcript(sorted(words, key=lambda word: word.start_sec), conditions)
 
 
-def load_text_conditions(path: Path) -> dict[str, str]:
-    """Read the text conditions alone, without a look at the words; raises as `load_transcript` does."""
+def look_at_timings(path: Path) -> TimingFile:
+    """Read the text conditions, and the words only to know them again; raises as `load_transcript` does."""
     content = _read_json(path)
-    value = content.get("text_conditions") if isinstance(content, dict) else None
-    return _parse_conditions(value, where=f"{path}: text_conditions")
+    content = content if isinstance(content, dict) else {}
+    conditions = _parse_conditions(content.get("text_conditions"), where=f"{path}: text_conditions")
+    return TimingFile(conditions, hash_json([content.get("alignments"), conditions]))
 
 
 def _read_json(path: Path) -> Any:

@@ -17,6 +17,7 @@ from finetune.args import TrainArgs
 from finetune.base_model.codec import load_codec
 from finetune.base_model.conditions import check_conditions
 from finetune.base_model.locate import base_fingerprint, find_model_files, lm_config
+from finetune.checkpoint.data_check import shorten
 from finetune.checkpoint.layout import FULL_FILE, run_dir_of
 from finetune.checkpoint.reading import find_checkpoint, warm_start
 from finetune.checkpoint.resume_check import (
@@ -27,7 +28,7 @@ from finetune.checkpoint.resume_check import (
 )
 from finetune.checkpointing import Checkpointer
 from finetune.commands import StopRequest
-from finetune.data.batches.dataset import ChunkDataset
+from finetune.data.batches.dataset import ChunkDataset, Digests
 from finetune.data.pipeline import Recordings, build_datasets, load_recordings
 from finetune.distributed import (
     alike,
@@ -138,7 +139,10 @@ def _train(
     fingerprint = base_fingerprint(info)
     data_facts = _data_facts(train_data)
     if point is not None:
-        for line in check_configuration(point, args, data=data_facts, base_fingerprint=fingerprint):
+        paths = [recording.path for recording in train_data.recordings]
+        for line in check_configuration(
+            point, args, data=data_facts, recordings=paths, base_fingerprint=fingerprint
+        ):
             logger.info("%s", line)
         if point.run_dir == Path(args.run_dir).resolve():
             set_aside_newer(point)
@@ -180,13 +184,14 @@ def _start_from(args: TrainArgs, point: ResumePoint | None, model: LMModel) -> N
 
 
 def _data_facts(data: ChunkDataset) -> dict[str, Any]:
-    """What the position in the data means: which recordings there are, how long each is, and their shares."""
+    """What the position in the data means: which recordings there are, what is in them, and their shares."""
     chunks = [(chunk.recording, chunk.num_frames) for chunk in data.chunks]
     return {
         "num_recordings": len(data.recordings),
         "chunks": len(chunks),
         "lengths": hash_json(chunks)[:16],
         "names": hash_json([recording.path.name for recording in data.recordings])[:16],
+        **{name: shorten([getattr(d, name) for d in data.digests]) for name in Digests._fields},
         "shares": [[share.size, share.weight] for share in data.shares(of_recordings=True)],
     }
 

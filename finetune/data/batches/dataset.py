@@ -33,6 +33,20 @@ class Batch(NamedTuple):
     conditions: Sequence[Mapping[str, str]] = ()  # B, of the recordings; empty: they have none
 
 
+class Digests(NamedTuple):
+    """What tells whether a recording is still the one that it was.
+
+    Attributes:
+        words: of its words and text conditions.
+        audio: of its audio file and of the codec.
+        codes: of its codes, which on other hardware differ a little.
+    """
+
+    words: str
+    audio: str
+    codes: str
+
+
 class ChunkDataset(Dataset[Tensor]):
     """The token streams of chunks: item i is `[1 + 2K, L + T]`, int64, the text row first.
 
@@ -54,6 +68,7 @@ class ChunkDataset(Dataset[Tensor]):
         end_of_text_padding_id: int,
         conditions: Sequence[Mapping[str, str]] | None = None,
         source_weights: Sequence[float] = (1.0,),
+        digests: Sequence[Digests] = (),
     ) -> None:
         """Keep the pieces; files are read when items are asked for.
 
@@ -69,6 +84,7 @@ class ChunkDataset(Dataset[Tensor]):
             end_of_text_padding_id: token of the last padding frame before a word.
             conditions: text conditions of each recording; None: batches come without.
             source_weights: shares of the recordings' sources.
+            digests: of each recording, where somebody wants to know them again.
         """
         self.recordings = recordings
         self.chunks = chunks
@@ -78,6 +94,7 @@ class ChunkDataset(Dataset[Tensor]):
         self.frame_rate = frame_rate
         self.conditions = conditions
         self.source_weights = source_weights
+        self.digests = digests
         self._interleave_text = partial(
             interleave_text,
             frame_rate=frame_rate,

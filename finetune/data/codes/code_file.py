@@ -20,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from finetune.errors import DataError, one_line
+from finetune.files import hash_json
 
 FORMAT_VERSION = 2
 BLOCK_FRAMES = 256
@@ -71,6 +72,16 @@ class CodeEntry:
     def shape(self) -> tuple[int, int, int]:
         """`(channels, K, T)`."""
         return self.channels, self.num_codebooks, self.num_frames
+
+    @property
+    def source_digest(self) -> str:
+        """Of all that the codes were made from: the audio file's bytes and the codec."""
+        return hash_json([self.audio_sha256, self.codec])
+
+    @property
+    def content_digest(self) -> str:
+        """Of the codes themselves."""
+        return hash_json([self.shape, self.checksums])
 
 
 def code_file_bytes(codes: Tensor, *, key: str, codec: str, audio_bytes: int, audio_sha256: str) -> bytes:
