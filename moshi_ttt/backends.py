@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from moshi_ttt.fused.support import why_not
 
 Backend = Literal["auto", "autograd", "manual", "compiled", "fused"]
 Chosen = Literal["autograd", "manual", "compiled", "fused"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,10 @@ def choose_backend(
         mini_batch_size, inner_grad_clip, state_decay: of the inner loop.
 
     Raises:
-        ValueError: `compiled` is asked for and there is no compiler.
+        ValueError: no backend has this name, or `compiled` is asked for and there is no compiler.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, it must be one of {', '.join(BACKENDS)}.")
     if backend == "autograd" or state_decay is not None:
         return "autograd"
     if is_fake(tokens) or tokens.device.type == "meta":

@@ -33,6 +33,15 @@ def _few_compilations():
         yield
 
 
+def test_a_backend_that_does_not_exist_is_refused_wherever_one_is_chosen():
+    message = "backend is 'nonsense', it must be one of auto, autograd, manual, compiled, fused"
+    for settings in ({}, {"state_decay": 0.1}):
+        with pytest.raises(ValueError, match=message):
+            run(make_inputs(num_tokens=6), backend="nonsense", **settings)
+    with pytest.raises(ValueError, match=message):
+        choose_backend("nonsense", torch.empty(0, device="meta"))
+
+
 def run(inputs, *, backend, **settings):
     out, state = ttt_mlp_with_states(*inputs, mini_batch_size=C, backend=backend, **settings)
     return [out, *state.weights, *state.biases]
