@@ -3,12 +3,8 @@
 python annotate.py recordings/ --engine pocketsphinx --workers 4
 """
 
-import sys
-
 if __name__ == "__main__":
-    try:
-        from finetune.annotation.command import annotate
-        from finetune.commands import run_command
-    except KeyboardInterrupt:
-        sys.exit(130)  # while PyTorch is being imported
+    from finetune.annotation.command import annotate
+    from finetune.commands import run_command
+
     run_command(annotate)

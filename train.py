@@ -4,12 +4,8 @@ python train.py --config example/quickstart.yaml
 torchrun --nproc-per-node 8 -m train example/moshi_7B_ttt.yaml --optim.lr 1e-6
 """
 
-import sys
-
 if __name__ == "__main__":
-    try:
-        from finetune.commands import run_command
-        from finetune.training.command import train
-    except KeyboardInterrupt:
-        sys.exit(130)  # while PyTorch is being imported
+    from finetune.commands import run_command
+    from finetune.training.command import train
+
     run_command(train)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
+from finetune import end_at_once
 from finetune.errors import ConfigError, TrainingDivergedError, UserError, one_line
 
 
@@ -34,7 +35,9 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     """Run a command line's main function and exit: errors of the user with one line and status 2."""
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        with _sigterm_as_an_exception():
+        if sys.platform == "win32":
+            raise UserError("moshi-ttt runs on Linux and macOS; on Windows, use it in WSL 2.")
+        with _signals_as_exceptions():
             status = command() or 0
     except UserError as error:
         if str(error) and (is_first or not error.of_all):
@@ -64,20 +67,36 @@ class _Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _sigterm_as_an_exception() -> Iterator[None]:
-    """Context in which SIGTERM lets every `finally` run, so that no process of ours and no file is left."""
+def _signals_as_exceptions() -> Iterator[None]:
+    """Context in which Ctrl-C and SIGTERM let every `finally` run: no process or half a file is left."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:
         raise _Terminated
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, handle)
+    if signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Context in which a command's libraries are loaded, and Ctrl-C ends the process on the spot."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _print_error(error: object) -> None:

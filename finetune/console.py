@@ -8,7 +8,7 @@ import importlib
 import sys
 from typing import NamedTuple, NoReturn
 
-from finetune.commands import run_command
+from finetune.commands import loading, run_command
 from finetune.errors import ConfigError
 from moshi_ttt import __version__
 
@@ -125,7 +125,8 @@ def _run(arguments: list[str]) -> int | None:
     command = COMMANDS[name]
     # Help texts and messages go by the name that was typed.
     sys.argv = [f"moshi-ttt {name}", *arguments[len(name.split()) :]]
-    function = getattr(importlib.import_module(command.module), command.function)
+    with loading():
+        function = getattr(importlib.import_module(command.module), command.function)
     return function(sys.argv[1:])
 
 

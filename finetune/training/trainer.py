@@ -2,7 +2,6 @@
 
 import logging
 import math
-import resource
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -387,5 +386,7 @@ class Trainer:
 def _peak_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource  # which not every system has
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e9 if sys.platform == "darwin" else 1e6)  # bytes on macOS, kilobytes on Linux

@@ -1,7 +1,9 @@
 """The wheel: what is in it, and that its commands work away from the repository."""
 
+import ast
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import pytest
 
 import moshi_ttt
 from finetune import console
+from finetune.commands import run_command
 from finetune.console import COMMANDS
+from finetune.training.command import train
 from project_root import ROOT
 
 
@@ -125,3 +129,41 @@ def test_a_mistake_at_the_installed_command_is_one_line_and_status_2(installed, 
     failed = start(installed, "train", "missing.yaml", cwd=tmp_path)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: missing.yaml") and failed.stderr.count("\n") == 1
+
+
+# Modules and names that Python has on Linux and macOS only.
+POSIX_MODULES = {"crypt", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX_NAMES = re.compile(
+    r"signal\.(SIG(?!INT|TERM)\w+|alarm|setitimer|pthread_\w+)|os\.(fork|kill|get[eu]*id)\b"
+)
+
+
+def loaded_at_once(node: ast.AST):
+    """What runs when a module is imported: not functions, nor what may fail there."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.Try | ast.If):
+            yield child
+            yield from loaded_at_once(child)
+
+
+def test_every_command_can_be_loaded_where_there_is_no_posix():
+    """So that it can say in one line where it runs."""
+    for path in [*ROOT.glob("*.py"), *(ROOT / "finetune").rglob("*.py"), *(ROOT / "moshi_ttt").rglob("*.py")]:
+        for node in loaded_at_once(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not POSIX_MODULES & set(modules), path
+            assert not (isinstance(node, ast.Attribute) and POSIX_NAMES.match(ast.unparse(node))), path
+
+
+def test_on_windows_the_first_line_says_where_it_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit) as end:
+        run_command(train)
+    assert end.value.code == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (
+        "",
+        "error: moshi-ttt runs on Linux and macOS; on Windows, use it in WSL 2.\n",
+    )
