@@ -12,7 +12,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import CheckpointError, UserError
+from finetune.errors import CheckpointError, UserError, one_line
+
+
+@contextmanager
+def writing_to(path: Path, *, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Context in which a run writes a file, of which the system's own message would not name it.
+
+    Args:
+        path: of the file or folder.
+        errors: what cannot be written is reported by.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except errors as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{path}: cannot be written ({reason}); what was saved before is intact.") from None
 
 
 @contextmanager

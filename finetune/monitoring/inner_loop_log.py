@@ -16,7 +16,7 @@ from torch import Tensor
 from finetune.args import TTTArgs
 from finetune.distributed import is_main
 from finetune.errors import ConfigError, DataError
-from finetune.files import finite_or_null
+from finetune.files import finite_or_null, writing_to
 
 INNER_LOSSES_FILE = "inner_loop_losses.jsonl"
 _STEP = re.compile(r'\{"step": (\d{1,18}), ')  # what a record starts with
@@ -50,6 +50,9 @@ class InnerLoopLog:
         Args:
             step: optimiser steps done.
             trajectories: layer to losses `[3, T]`; NaN where no row of the batch teaches anything.
+
+        Raises:
+            UserError: it cannot be written.
         """
         if not self.is_due(step):
             return
@@ -57,7 +60,7 @@ class InnerLoopLog:
             index: [[finite_or_null(value) for value in row] for row in losses.tolist()]
             for index, losses in trajectories.items()
         }
-        with self._path.open("a", encoding="utf-8") as file:
+        with writing_to(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "layers": layers}) + "\n")
 
 

@@ -1,21 +1,22 @@
 """The one place that writes metrics (metrics.jsonl, TensorBoard, Weights & Biases) and reads them again."""
 
 import json
-import logging
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from finetune.args import TrainArgs
-from finetune.config_io import public_values
 from finetune.distributed import is_main
-from finetune.errors import ConfigError, DataError
-from finetune.files import finite_or_null
+from finetune.errors import DataError, UserError
+from finetune.files import finite_or_null, writing_to
+from finetune.monitoring.wandb_run import WandbRun
 
-logger = logging.getLogger(__name__)
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -27,25 +28,33 @@ class MetricsWriter:
         args: the configuration of the run, for W&B.
         first_step: of the records to come; a run that resumes hides TensorBoard's from there on.
         wandb_run_id: of the W&B run to go on with, None starts one.
+
+    Raises:
+        UserError: here and in all methods: a file cannot be written, for example because the disk is full.
     """
 
     def __init__(
         self, run_dir: Path, args: TrainArgs, *, first_step: int = 1, wandb_run_id: str | None = None
     ) -> None:
         self._active = is_main()
-        self._wandb: Run | None = None
+        self._wandb: WandbRun | None = None
         if not self._active:
             return
-        self._file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
-        purge_step = first_step if first_step > 1 else None
-        self._tensorboard = SummaryWriter(str(run_dir / "tb"), purge_step=purge_step)
+        self._path, self._folder = run_dir / METRICS_FILE, run_dir / "tb"
+        with writing_to(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
+        self._hook = threading.excepthook
+        threading.excepthook = _without_tensorboard(self._hook)
+        with writing_to(self._folder):
+            purge_step = first_step if first_step > 1 else None
+            self._tensorboard = SummaryWriter(str(self._folder), purge_step=purge_step)
         if args.wandb.project is not None:
-            self._wandb = _start_wandb(run_dir, args, wandb_run_id)
+            self._wandb = WandbRun(run_dir, args, wandb_run_id)
 
     @property
     def wandb_run_id(self) -> str | None:
         """Of the W&B run, None without one and in other processes."""
-        return None if self._wandb is None else str(self._wandb.id)
+        return None if self._wandb is None else self._wandb.id
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -55,10 +64,18 @@ class MetricsWriter:
     ) -> None:
         if not self._active:
             return
-        self._file.close()
-        self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
+        try:
+            with writing_to(self._path):
+                self._file.close()
+            with writing_to(self._folder):
+                self._tensorboard.close()
+        except UserError:
+            if error is None:
+                raise  # otherwise the run has said already why it ends
+        finally:
+            threading.excepthook = self._hook
 
     def write(self, split: str, step: int, values: dict[str, float]) -> None:
         """Write one record.
@@ -71,57 +88,41 @@ class MetricsWriter:
         if not self._active:
             return
         record = {name: finite_or_null(value) for name, value in values.items()}
-        self._file.write(json.dumps({"split": split, "step": step, **record}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        with writing_to(self._path):
+            self._file.write(json.dumps({"split": split, "step": step, **record}) + "\n")
+            self._file.flush()
+        with writing_to(self._folder):
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         if self._wandb is not None:
-            self._wandb.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
+            self._wandb.log({f"{split}/{name}": value for name, value in values.items()}, step)
 
-    def write_audio(self, name: str, step: int, audio: Tensor, sample_rate: int) -> None:
-        """Write a sound, `[channels, samples]`, to TensorBoard (its first channel) and W&B."""
+    def write_audio(self, name: str, step: int, audio: Tensor, sample_rate: int, *, path: Path) -> None:
+        """Write a sound, `[channels, samples]`, to TensorBoard (its first channel) and W&B.
+
+        Args:
+            name: of the series.
+            step: optimiser steps done.
+            audio: the samples.
+            sample_rate: of them, in Hz.
+            path: the wav file that they are in.
+        """
         if not self._active:
             return
-        self._tensorboard.add_audio(name, audio[:1], step, sample_rate=sample_rate)
+        with writing_to(self._folder):
+            self._tensorboard.add_audio(name, audio[:1], step, sample_rate=sample_rate)
         if self._wandb is not None:
-            import wandb
-
-            sound = wandb.Audio(audio.T.numpy(), sample_rate=sample_rate)
-            self._wandb.log({name: sound}, step=step)
+            self._wandb.log_audio(name, path, step)
 
 
-def check_wandb(args: TrainArgs) -> None:
-    """Find out before a run starts whether W&B is there when it is configured.
+def _without_tensorboard(hook: Callable[[threading.ExceptHookArgs], Any]) -> Callable[..., None]:
+    """A hook that shows no traceback of TensorBoard's own thread: its next caller gets the exception."""
 
-    Raises:
-        ConfigError: it is not.
-    """
-    if args.wandb.project is None:
-        return
-    try:
-        import wandb  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "wandb.project: wandb is not installed: pip install 'moshi-ttt[wandb]', or set it to null."
-        ) from None
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.thread, _AsyncWriterThread) and issubclass(args.exc_type, OSError)):
+            hook(args)
 
-
-def _start_wandb(run_dir: Path, args: TrainArgs, run_id: str | None) -> "Run":
-    import wandb
-
-    if args.wandb.key is not None:
-        wandb.login(key=args.wandb.key)
-    if args.wandb.offline:
-        logger.info("W&B writes offline; upload with: wandb sync %s", run_dir / "wandb" / "offline-run-*")
-    return wandb.init(
-        project=args.wandb.project,
-        name=args.wandb.run_name or run_dir.name,
-        dir=str(run_dir),
-        id=run_id,
-        resume=None if run_id is None else "allow",
-        mode="offline" if args.wandb.offline else "online",
-        config=public_values(args),
-    )
+    return show
 
 
 class LogRecord(NamedTuple):
@@ -168,7 +169,3 @@ def _parse(line: str, where: str) -> dict:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{where} is not a record of metrics; remove it to judge the rest.") from None
     return record
-
-
-if TYPE_CHECKING:
-    from wandb import Run

@@ -30,6 +30,7 @@ from finetune.checkpointing import Checkpointer
 from finetune.commands import StopRequest
 from finetune.data.batches.dataset import ChunkDataset, Digests
 from finetune.data.pipeline import Recordings, build_datasets, load_recordings
+from finetune.data.recordings.skipped import SKIPPED_FILE
 from finetune.distributed import (
     alike,
     choose_device,
@@ -42,11 +43,12 @@ from finetune.distributed import (
 from finetune.errors import ConfigError, UserError
 from finetune.eval import unigram_losses
 from finetune.evaluation.spoken.items import Benchmark
-from finetune.files import hash_json
+from finetune.files import hash_json, writing_to
 from finetune.monitoring.inner_loop_log import INNER_LOSSES_FILE, read_inner_losses
-from finetune.monitoring.metrics_file import MetricsWriter, check_wandb
+from finetune.monitoring.metrics_file import MetricsWriter
 from finetune.monitoring.plots import plot_run, plot_trajectories
 from finetune.monitoring.trajectories import summarise
+from finetune.monitoring.wandb_run import check_wandb
 from finetune.training.parallel import build_parallel_model, choose_strategy
 from finetune.training.plan.flops import utilisation
 from finetune.training.plan.summary import model_summary
@@ -150,7 +152,8 @@ def _train(
     with alike():
         run_dir = make_run_dir(args, lock, point)
         if is_main() and args.data.on_error == "skip":
-            recordings.skipped.write(run_dir)
+            with writing_to(run_dir / SKIPPED_FILE):
+                recordings.skipped.write(run_dir)
     checkpointer = Checkpointer(run_dir, args, lm_config(info), fingerprint) if args.do_ckpt else None
     first_step = 1 if point is None else point.step + 1
     run_id = None if point is None else point.facts["wandb_run_id"]

@@ -16,6 +16,7 @@ from finetune.base_model.locate import find_architecture
 from finetune.data.audio.read import read_voice
 from finetune.distributed import is_main
 from finetune.errors import ConfigError, DataError
+from finetune.files import writing_to
 from finetune.inference.conversation import Conversation
 from finetune.sharding import full_tensor, is_sharded
 from finetune.ttt_integration import float32_parameters
@@ -112,9 +113,10 @@ def _without_checkpointing(speaker: LMModel) -> LMModel:
 
 
 def save_sample(audio: Tensor, path: Path, sample_rate: int) -> None:
-    """Write `[2, num_samples]` as wav."""
-    path.parent.mkdir(exist_ok=True)
-    sphn.write_wav(str(path), audio.clamp(-1, 1).numpy(), sample_rate)
+    """Write `[2, num_samples]` as wav; raises UserError where it cannot be written."""
+    with writing_to(path, errors=(OSError, ValueError)):  # sphn raises the latter
+        path.parent.mkdir(exist_ok=True)
+        sphn.write_wav(str(path), audio.clamp(-1, 1).numpy(), sample_rate)
 
 
 def _read_user(path: str, sample_rate: int) -> np.ndarray:

@@ -366,7 +366,7 @@ class Trainer:
             audio = sampler.sample(speaker)
             path = self.run_dir / "samples" / f"step_{self.step}.wav"
             save_sample(audio, path, sampler.sample_rate)
-            self.writer.write_audio("sample", self.step, audio, sampler.sample_rate)
+            self.writer.write_audio("sample", self.step, audio, sampler.sample_rate, path=path)
             logger.info("Audio sample: %s", path)
         barrier()
 
