@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError, UserError, one_line
+from moshi_ttt.files.regular_file import read_text, regular_only
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def read_json_object(path: Path, *, error: type[UserError] = CheckpointError) ->
         UserError: the file is missing, not JSON or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(read_text(path))
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}.") from None
     except (ValueError, RecursionError) as problem:
@@ -102,7 +103,7 @@ def hash_file(path: Path) -> str:
         OSError: it cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open(path, "rb", opener=regular_only) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

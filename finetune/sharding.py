@@ -58,6 +58,11 @@ def put_back_into_shards(model: nn.Module) -> None:
             module.reshard()
 
 
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process has of a tensor: its shard, or all."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The whole of a tensor that may be in shards; every process of the mesh must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

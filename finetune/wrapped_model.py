@@ -20,6 +20,7 @@ from finetune.base_model.announced_conditions import (
     with_own_config,
 )
 from finetune.base_model.locate import MOSHI_ERRORS, describe_error
+from finetune.base_model.weight_files import check_finite_model
 from finetune.errors import CheckpointError, ConfigError
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
@@ -38,7 +39,8 @@ def load_base(
     """The base model through Moshi's own loader, adapters of its repository merged into it.
 
     Raises:
-        CheckpointError: the weights do not fit the architecture, or it is one that cannot train.
+        CheckpointError: the weights do not fit the architecture or are not finite, or it is one that cannot
+            train.
     """
     overrides: dict[str, object] = {"gradient_checkpointing": gradient_checkpointing}
     check_conditioner_sizes(info)
@@ -51,6 +53,7 @@ def load_base(
         raise CheckpointError(
             f"{info.moshi_weights}: cannot be loaded as this Moshi model: {describe_error(error)}"
         ) from None
+    check_finite_model(model, source=str(info.moshi_weights))
     if model.condition_provider is not None:
         model.condition_provider.float()  # as Moshi keeps it, but not where it merges adapters
     return model

@@ -164,6 +164,9 @@ def _check_values(file: StateFile, values: dict[str, Tensor], generator: LMGen) 
     """Tokens and offsets are used as indices: out of range they would read somewhere else."""
     model: LMModel = generator.lm_model
     for name, value in values.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise StateError(f"{file.path}: {name} holds values that are not finite numbers.")
+    for name, value in values.items():
         if value.dtype != torch.long or name in ("generator.cache", "generator.initial"):
             continue
         if (value < 0).any() or (value > 2**48).any():

@@ -8,6 +8,7 @@ from finetune.data.audio.find import find_audio_files, no_audio_files
 from finetune.data.recordings.lines import read_manifest
 from finetune.data.recordings.recording import noted_before
 from finetune.errors import ConfigError, DataError
+from moshi_ttt.files.regular_file import read_text
 
 CHANNELS = ("left", "right")
 
@@ -95,7 +96,7 @@ def read_transcript(recording: AudioRecording, channel: str) -> str | None:
     if text is not None:
         raise DataError(f'{path} and the field "text" of the manifest both say what is said; remove one.')
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from moshi.models.loaders import FRAME_RATE, CheckpointInfo, get_mimi
 
 from finetune.base_model.locate import MOSHI_ERRORS, describe_error
 from finetune.base_model.untrusted import check_counts
-from finetune.base_model.weight_files import count_parameters
+from finetune.base_model.weight_files import check_finite_model, count_parameters
 from finetune.errors import CheckpointError
 
 
@@ -18,15 +18,17 @@ def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
     """The Mimi codec, frozen.
 
     Raises:
-        CheckpointError: its weights are unreadable or do not fit its configuration.
+        CheckpointError: its weights are unreadable, not finite, or do not fit its configuration.
     """
     _check_codec_size(info)
     try:
-        return info.get_mimi(device=device).requires_grad_(False)
+        mimi = info.get_mimi(device=device).requires_grad_(False)
     except MOSHI_ERRORS as error:
         raise CheckpointError(
             f"{info.mimi_weights}: cannot be loaded as Mimi: {describe_error(error)}"
         ) from None
+    check_finite_model(mimi, source=str(info.mimi_weights))
+    return mimi
 
 
 def _check_codec_size(info: CheckpointInfo) -> None:

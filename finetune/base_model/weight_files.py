@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.errors import CheckpointError
 from finetune.ttt_utils import is_ttt_parameter
@@ -157,6 +157,16 @@ def check_finite(tensors: Mapping[str, Tensor], *, source: str) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise CheckpointError(f"{source}: {name} holds values that are not finite numbers.")
+
+
+def check_finite_model(model: nn.Module, *, source: str) -> None:
+    """Look at all weights of a model that was loaded; whole numbers are finite.
+
+    Raises:
+        CheckpointError: names the first tensor with NaN or infinity.
+    """
+    floats = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    check_finite(floats, source=source)
 
 
 def name_in(state: Collection[str], name: str) -> str:

@@ -158,8 +158,6 @@ def load_model(
     info = own_weights(checkpoint, info)
     checkpoint.verify_on(info)
     model = load_base(info, device=device, dtype=dtype)
-    if checkpoint.has_full_weights:
-        check_finite(model.state_dict(), source=str(info.moshi_weights))
     if checkpoint.lora is not None:
         add_lora(model, checkpoint.lora, dtype=dtype)
     try:

@@ -25,8 +25,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.optim import Optimizer
 
-from finetune.distributed import get_rank
+from finetune.distributed import gather_objects, get_rank
 from finetune.errors import CheckpointError, one_line
+from finetune.sharding import local_part
 
 # What torch.distributed.checkpoint raises; CheckpointException is no Exception.
 STATE_ERRORS = (OSError, RuntimeError, ValueError, dcp.CheckpointException)
@@ -119,6 +120,7 @@ def load_state(
             dcp.load(targets, storage_reader=reader, no_dist=not dist.is_initialized())
     except STATE_ERRORS as error:
         raise CheckpointError(f"{source}: the training state cannot be read: {_first_line(error)}") from None
+    _check_finite(targets, source)
     if all(mine + name in saved for name in generators):
         _set_random_state(generators)
 
@@ -140,6 +142,17 @@ def _check_names(saved: Mapping[str, object], model: LMModel, others: Collection
     missing = sorted(set(others) - set(saved))
     if missing:
         raise CheckpointError(f"{source}: {missing[0]} is missing in the training state.")
+
+
+def _check_finite(loaded: Mapping[str, Tensor], source: str) -> None:
+    """See, in all processes alike, that what was loaded can be trained on."""
+    bad = None
+    for name, tensor in loaded.items():
+        if not name.startswith("random.") and not local_part(tensor).isfinite().all():
+            bad = bad or name
+    found = next((name for name in gather_objects(bad) if name is not None), None)
+    if found is not None:
+        raise CheckpointError(f"{source}: {found} holds values that are not finite numbers.")
 
 
 def _empty_moments(saved: dict, name: str, parameter: torch.nn.Parameter) -> dict[str, Tensor]:

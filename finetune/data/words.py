@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from finetune.errors import DataError
 from finetune.files import hash_json
+from moshi_ttt.files.regular_file import read_text
 
 SPEAKERS = ("SPEAKER_MAIN", "SPEAKER_USER")  # Moshi on the left channel, the user on the right
 _EXPECTED = '["word", [start_sec, end_sec], "SPEAKER_MAIN"]'
@@ -89,7 +90,7 @@ def look_at_timings(path: Path) -> TimingFile:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(path))
     except OSError as error:
         raise DataError(f"{path}: cannot read the word timings ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from finetune.distributed import is_main
 from finetune.errors import DataError, UserError
 from finetune.files import finite_or_null, writing_to
 from finetune.monitoring.wandb_run import WandbRun
+from moshi_ttt.files.regular_file import regular_only
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -42,7 +43,7 @@ class MetricsWriter:
             return
         self._path, self._folder = run_dir / METRICS_FILE, run_dir / "tb"
         with writing_to(self._path):
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = open(self._path, "a", encoding="utf-8", opener=regular_only)  # noqa: SIM115
         self._hook = threading.excepthook
         threading.excepthook = _without_tensorboard(self._hook)
         with writing_to(self._folder):
@@ -143,7 +144,7 @@ def read_records(run_dir: Path, split: str) -> list[LogRecord]:
         return []
     records = []
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace", opener=regular_only) as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith("\n"):
                     break

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from moshi_ttt.files.regular_file import regular_only
+
 # The header of Moshi 7B has 50 KB. A file may claim up to 100 MB, which become gigabytes when parsed.
 MAX_HEADER_BYTES = 16 * 2**20
 
@@ -15,6 +17,6 @@ def oversized_header(path: Path) -> int | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb") as start:
+    with open(path, "rb", opener=regular_only) as start:
         num_bytes = int.from_bytes(start.read(8), "little")
     return num_bytes if MAX_HEADER_BYTES < num_bytes <= path.stat().st_size else None

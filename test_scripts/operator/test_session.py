@@ -1,6 +1,7 @@
 """A conversation that is saved and taken up again equals one that never stopped."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -97,9 +98,17 @@ def _rewrite(path, change):
     save_file(tensors, path, metadata)
 
 
+def spoil(tensors, prefix, suffix):
+    name = next(name for name in tensors if name.startswith(prefix) and name.endswith(suffix))
+    tensors[name].view(-1)[-1] = math.nan
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda t: spoil(t, "model.", "cache"), "cache holds values that are not finite"),
+        (lambda t: spoil(t, "model.", "weights.0"), "weights.0 holds values that are not finite"),
+        (lambda t: spoil(t, "codec.", "previous"), "previous holds values that are not finite"),
         (lambda t: t.pop("generator.offsets"), "has no tensor generator.offsets"),
         (lambda t: t["generator.cache"].fill_(10_000), "generator.cache holds tokens that"),
         (lambda t: t["generator.cache"].fill_(-3), "generator.cache holds tokens that"),

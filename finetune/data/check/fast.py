@@ -19,6 +19,7 @@ from finetune.data.codes.mono import MonoPolicy, mono_error
 from finetune.data.recordings.lines import Recording
 from finetune.data.words import load_alignments
 from finetune.errors import DataError
+from moshi_ttt.files.regular_file import read_text
 
 MONO: tuple[MonoPolicy, ...] = get_args(MonoPolicy)
 # Aligners count in frames of some 10 ms, and words fade out.
@@ -142,7 +143,7 @@ def _plain_spans(path: Path) -> list[tuple[float, float]] | None:
     largest = sys.float_info.max
     spans = []
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path)
         content = json.loads(text)
         entries = content["alignments"]
         if content.get("text_conditions") is not None or type(entries) is not list:

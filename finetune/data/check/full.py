@@ -6,7 +6,7 @@ from pathlib import Path
 import sentencepiece
 
 from finetune.data.audio.read import read_audio_header, read_pieces
-from finetune.data.check.fast import check_channels, check_fast, compare_duration
+from finetune.data.check.fast import check_channels, check_fast, compare_duration, find_file
 from finetune.data.check.findings import Finding, reason_of
 from finetune.data.check.sound import check_levels, check_swapped
 from finetune.data.check.sound_levels import LevelMeter, Levels
@@ -65,6 +65,9 @@ class Spelling:
     """
 
     def __init__(self, path: Path) -> None:
+        finding = find_file(path)
+        if finding is not None:
+            raise DataError(f"{path}: not a sentencepiece model ({finding.reason}).")
         try:
             self._model = sentencepiece.SentencePieceProcessor(str(path))
         except (RuntimeError, OSError) as error:

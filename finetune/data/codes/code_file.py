@@ -21,6 +21,7 @@ from torch import Tensor
 
 from finetune.errors import DataError, one_line
 from finetune.files import hash_json
+from moshi_ttt.files.regular_file import regular_only
 
 FORMAT_VERSION = 2
 BLOCK_FRAMES = 256
@@ -113,7 +114,7 @@ def read_entry(path: Path) -> CodeEntry:
         CorruptCodesError: it is damaged, or something else.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular_only) as file:
             num_bytes = os.fstat(file.fileno()).st_size
             header_bytes = int.from_bytes(file.read(8), "little")
             if not 2 <= header_bytes <= num_bytes - 8:

@@ -10,6 +10,7 @@ from typing import Any
 from finetune.data.recordings.recording import Fault, Line, Recording, noted_before
 from finetune.data.recordings.sources import DataSource, parse_sources
 from finetune.errors import DataError
+from moshi_ttt.files.regular_file import read_text
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def _manifest_files(source: Path, *, key: str) -> list[Path]:
 def _numbered_lines(manifest: Path, *, key: str) -> Iterator[tuple[Line, str]]:
     """Yield where it is and the text of each line that is not blank."""
     try:
-        text = manifest.read_text(encoding="utf-8-sig")
+        text = read_text(manifest)
     except UnicodeDecodeError as error:
         raise DataError(f"{key}: cannot read {manifest} as UTF-8 text ({error}).") from error
     except OSError as error:

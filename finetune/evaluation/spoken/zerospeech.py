@@ -19,6 +19,7 @@ from typing import Literal
 
 from finetune.errors import DataError
 from finetune.evaluation.spoken.items import Benchmark, Item, Pair, Split
+from moshi_ttt.files.regular_file import regular_only
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def _checked_place(place: Path, task: Task, split: Split) -> Path:
 def _read_gold(path: Path, task: Task) -> Iterator[_Row]:
     seen: dict[str, int] = {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="", opener=regular_only) as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             reader.fieldnames = _columns(path, reader.fieldnames, task)
             for fields in reader:
