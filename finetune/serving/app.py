@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -63,6 +64,7 @@ class Server:
         _add_page(app, OWN_PAGE, PAGE_DIR)
         if static is not None:
             _add_page(app, "/", static)
+        app.on_response_prepare.append(_complete)  # type: ignore[arg-type]  # the type of signals is wrong
         app.on_startup.append(lambda _: self.voice.open())
         app.on_shutdown.append(lambda _: self._say_goodbye())
         app.on_cleanup.append(lambda _: self.voice.close())
@@ -75,9 +77,10 @@ class Server:
             return await handler(request)
         self.access.check(request)
         if "token" in request.query and not request.path.endswith("/api/chat"):
-            # The token leaves the address bar and the history, a cookie takes its place. One slash only:
-            # two would be another server.
-            response: web.StreamResponse = web.HTTPFound("/" + request.path.lstrip("/"))
+            # The token leaves the address bar and the history, a cookie takes its place. Whatever follows the
+            # one slash is quoted: two slashes would be another server, and so they are to browsers where
+            # a backslash, a tab or a line break stands between them.
+            response: web.StreamResponse = web.HTTPFound("/" + quote(request.path.lstrip("/")))
             self.access.remember(response)
             return response
         try:
@@ -106,16 +109,22 @@ class Server:
         )
 
     async def _say_goodbye(self) -> None:
-        closing = [
-            chat.ws.close(code=CloseCode.GOING_AWAY, message=b"the server is shutting down")
-            for chat in self._chats
-        ]
+        reason = "the server is shutting down"
+        closing = [chat.close(code=CloseCode.GOING_AWAY, reason=reason) for chat in self._chats]
         await asyncio.gather(*closing, return_exceptions=True)
+
+
+async def _complete(request: web.Request, response: web.StreamResponse) -> None:
+    """What every response has, that of a missing file or a refusal too."""
+    if isinstance(response, web.WebSocketResponse):
+        return
+    response.headers.update(_HEADERS)
+    response.force_close()  # one request a connection, see `Connection`
 
 
 def _add_page(app: web.Application, prefix: str, folder: Path) -> None:
     async def index(_: web.Request) -> web.FileResponse:
-        return web.FileResponse(folder / "index.html", headers=_HEADERS | policy)
+        return web.FileResponse(folder / "index.html", headers=policy)
 
     async def to_prefix(_: web.Request) -> NoReturn:
         raise web.HTTPFound(prefix)

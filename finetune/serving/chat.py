@@ -4,23 +4,27 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import sphn
-from aiohttp import WebSocketError, WSMsgType, web
+from aiohttp import WebSocketError, WSMessage, WSMsgType, web
 from moshi.models.loaders import FRAME_RATE
 
 from finetune.errors import StateError
 from finetune.files import finite_or_null
 from finetune.serving.caller_queue import Turns
+from finetune.serving.connection import connection_of
 from finetune.serving.limits import Limits, Throttle
 from finetune.serving.protocol import IGNORED_KINDS, CloseCode, MessageKind, message, metadata
 from finetune.serving.voice import SpokenFrame, Voice
 
 logger = logging.getLogger(__name__)
 
+_ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
+_OPUS_PIECE = 512  # bytes that are unpacked at once
 _FRAMES_BETWEEN_METADATA = 3
 _LAG_SEC = 2.0  # audio waiting for the model that is worth a line
 _SEC_BETWEEN_LAG_LINES = 10.0
@@ -89,8 +93,13 @@ class Chat:
     def __init__(
         self, request: web.Request, voice: Voice, turns: Turns, *, limits: Limits, number: int
     ) -> None:
+        # Pings are answered here: aiohttp would answer them without any limit.
         self.ws = web.WebSocketResponse(
-            max_msg_size=limits.message_bytes, heartbeat=limits.heartbeat_sec, compress=False, timeout=2.0
+            max_msg_size=limits.message_bytes,
+            heartbeat=limits.heartbeat_sec,
+            compress=False,
+            timeout=2.0,
+            autoping=False,
         )
         self._request = request
         self._voice = voice
@@ -100,13 +109,17 @@ class Chat:
         self._wants_metadata = request.query.get("memory") == "1"
         self._fresh = request.query.get("fresh") == "1"
         self._inbox = Inbox(sample_rate=voice.sample_rate, max_sec=limits.buffered_sec)
+        self._opus = sphn.OpusStreamReader(voice.sample_rate)
+        self._unheard = Throttle(limits.unheard_sec_per_sec, limits.buffered_sec)
         self._last_lag_line = 0.0
         self._leaving: asyncio.Task[None] | None = None
+        self._closing = False
 
     async def run(self) -> web.WebSocketResponse:
         """Serve the connection until it ends; says in the log how it did."""
         self._limit_send_buffer()
         await self.ws.prepare(self._request)
+        connection_of(self._request).became_websocket()
         start = time.monotonic()
         logger.info("%s: accepted", self._name)
         # Read from the beginning: to notice who leaves while waiting, and to keep the head of the stream.
@@ -135,23 +148,55 @@ class Chat:
 
     async def _read(self) -> None:
         """Messages of the client into the inbox, until it closes."""
-        throttle = Throttle(self._limits.messages_per_sec, self._limits.burst_messages)
-        opus = sphn.OpusStreamReader(self._voice.sample_rate)
+        limits = self._limits
+        throttle = Throttle(limits.messages_per_sec, limits.burst_messages)
         num_wrong = 0
-        async for received in self.ws:
-            if received.type == WSMsgType.ERROR:
-                break
+        while (received := await self._receive()).type not in _ENDS:
             await throttle.wait()
             if received.type == WSMsgType.BINARY and received.data[:1] == bytes([MessageKind.AUDIO]):
-                await self._inbox.put(_decode(opus, received.data[1:]))
+                await self._hear(received.data[1:])
+            elif received.type == WSMsgType.PING:
+                await self._write(self.ws.pong(received.data))
+            elif received.type == WSMsgType.PONG:
+                continue
             elif not (received.type == WSMsgType.BINARY and set(received.data[:1]) & IGNORED_KINDS):
                 num_wrong += 1
                 what = received.type.name if received.type != WSMsgType.BINARY else received.data[:1].hex()
                 logger.warning("%s: message of unknown kind (%s)", self._name, what or "empty")
-                if num_wrong > self._limits.wrong_messages:
+                if num_wrong > limits.wrong_messages:
                     raise Ended(CloseCode.POLICY, "too many messages of unknown kinds")
         if isinstance(self.ws.exception(), WebSocketError):
             raise Ended(CloseCode.POLICY, f"refused: {self.ws.exception()}")
+
+    async def _receive(self) -> WSMessage:
+        """The next message of the client.
+
+        The socket is read only while no message is left: aiohttp would keep any number of empty ones.
+        """
+        hungry = asyncio.get_running_loop().call_soon(self._read_socket, True)
+        try:
+            return await self.ws.receive()
+        finally:
+            hungry.cancel()
+            self._read_socket(self._closing)
+
+    def _read_socket(self, read: bool) -> None:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            return
+        if read:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+    async def _hear(self, data: bytes) -> None:
+        """The next bytes of the stream, in pieces: a byte of Opus may be a tenth of a second."""
+        for begin in range(0, len(data), _OPUS_PIECE):
+            audio = _decode(self._opus, data[begin : begin + _OPUS_PIECE])
+            if self._inbox.open:
+                await self._inbox.put(audio)
+            else:
+                await self._unheard.wait(len(audio) / self._voice.sample_rate)
 
     async def _converse(self) -> None:
         """Wait for the turn, talk, give the turn back."""
@@ -223,21 +268,31 @@ class Chat:
             await self._send(metadata(values))
 
     async def _send(self, data: bytes) -> None:
+        await self._write(self.ws.send_bytes(data))
+
+    async def _write(self, writing: Coroutine[Any, Any, None]) -> None:
         try:
-            await asyncio.wait_for(self.ws.send_bytes(data), self._limits.send_sec)
+            await asyncio.wait_for(writing, self._limits.send_sec)
         except asyncio.TimeoutError:
             raise Ended(CloseCode.POLICY, "the client does not take what it is sent") from None
         except ConnectionError:
             raise Ended(CloseCode.GOING_AWAY, "client left") from None
 
+    async def close(self, *, code: CloseCode, reason: str) -> None:
+        """Close the websocket; the client has a moment to agree."""
+        self._closing = True
+        self._read_socket(True)
+        short = reason.encode()[:120].decode(errors="ignore").encode()  # no part of a character
+        await self.ws.close(code=code, message=short)
+
     async def _close(self, ended: Ended | None) -> None:
         transport = self._request.transport
         gone = ended is not None and ended.code == CloseCode.GOING_AWAY
         if ended is not None and not gone and not self.ws.closed:
-            reason = str(ended).encode()
+            error = message(MessageKind.ERROR, str(ended).encode())
             try:
-                await asyncio.wait_for(self.ws.send_bytes(message(MessageKind.ERROR, reason)), 1.0)
-                await asyncio.wait_for(self.ws.close(code=ended.code, message=reason[:120]), 3.0)
+                await asyncio.wait_for(self.ws.send_bytes(error), 1.0)
+                await asyncio.wait_for(self.close(code=ended.code, reason=str(ended)), 3.0)
             except (asyncio.TimeoutError, ConnectionError):
                 gone = True
         if gone and transport is not None:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -25,7 +26,9 @@ from finetune.inference.options import (
 )
 from finetune.serving.access import MIN_TOKEN_LENGTH, Access, is_loopback
 from finetune.serving.app import OWN_PAGE, Server
-from finetune.serving.limits import Limits
+from finetune.serving.door import serving
+from finetune.serving.limits import ConnectionLimits, Limits
+from finetune.serving.server_log import FloodFilter
 from finetune.serving.static import find_page
 from finetune.serving.voice import MemoryFiles, Voice
 from moshi_ttt.files.state_file import check_writable
@@ -55,28 +58,36 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     access = Access(options.host, token=options.token, secure=context is not None)
     limits = Limits(conversation_sec=60.0 * options.max_minutes, idle_sec=float(options.idle_sec))
     server = Server(voice, access, limits=limits, max_waiting=options.queue)
-    asyncio.run(_run(server.application(static=page), access, options.port, context))
+    connections = ConnectionLimits(
+        in_all=options.max_connections, per_address=options.max_connections_per_address
+    )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(FloodFilter())
+    asyncio.run(_run(server.application(static=page), access, options.port, connections, context))
 
 
-async def _run(app: web.Application, access: Access, port: int, context: ssl.SSLContext | None) -> None:
+async def _run(
+    app: web.Application,
+    access: Access,
+    port: int,
+    limits: ConnectionLimits,
+    context: ssl.SSLContext | None,
+) -> None:
     stop = _stop_event()
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
-    try:
-        await runner.setup()
-        site = web.TCPSite(runner, access.host, port, ssl_context=context)
+    async with contextlib.AsyncExitStack() as stack:
         try:
-            await site.start()
+            door = await stack.enter_async_context(
+                serving(app, access.host, port, limits=limits, ssl_context=context)
+            )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(f"--host, --port: cannot listen on {access.host}:{port}: {reason}.") from None
-        address = f"{'https' if access.secure else 'http'}://{access.host}:{runner.addresses[0][1]}"
+        address = f"{'https' if access.secure else 'http'}://{access.host}:{door.port}"
         secret = "" if access.token is None else "?token=..."
         logger.info("listening on %s/%s", address, secret)
         logger.info("page with memory plot: %s%s%s", address, OWN_PAGE, secret)
         await stop.wait()
         logger.info("shutting down")
-    finally:
-        await runner.cleanup()
 
 
 def _stop_event() -> asyncio.Event:
@@ -144,6 +155,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     group.add_argument(
         "--idle-sec", type=positive_integer, default=60, help="without audio, then it ends (%(default)s)"
+    )
+    group.add_argument(
+        "--max-connections",
+        type=positive_integer,
+        default=ConnectionLimits.in_all,
+        help="open at once; then those without a request yet make room (%(default)s)",
+    )
+    group.add_argument(
+        "--max-connections-per-address",
+        type=positive_integer,
+        default=ConnectionLimits.per_address,
+        help="the same for one address; all callers behind a proxy share it (%(default)s)",
     )
     group = parser.add_argument_group("memory")
     group.add_argument(

@@ -7,11 +7,11 @@ import json
 import aiohttp
 import numpy as np
 import sphn
-from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from finetune.serving.access import Access
 from finetune.serving.app import Server
+from finetune.serving.door import serving
 from finetune.serving.voice import MemoryFiles, Voice
 
 RATE = 24000
@@ -57,8 +57,9 @@ class Client:
 class Running:
     """A server in this process."""
 
-    def __init__(self, server, session, base):
-        self.server, self.session, self.base = server, session, base
+    def __init__(self, server, session, door):
+        self.server, self.session, self.door = server, session, door
+        self.base = URL(f"http://127.0.0.1:{door.port}/")
 
     @contextlib.asynccontextmanager
     async def client(self, path="/api/chat", **options):
@@ -87,14 +88,17 @@ async def converse(client, seconds=0.8):
     assert await client.hear(lambda c: c.samples >= (seconds - 0.1) * RATE), client.errors
 
 
-def run_server(speech, test, *, token=None, files=None, limits=None, max_waiting=0):
-    """Run a test's coroutine against a server; the options are those of `Server`."""
+def run_server(speech, test, *, token=None, files=None, limits=None, max_waiting=0, connections=None):
+    """Run a test's coroutine against a server; the options are those of `Server` and of `serving`."""
 
     async def main():
         voice = Voice(speech, files=files or MemoryFiles())
         access = Access("127.0.0.1", token=token)
         server = Server(voice, access, limits=limits, max_waiting=max_waiting)
-        async with TestServer(server.application()) as http, aiohttp.ClientSession() as session:
-            await asyncio.wait_for(test(Running(server, session, http.make_url("/"))), 120)
+        async with (
+            serving(server.application(), "127.0.0.1", 0, limits=connections) as door,
+            aiohttp.ClientSession() as session,
+        ):
+            await asyncio.wait_for(test(Running(server, session, door)), 120)
 
     asyncio.run(main())

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import sphn
 import torch
-from aiohttp import web
 
 from finetune.inference.speech_model import load_speech_model
 from finetune.serving import chat
 from finetune.serving.access import Access
 from finetune.serving.app import Server
+from finetune.serving.door import serving as serving_door
 from finetune.serving.limits import Limits
 from finetune.serving.voice import MemoryFiles, Voice
 from moshi_ttt.memory import inspect_ttt_states
@@ -280,16 +280,12 @@ def test_shutting_down_ends_the_conversation_and_saves_its_memory(speech, tmp_pa
 
     async def main():
         server = Server(Voice(speech, files=MemoryFiles(None, path)), Access("127.0.0.1"))
-        runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=5.0)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        async with aiohttp.ClientSession() as session:
-            async with session.ws_connect(f"http://127.0.0.1:{port}/api/chat") as ws:
+        async with contextlib.AsyncExitStack() as stack, aiohttp.ClientSession() as session:
+            door = await stack.enter_async_context(serving_door(server.application(), "127.0.0.1", 0))
+            async with session.ws_connect(f"http://127.0.0.1:{door.port}/api/chat") as ws:
                 client = Client(ws)
                 await converse(client)
-                ending = asyncio.create_task(runner.cleanup())
+                ending = asyncio.create_task(stack.aclose())
                 assert not await client.hear()
                 assert ws.close_code == 1001
             await ending
