@@ -16,7 +16,7 @@ from moshi.models.loaders import FRAME_RATE
 from finetune.errors import StateError
 from finetune.files import finite_or_null
 from finetune.serving.caller_queue import Turns
-from finetune.serving.connection import connection_of
+from finetune.serving.connection import Connection, connection_of
 from finetune.serving.limits import Limits, Throttle
 from finetune.serving.protocol import IGNORED_KINDS, CloseCode, MessageKind, message, metadata
 from finetune.serving.voice import SpokenFrame, Voice
@@ -24,6 +24,8 @@ from finetune.serving.voice import SpokenFrame, Voice
 logger = logging.getLogger(__name__)
 
 _ENDS = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
+_LAST_BYTES = 8192  # in which a client's goodbye should come, a second of Opus
+_COST_OF_OTHERS = 10  # messages without audio, which nobody sends often
 _OPUS_PIECE = 512  # bytes that are unpacked at once
 _FRAMES_BETWEEN_METADATA = 3
 _LAG_SEC = 2.0  # audio waiting for the model that is worth a line
@@ -113,13 +115,15 @@ class Chat:
         self._unheard = Throttle(limits.unheard_sec_per_sec, limits.buffered_sec)
         self._last_lag_line = 0.0
         self._leaving: asyncio.Task[None] | None = None
+        self._connection: Connection  # once there is a websocket
         self._closing = False
 
     async def run(self) -> web.WebSocketResponse:
         """Serve the connection until it ends; says in the log how it did."""
         self._limit_send_buffer()
         await self.ws.prepare(self._request)
-        connection_of(self._request).became_websocket()
+        self._connection = connection_of(self._request)
+        self._connection.became_websocket()
         start = time.monotonic()
         logger.info("%s: accepted", self._name)
         # Read from the beginning: to notice who leaves while waiting, and to keep the head of the stream.
@@ -152,8 +156,9 @@ class Chat:
         throttle = Throttle(limits.messages_per_sec, limits.burst_messages)
         num_wrong = 0
         while (received := await self._receive()).type not in _ENDS:
-            await throttle.wait()
-            if received.type == WSMsgType.BINARY and received.data[:1] == bytes([MessageKind.AUDIO]):
+            is_audio = received.type == WSMsgType.BINARY and received.data[:1] == bytes([MessageKind.AUDIO])
+            await throttle.wait(1 if is_audio else _COST_OF_OTHERS)
+            if is_audio:
                 await self._hear(received.data[1:])
             elif received.type == WSMsgType.PING:
                 await self._write(self.ws.pong(received.data))
@@ -169,28 +174,18 @@ class Chat:
             raise Ended(CloseCode.POLICY, f"refused: {self.ws.exception()}")
 
     async def _receive(self) -> WSMessage:
-        """The next message of the client.
-
-        The socket is read only while no message is left: aiohttp would keep any number of empty ones.
-        """
-        hungry = asyncio.get_running_loop().call_soon(self._read_socket, True)
+        """The next message of the client."""
+        # Runs where no message is left, so that this one waits.
+        hungry = asyncio.get_running_loop().call_soon(self._connection.want, True)
         try:
             return await self.ws.receive()
         finally:
             hungry.cancel()
-            self._read_socket(self._closing)
-
-    def _read_socket(self, read: bool) -> None:
-        transport = self._request.transport
-        if transport is None or transport.is_closing():
-            return
-        if read:
-            transport.resume_reading()
-        else:
-            transport.pause_reading()
+            if not self._closing:
+                self._connection.want(False)
 
     async def _hear(self, data: bytes) -> None:
-        """The next bytes of the stream, in pieces: a byte of Opus may be a tenth of a second."""
+        """The next bytes of the stream, in pieces: a byte of Opus may be a twentieth of a second."""
         for begin in range(0, len(data), _OPUS_PIECE):
             audio = _decode(self._opus, data[begin : begin + _OPUS_PIECE])
             if self._inbox.open:
@@ -281,7 +276,7 @@ class Chat:
     async def close(self, *, code: CloseCode, reason: str) -> None:
         """Close the websocket; the client has a moment to agree."""
         self._closing = True
-        self._read_socket(True)
+        self._connection.want(True, at_most=_LAST_BYTES)
         short = reason.encode()[:120].decode(errors="ignore").encode()  # no part of a character
         await self.ws.close(code=code, message=short)
 

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -63,6 +64,9 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     )
     for handler in logging.getLogger().handlers:
         handler.addFilter(FloodFilter())
+    # What is loaded by now stays. Looking through it all for garbage would silence the caller for a second.
+    gc.collect()
+    gc.freeze()
     asyncio.run(_run(server.application(static=page), access, options.port, connections, context))
 
 

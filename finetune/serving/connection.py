@@ -1,8 +1,7 @@
 """One connection between the socket and aiohttp: what is read, and when it has lasted long enough.
 
 aiohttp waits for ever for a first request, unpacks bodies that no route reads, and keeps what a client sends
-in advance. None of that reaches it: of each connection it sees one request's head, and behind it a websocket's
-frames.
+in advance. Here it sees of each connection one request's head, and behind it the frames of a websocket.
 """
 
 import asyncio
@@ -18,6 +17,7 @@ from aiohttp import web
 from finetune.serving.limits import ConnectionLimits
 
 _END_OF_HEAD = b"\r\n\r\n"
+_PIECE = 4096  # bytes of a websocket that are passed on at once
 
 
 class Phase(Enum):
@@ -61,16 +61,37 @@ class Connection(asyncio.Protocol):
         self._closing: float | None = None  # since when it is being closed
         self._num_bytes = 0  # of the head
         self._end = b""  # of the head so far
-        self._kept = b""  # what came behind the head before it was answered
+        self._kept = b""  # received, not passed on
+        self._wanted = False  # whether a websocket's bytes are passed on
+        self._bytes_left: int | None = None  # to be passed on at most
+        self._num_passed = 0  # bytes since the last message
+        self._next: asyncio.Handle | None = None
 
     def became_websocket(self) -> None:
-        """From now on everything is passed on. Called once aiohttp reads frames."""
+        """From now on bytes are passed on as they are wanted. Called once aiohttp reads frames."""
         self.phase = Phase.WEBSOCKET
-        kept, self._kept = self._kept, b""
-        if len(kept) > self._limits.request_bytes:
+        if len(self._kept) > self._limits.request_bytes:
             self.drop()  # more than is kept, before its handshake was answered
-        elif kept and self._handler is not None:
-            self._handler.data_received(kept)
+        self.want(False)
+
+    def want(self, wanted: bool, *, at_most: int | None = None) -> None:
+        """Let a websocket's bytes through, piece by piece, or hold them back.
+
+        aiohttp makes messages of all that it gets, and takes a hundred bytes for one of none. So it gets
+        more when none is left.
+
+        Args:
+            wanted: whether aiohttp may have more.
+            at_most: bytes that it gets from now on; what comes after them is read and forgotten.
+        """
+        self._wanted = wanted
+        self._num_passed = 0
+        if at_most is not None:
+            self._bytes_left = at_most
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        self._pass_on()
 
     def overdue(self, now: float) -> str | None:
         """Why the connection must end at this time of `time.monotonic`; None where it may last."""
@@ -112,7 +133,8 @@ class Connection(asyncio.Protocol):
         """Pass on what aiohttp should see."""
         assert self._handler is not None
         if self.phase is Phase.WEBSOCKET:
-            self._handler.data_received(data)
+            self._kept += data
+            self._pass_on()
         elif self.phase is Phase.ANSWERING:
             self._keep(data)
         else:
@@ -136,6 +158,36 @@ class Connection(asyncio.Protocol):
     def _keep(self, data: bytes) -> None:
         """The body of a request is for nobody; a websocket's first frames may come this early."""
         self._kept += data[: self._limits.request_bytes + 1 - len(self._kept)]
+
+    def _pass_on(self) -> None:
+        """One piece; the next one when whoever waits for a message has seen what is in it."""
+        transport, handler = self._transport, self._handler
+        if transport is None or handler is None or transport.is_closing():
+            return
+        if self._wanted and self._kept:
+            piece, self._kept = self._kept[:_PIECE], self._kept[_PIECE:]
+            if self._bytes_left is not None:
+                piece = piece[: self._bytes_left]
+                self._bytes_left -= len(piece)
+                if not self._bytes_left:
+                    self._kept = b""
+            self._num_passed += len(piece)
+            if self._num_passed > self._limits.message_bytes:
+                self.drop()  # pieces of nothing, without an end
+                return
+            if piece:
+                handler.data_received(piece)
+            if self._kept and self._next is None:
+                self._next = asyncio.get_running_loop().call_soon(self._pass_on_next)
+        if not transport.is_closing():
+            if self._wanted and not self._kept:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+
+    def _pass_on_next(self) -> None:
+        self._next = None
+        self._pass_on()
 
     def eof_received(self) -> bool | None:
         """The client sends no more."""

@@ -1,4 +1,4 @@
-"""Where connections come in: how many there may be, of one address and in all, and how long they may dawdle."""
+"""Where connections come in: how many there may be, of one address and in all, and for how long."""
 
 import asyncio
 import contextlib
@@ -29,8 +29,8 @@ _OTHER_DESCRIPTORS = 64  # for files, and for connections that are being closed
 class Door:
     """Accepts connections and ends those that dawdle.
 
-    Over a limit, the connection that has been silent for longest makes room; where none is silent, the new one
-    is closed. Whoever talks is never put out.
+    Over a limit, the connection that has been silent for longest makes room; where none is silent, the new
+    one is closed. Whoever talks is never put out.
 
     Args:
         make_handler: makes aiohttp's protocol of a connection.

@@ -14,6 +14,7 @@ class ConnectionLimits:
         per_address: open at once from one address (IPv6: from one network of 64 bits).
         request_sec: in which the whole head of a request, and a TLS handshake before it, must have come.
         request_bytes: of a request's head.
+        message_bytes: that may come without making up a message of a websocket.
         answer_sec: a connection without a websocket lasts at most, so that slow readers end too.
         send_sec: in which a client must take something, where data wait for it.
         closing_sec: for the rest of the data, once a connection is being closed.
@@ -24,6 +25,7 @@ class ConnectionLimits:
     per_address: int = 32
     request_sec: float = 10.0
     request_bytes: int = 32 * 1024
+    message_bytes: int = 128 * 1024
     answer_sec: float = 60.0
     send_sec: float = 10.0
     closing_sec: float = 5.0
@@ -36,7 +38,7 @@ class Limits:
 
     Attributes:
         message_bytes: of one message; 64 KiB hold more than 10 s of Opus.
-        messages_per_sec: read on average; whoever sends faster waits.
+        messages_per_sec: of audio that are read on average, of others a tenth; whoever sends faster waits.
         burst_messages: that may come at once.
         wrong_messages: of unknown kinds before the connection is closed.
         buffered_sec: audio that waits for the model; whoever sends more waits.
@@ -62,7 +64,7 @@ class Limits:
 
 
 class Throttle:
-    """Lets messages, or what else is counted, through at a limited rate (token bucket); too fast a sender waits.
+    """Lets messages, or what else is counted, through at a limited rate (token bucket); the rest waits.
 
     Args:
         per_sec: rate on average.
