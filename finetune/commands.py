@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from finetune import end_at_once
-from finetune.errors import ConfigError, TrainingDivergedError, UserError, one_line
+from finetune.errors import ConfigError, TrainingDivergedError, UserError, one_line, printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,8 +101,7 @@ def loading() -> Iterator[None]:
 
 def _print_error(error: object) -> None:
     """One line, whatever stands in the message: paths and files may hold anything."""
-    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in one_line(error))
-    print(f"error: {shown}", file=sys.stderr)
+    print(f"error: {printable(one_line(error))}", file=sys.stderr)
 
 
 def _leave_closed_output() -> int:

@@ -2,16 +2,18 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
-from finetune.errors import ConfigError, UserError
+from finetune.errors import ConfigError, UserError, printable
 
 # What gloo and NCCL say where the other side is gone; they have no type of error for it.
 _SIGNS_OF_A_LOST_PROCESS = (
@@ -132,9 +134,57 @@ def _is_first_to_end() -> bool:
         return True  # the store was in the process that is lost
 
 
-def set_up_logging() -> None:
-    """Log lines of this project to standard error, from the main process only."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+class ConsoleHandler(logging.Handler):
+    """Log lines on the terminal: one line each, whatever stands in them, and beside a progress bar.
+
+    Args:
+        form: of a line, as logging has it.
+        lines_to_stdout: where what is no warning goes to standard output. Once nobody reads that any more it
+            goes to standard error too; a training does not end for it.
+    """
+
+    def __init__(self, form: str = "%(message)s", *, lines_to_stdout: bool = False) -> None:
+        super().__init__()
+        self._lines_to_stdout = lines_to_stdout
+        self.setFormatter(_OneLineFormatter(form, datefmt="%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        if self._lines_to_stdout and record.levelno < logging.WARNING:
+            try:
+                self._write(record, sys.stdout)
+                return
+            except OSError:
+                self._lines_to_stdout = False
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it is flushed at the very end
+        try:
+            self._write(record, sys.stderr)
+        except OSError:
+            self.handleError(record)
+
+    def _write(self, record: logging.LogRecord, stream: TextIO) -> None:
+        tqdm.write(self.format(record), file=stream)
+        stream.flush()
+
+
+class _OneLineFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(printable(line) for line in super().formatException(ei).splitlines())
+
+
+def set_up_logging(*, lines_to_stdout: bool = True) -> None:
+    """Log lines of this project to the terminal, from the main process only.
+
+    Args:
+        lines_to_stdout: False where standard output is for a result; then they go to standard error, as
+            warnings and errors always do.
+    """
+    handler = ConsoleHandler("%(asctime)s %(message)s", lines_to_stdout=lines_to_stdout)
+    logging.basicConfig(handlers=[handler], force=True)
     level = logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.ERROR
     for name in ("finetune", "moshi_ttt"):
         logging.getLogger(name).setLevel(level)

@@ -10,6 +10,7 @@ __all__ = [
     "TrainingDivergedError",
     "UserError",
     "one_line",
+    "printable",
 ]
 
 
@@ -35,6 +36,11 @@ class CheckpointError(UserError):
 
 class TrainingDivergedError(Exception):
     """A loss, a gradient or a fast weight is no longer finite. Nothing saved is lost; exit status 1."""
+
+
+def printable(text: str) -> str:
+    """A text without line breaks and without what a terminal takes for a command; both are shown in hex."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def one_line(message: object, *, limit: int | None = None) -> str:

@@ -15,6 +15,7 @@ from finetune.annotation.recordings import CHANNELS, AudioRecording, find_record
 from finetune.commands import Parser
 from finetune.data.check.findings import reason_of
 from finetune.data.processes import run_tasks
+from finetune.distributed import ConsoleHandler
 from finetune.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def annotate(arguments: Sequence[str] | None = None) -> int:
         UserError: an option or the source cannot be used, or the engine's package is missing.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()])
     _check(options)
     recordings = find_recordings(options.source)
     if options.shard is not None:

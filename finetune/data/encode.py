@@ -29,7 +29,7 @@ from finetune.data.codes.code_file import CacheError, CorruptCodesError
 from finetune.data.codes.leftovers import remove_leftovers
 from finetune.data.processes import run_tasks
 from finetune.data.recordings.lines import Fault, Recording, read_manifest, to_recording
-from finetune.distributed import choose_device
+from finetune.distributed import ConsoleHandler, choose_device
 from finetune.errors import ConfigError, DataError, UserError
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def encode(arguments: Sequence[str] | None = None) -> int:
     Raises:
         UserError: an option, the manifest or the model cannot be used, or the codes cannot be written.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()])
     options = _parser().parse_args(arguments)
     args = None if options.config is None else load_train_args(options.config)
     codec = _choose_codec(options, args)

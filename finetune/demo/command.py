@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.commands import Parser
 from finetune.demo.assets import DemoAssets, make_demo_assets
+from finetune.distributed import ConsoleHandler
 
 
 def demo(arguments: list[str] | None = None) -> int:
@@ -20,7 +21,7 @@ def demo(arguments: list[str] | None = None) -> int:
     Raises:
         UserError: the user has to mend something.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()])
     options = _parse(arguments)
     assets = make_demo_assets(
         options.out,

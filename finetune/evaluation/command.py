@@ -55,5 +55,5 @@ def evaluate(arguments: Sequence[str] | None = None) -> None:
         subcommand.add_options(added)
         added.set_defaults(run=subcommand.run)
     options = parser.parse_args(arguments)
-    set_up_logging()
+    set_up_logging(lines_to_stdout=False)
     options.run(options)

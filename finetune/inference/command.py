@@ -47,7 +47,7 @@ def generate(arguments: Sequence[str] | None = None) -> None:
         StateError: a memory or session cannot be used.
     """
     options = _parse(arguments)
-    set_up_logging()
+    set_up_logging(lines_to_stdout=False)
     user = torch.from_numpy(read_voice(Path(options.input), sample_rate=SAMPLE_RATE))
     speech = load_from_options(options)
     check_memory_options(options, speech.lm)

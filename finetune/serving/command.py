@@ -48,7 +48,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
         StateError: the memory cannot be used.
     """
     options = _parse(arguments)
-    set_up_logging()
+    set_up_logging(lines_to_stdout=False)
     context = _ssl_context(options.ssl)
     page = find_page(options.static)
     speech = load_from_options(options)

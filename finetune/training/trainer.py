@@ -16,7 +16,6 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import prepare_conditions
@@ -139,11 +138,7 @@ class Trainer:
             TrainingDivergedError: a loss or gradient is not finite; saved checkpoints stay.
         """
         self.diagnostics.start(self.run_dir, self.step)
-        with (
-            stop.on(signal.SIGINT, signal.SIGTERM),
-            logging_redirect_tqdm(),
-            closing(self._train_batches()) as batches,
-        ):
+        with stop.on(signal.SIGINT, signal.SIGTERM), closing(self._train_batches()) as batches:
             bar = tqdm(
                 total=self.args.max_steps,
                 initial=self.step,

@@ -1,12 +1,15 @@
 """Who is let in: origins, host names, tokens, cookies, odd addresses."""
 
+import re
 from functools import partial
+from urllib.parse import urljoin
 
 import aiohttp
 import pytest
 import torch
 from yarl import URL
 
+from finetune.distributed import set_up_logging
 from finetune.inference.speech_model import load_speech_model
 from serving_helpers import Client, converse, run_server
 
@@ -117,3 +120,68 @@ def test_a_browser_gets_a_cookie_for_the_token(serving):
                 await converse(Client(ws))
 
     serving(test, token=TOKEN)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/%09/evil.example",
+        "/%0A/evil.example",
+        "/%0D%0A/evil.example",
+        "//evil.example",
+        "/%5Cevil.example",
+        "/memory",
+        "/%5C%09/evil.example",
+        "/%2F/evil.example",
+        "/%2Fevil.example",
+        "/memory/..//evil.example",
+        "/%20//evil.example",
+        "/http:%2F%2Fevil.example",
+        "/.%2F/evil.example",
+        "/%00/evil.example",
+    ],
+)
+def test_no_redirect_leads_to_another_server(serving, path):
+    async def test(running):
+        async with running.session.get(
+            URL(f"{running.base.origin()}{path}?token=x", encoded=True), allow_redirects=False
+        ) as response:
+            if path == "/%00/evil.example" and response.status == 400:
+                return
+            assert response.status == 302
+            # As browsers read an address: tabs and line breaks go, backslashes are slashes.
+            target = re.sub(r"[\t\r\n]", "", response.headers["Location"]).replace("\\", "/").strip()
+            assert urljoin("http://good.example/", target).startswith("http://good.example/")
+
+    serving(test)
+
+
+def test_what_a_stranger_asks_for_cannot_forge_a_line_of_the_log(serving, capfd):
+    set_up_logging(lines_to_stdout=False)
+    forged = "23:59:59 refused nobody"
+
+    async def test(running):
+        for path in (f"/x%0A{forged}", f"/x%0D{forged}", "/%1B[2J%1B]0;title%07", "/%E2%80%AE%C2%85"):
+            url = URL(f"{running.base.origin()}{path.replace(' ', '%20')}", encoded=True)
+            async with running.session.get(url, headers={"Origin": "http://evil.example"}) as response:
+                assert response.status == 403
+        assert await running.status("/", headers={"Host": "evil\x1b[31m", "Origin": "x\x1b[1m"}) in (400, 403)
+
+    serving(test)
+    lines = capfd.readouterr().err.splitlines()
+    assert sum("refused" in line for line in lines) >= 4
+    assert not any(line.startswith(forged) for line in lines)
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/memory/", "/app.js", "/memory/app.js", "/nowhere", "/health", "/memory"]
+)
+def test_every_response_says_that_its_type_is_no_guess(serving, path):
+    async def test(running):
+        async with running.session.get(running.base.join(URL(path)), allow_redirects=False) as response:
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["X-Frame-Options"] == "DENY"
+            assert response.headers["Referrer-Policy"] == "no-referrer"
+
+    serving(test)

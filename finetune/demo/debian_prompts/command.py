@@ -26,6 +26,7 @@ from finetune.demo.debian_prompts.prompts import (
 from finetune.demo.speech.dialogues import MAIN, USER, Turn
 from finetune.demo.speech.render import write_dialogue
 from finetune.demo.speech.word_times import SAMPLE_RATE, Speech
+from finetune.distributed import ConsoleHandler
 from finetune.errors import DataError, UserError
 from finetune.files import new_folder
 
@@ -56,7 +57,7 @@ def debian_prompts(arguments: Sequence[str] | None = None) -> int:
     Raises:
         UserError: the user has to mend something.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()])
     options = _parse(arguments)
     out_dir = options.out.absolute()
     if out_dir.exists():

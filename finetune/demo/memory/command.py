@@ -14,6 +14,7 @@ from finetune.demo.memory.compare import Arm, DialogueLosses, compare, describe,
 from finetune.demo.memory.dialogues import NUM_LAYERS, REACH, WINDOW, WORD_FRAMES
 from finetune.demo.memory.picture import plot_comparison
 from finetune.demo.memory.training import train
+from finetune.distributed import ConsoleHandler
 from finetune.files import write_json
 from finetune.inference.options import positive_integer, whole_number
 from finetune.inference.terminal import say
@@ -37,7 +38,7 @@ def demo_memory(arguments: list[str] | None = None) -> int:
     Raises:
         UserError: the user has to mend something.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()])
     options = _parse(arguments)
     start = time.monotonic()
     assets = make_memory_assets(

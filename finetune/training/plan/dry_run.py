@@ -30,7 +30,7 @@ def dry_run(args: TrainArgs, *, num_gpus: int = 1, gpu_memory_gb: float | None =
     Returns:
         The exit status: 1 where the run does not fit in `gpu_memory_gb`.
     """
-    set_up_logging()
+    set_up_logging(lines_to_stdout=False)
     lm_kwargs, source = find_architecture(args.moshi_paths)
     model = build_meta_model(args, lm_kwargs)
     print(f"Architecture: {source}, built without weights")
