@@ -8,7 +8,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,6 +67,7 @@ class Checkpointer:
         args: the configuration of the run.
         base_config: `config.json` of the base model.
         base_fingerprint: of its weights, so that adapters are not used on others; None: not known.
+        frozen: parameters that do not train and are not those of the base model.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Checkpointer:
         args: TrainArgs,
         base_config: dict[str, Any],
         base_fingerprint: str | None = None,
+        *,
+        frozen: Collection[str] = (),
     ) -> None:
         self.folder = run_dir / "checkpoints"
         if is_main():
@@ -82,6 +85,7 @@ class Checkpointer:
         self.args = args
         self.base_config = base_config
         self.base_fingerprint = base_fingerprint
+        self.frozen = frozen
         # A group of its own: background writing must not mix with the collectives of training.
         self._group = dist.new_group(backend="gloo") if get_world_size() > 1 else None
         self._writer = ThreadPoolExecutor(1) if args.ckpt_async else None
@@ -105,7 +109,7 @@ class Checkpointer:
             CheckpointError: it cannot be written, for example because the disk is full.
         """
         self.finish()
-        weights = gather_weights(model, self.args)
+        weights = gather_weights(model, self.args, frozen=self.frozen)
         if self._writer is None:
             return self._write(step, weights, state)
         if state is not None:

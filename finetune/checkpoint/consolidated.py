@@ -1,6 +1,7 @@
 """The part of a checkpoint that is for use: weights that stock Moshi can read, TTT beside them."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,22 @@ WeightFiles = dict[str, dict[str, Tensor]]  # tensors by name, by file name
 _LORA_PARTS = {"lora_A", "lora_B", "frozen_W"}
 
 
-def gather_weights(model: LMModel, args: TrainArgs) -> WeightFiles:
+def gather_weights(model: LMModel, args: TrainArgs, *, frozen: Collection[str] = ()) -> WeightFiles:
     """The tensors to save, copied to the host, by file name; every process must call it.
 
     Adapters, TTT weights and gates keep their float32 masters; full weights take `args.param_dtype`, but
     those of conditioners stay float32, as Moshi keeps them.
 
+    Args:
+        model: in training.
+        args: of the run.
+        frozen: parameters that do not train and are not those of the base model, see
+            `finetune.checkpoint.reading.warm_start`.
+
     Returns:
         Empty in processes other than the main one.
     """
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad or name in frozen}
     merged = args.lora.enable and not args.save_adapters
     files: WeightFiles = {}
     for name, tensor in model.state_dict().items():
@@ -47,7 +54,7 @@ def gather_weights(model: LMModel, args: TrainArgs) -> WeightFiles:
             _add(files, TTT_FILE, name, full_tensor(tensor.detach()))
         elif args.full_finetuning or (merged and _LORA_PARTS.isdisjoint(name.split("."))):
             _add(files, FULL_FILE, name, _rounded(name, full_tensor(tensor.detach()), args))
-        elif not merged and name in trained:
+        elif not merged and name in own:
             _add(files, LORA_FILE, name, full_tensor(tensor.detach()))
     if merged:
         for name, module in model.named_modules():

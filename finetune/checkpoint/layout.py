@@ -2,7 +2,7 @@
 
 run_dir/checkpoints/checkpoint_000100/
     consolidated/                  for use, and all that is ever handed to others
-        lora.safetensors           LoRA adapters (and trained embeddings), or
+        lora.safetensors           LoRA adapters (and embeddings that training changed), or
         consolidated.safetensors   full weights (full fine-tuning, or adapters merged)
         ttt.safetensors            TTT weights and gates, when there are any
         config.json                as in a Moshi repository, with a `ttt` section when there is one

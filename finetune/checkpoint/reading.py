@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from moshi.models.lm import LMModel
@@ -20,7 +21,14 @@ from finetune.base_model.locate import (
 )
 from finetune.base_model.weight_files import check_finite, check_headers, name_in, read_files, read_headers
 from finetune.checkpoint.description import CheckpointDescription
-from finetune.checkpoint.layout import CONFIG_FILE, LORA_FILE, TTT_FILE, WEIGHT_FILES, list_checkpoints
+from finetune.checkpoint.layout import (
+    CONFIG_FILE,
+    FULL_FILE,
+    LORA_FILE,
+    TTT_FILE,
+    WEIGHT_FILES,
+    list_checkpoints,
+)
 from finetune.errors import CheckpointError, ConfigError
 from finetune.ttt_integration import apply_ttt_to_model, keep_ttt_precision
 from finetune.ttt_utils import is_ttt_parameter
@@ -56,13 +64,24 @@ def find_checkpoint(path: str | Path) -> Path:
     raise CheckpointError(f"{path}: {what}; give a run directory or one of its checkpoints.")
 
 
-def warm_start(model: LMModel, path: str | Path, args: TrainArgs) -> list[str]:
-    """Copy a checkpoint's adapters, TTT weights and gates (or full weights) into a model that will train.
+class WarmStart(NamedTuple):
+    """What a model got from a checkpoint.
 
-    What the checkpoint does not have (TTT after a run with LoRA only, say) starts fresh.
+    Attributes:
+        lines: what was loaded, what starts fresh, and which settings differ from the checkpoint's.
+        frozen: names of parameters that do not train and are no longer those of the base model, sorted. What
+            the run saves must hold them.
+    """
 
-    Returns:
-        Lines that say what was loaded, what starts fresh, and which settings differ from the checkpoint's.
+    lines: list[str]
+    frozen: list[str]
+
+
+def warm_start(model: LMModel, path: str | Path, args: TrainArgs) -> WarmStart:
+    """Copy a checkpoint's adapters, TTT weights and gates into a model that will train.
+
+    What the checkpoint does not have (TTT after a run with LoRA only, say) starts fresh. Full weights are
+    copied for full fine-tuning only: otherwise they are the base model that this one was built from.
 
     Raises:
         CheckpointError: a tensor of the checkpoint has no place in the model, one that its configuration
@@ -77,11 +96,25 @@ def warm_start(model: LMModel, path: str | Path, args: TrainArgs) -> list[str]:
     headers = read_headers(checkpoint.folder, checkpoint.files)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_headers(headers, shapes, complete=announced, source=source)
-    counts = _copy_weights(model, read_files(checkpoint.folder, checkpoint.files), source=source)
+    files = [name for name in checkpoint.files if name != FULL_FILE or args.full_finetuning]
+    tensors = read_files(checkpoint.folder, files)
+    frozen = _frozen_changes(model, tensors)
+    if frozen and not is_ttt_parameter(frozen[0]) and not (args.lora.enable or args.full_finetuning):
+        raise CheckpointError(
+            f"{source}: {frozen[0]} was trained beside LoRA adapters; it has a place with lora.enable only."
+        )
+    counts = _copy_weights(model, tensors, source=source)
     lines = [
         f"Warm start from {checkpoint.folder}: {counts['base']} base or LoRA tensors, "
         f"{counts['ttt']} TTT tensors."
     ]
+    if len(files) < len(checkpoint.files):
+        lines.append(f"Its full weights ({FULL_FILE}) are the base model of this run.")
+    if frozen:
+        lines.append(
+            f"{len(frozen)} of these tensors do not train in this run, for example {frozen[0]}; they stay as "
+            "they are there and are saved with what trains."
+        )
     if args.ttt.enable and not counts["ttt"]:
         lines.append("The checkpoint has no TTT: the TTT layers and gates start fresh.")
     if args.lora.enable and config.get("lora") and config["lora_scaling"] != args.lora.scaling:
@@ -92,7 +125,7 @@ def warm_start(model: LMModel, path: str | Path, args: TrainArgs) -> list[str]:
         ours, theirs = getattr(args.ttt, key), config["ttt"][key]
         if ours != theirs:
             lines.append(f"Differs: ttt.{key} is {ours}, the checkpoint had {theirs}.")
-    return lines
+    return WarmStart(lines, frozen)
 
 
 def open_checkpoint(path: str | Path, *, base: str | None = None) -> CheckpointDescription:
@@ -190,6 +223,22 @@ def check_base(checkpoint: CheckpointDescription, info: CheckpointInfo) -> None:
 def own_weights(checkpoint: CheckpointDescription, info: CheckpointInfo) -> CheckpointInfo:
     """The files to load: adapters of the base repository are part of full weights already."""
     return replace(info, lora_weights=None) if checkpoint.has_full_weights else info
+
+
+def _frozen_changes(model: LMModel, tensors: dict[str, Tensor]) -> list[str]:
+    """The parameters that do not train and that these tensors would change, in the order of their names.
+
+    Base weights come first.
+    """
+    placed = {name_in(model.state_dict(), name): tensor for name, tensor in tensors.items()}
+    changes = []
+    for name, parameter in model.named_parameters():
+        tensor = placed.get(name)
+        if tensor is None or parameter.requires_grad:
+            continue
+        if parameter.is_meta or not torch.equal(tensor.to(parameter), parameter):
+            changes.append(name)
+    return sorted(changes, key=lambda name: (is_ttt_parameter(name), name))
 
 
 def _copy_weights(model: LMModel, tensors: dict[str, Tensor], *, source: str) -> dict[str, int]:

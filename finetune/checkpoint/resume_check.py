@@ -33,6 +33,7 @@ _FIXED = {
     "data.shuffle",
     *(f"ttt.{name}" for name in TTTOptions.__dataclass_fields__),
 }
+FROZEN_FACT = "frozen"  # in resume.json
 # Keys that say nothing about the training.
 _IRRELEVANT = {
     "run_dir",
@@ -67,6 +68,11 @@ class ResumePoint:
     def state_dir(self) -> Path:
         """Folder of the tensors."""
         return self.folder / STATE_DIR
+
+    @property
+    def frozen(self) -> list[str]:
+        """Parameters that do not train and are not those of the base model; earlier versions kept none."""
+        return self.facts.get(FROZEN_FACT, [])
 
 
 def find_resume_point(args: TrainArgs) -> ResumePoint | None:

@@ -1,7 +1,8 @@
 """What a run needs to go on as if nothing had happened, as tensors in torch.distributed.checkpoint's format.
 
 Saved are shards: every process writes what it holds, and any other number of processes can read it.
-Names: `model.<parameter>`, `optimizer.<parameter>.<moment>`, `memory.<lane>.<layer>.<part>`,
+Names: `model.<parameter>` (of those that train, and of frozen ones that a warm start changed),
+`optimizer.<parameter>.<moment>`, `memory.<lane>.<layer>.<part>`,
 `gate.<layer>` (the gates at the start of the run), `random.<rank>.<generator>`.
 
 The format keeps its index as a pickle, and a pickle can name any function to be called. Here only the classes
@@ -49,15 +50,18 @@ _ALLOWED = {
 }
 
 
-def collect_state(model: LMModel, optimizer: Optimizer, others: dict[str, Tensor]) -> dict[str, Tensor]:
+def collect_state(
+    model: LMModel, optimizer: Optimizer, others: dict[str, Tensor], *, frozen: Collection[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of this process; they are those in use, not copies.
 
     Args:
         model, optimizer: in training.
         others: of the names `memory.…` and `gate.…`.
+        frozen: parameters that do not train and are not those of the base model.
     """
     tensors = dict(others)
-    for name, parameter in _trained(model).items():
+    for name, parameter in _own(model, frozen).items():
         tensors[f"model.{name}"] = parameter.detach()
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{moment}"] = value
@@ -88,7 +92,13 @@ def save_state(tensors: dict[str, Tensor], folder: Path, group: dist.ProcessGrou
 
 
 def load_state(
-    folder: Path, model: LMModel, optimizer: Optimizer, others: dict[str, Tensor], *, source: str
+    folder: Path,
+    model: LMModel,
+    optimizer: Optimizer,
+    others: dict[str, Tensor],
+    *,
+    frozen: Collection[str] = (),
+    source: str,
 ) -> None:
     """Copy a saved state into a model, its optimiser and other tensors, in place; every process must call it.
 
@@ -96,6 +106,7 @@ def load_state(
         folder: with the state.
         model, optimizer: freshly built from the configuration.
         others: tensors by name to be filled, see `collect_state`.
+        frozen: as in `collect_state`, when the state was saved.
         source: for messages.
 
     Raises:
@@ -104,9 +115,10 @@ def load_state(
     reader = StateReader(folder)
     try:
         saved = reader.read_metadata().state_dict_metadata
-        _check_names(saved, model, others, source)
+        own = _own(model, frozen)
+        _check_names(saved, own, others, source)
         targets = dict(others)
-        for name, parameter in _trained(model).items():
+        for name, parameter in own.items():
             targets[f"model.{name}"] = parameter.detach()
             moments = _empty_moments(saved, name, parameter)
             if moments:
@@ -125,17 +137,27 @@ def load_state(
         _set_random_state(generators)
 
 
-def _trained(model: LMModel) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _own(model: LMModel, frozen: Collection[str]) -> dict[str, torch.nn.Parameter]:
+    """The parameters that make the model another one than its base."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or name in frozen
+    }
 
 
-def _check_names(saved: Mapping[str, object], model: LMModel, others: Collection[str], source: str) -> None:
-    trained = {f"model.{name}": parameter for name, parameter in _trained(model).items()}
+def _check_names(
+    saved: Mapping[str, object],
+    parameters: Mapping[str, torch.nn.Parameter],
+    others: Collection[str],
+    source: str,
+) -> None:
+    own = {f"model.{name}": parameter for name, parameter in parameters.items()}
     of_model = {name for name in saved if name.startswith("model.")}
-    for name in sorted(of_model ^ trained.keys()):
-        where = "is not in the checkpoint" if name in trained else "has no place in this model"
+    for name in sorted(of_model ^ own.keys()):
+        where = "is not in the checkpoint" if name in own else "has no place in this model"
         raise CheckpointError(f"{source}: {name.removeprefix('model.')} {where}; was another model trained?")
-    for name, parameter in trained.items():
+    for name, parameter in own.items():
         entry = saved[name]
         if not isinstance(entry, TensorStorageMetadata) or entry.size != parameter.shape:
             raise CheckpointError(f"{source}: {name.removeprefix('model.')} has another shape.")

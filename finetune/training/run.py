@@ -21,6 +21,7 @@ from finetune.checkpoint.data_check import shorten
 from finetune.checkpoint.layout import FULL_FILE, run_dir_of
 from finetune.checkpoint.reading import find_checkpoint, warm_start
 from finetune.checkpoint.resume_check import (
+    FROZEN_FACT,
     ResumePoint,
     check_configuration,
     find_resume_point,
@@ -34,6 +35,7 @@ from finetune.data.recordings.skipped import SKIPPED_FILE
 from finetune.distributed import (
     alike,
     choose_device,
+    gather_objects,
     get_world_size,
     is_main,
     num_started,
@@ -93,8 +95,8 @@ def run_training(args: TrainArgs) -> None:
             logger.info("%s is complete: step %d of %d.", point.run_dir, point.step, args.max_steps)
             return
         recordings, benchmarks = load_recordings(args), load_spoken(args)
-        if args.init_from is not None:
-            args = _with_base_of(args, find_checkpoint(args.init_from))
+        if args.init_from is not None and not args.full_finetuning:
+            args = _with_base_of(args, args.init_from, point)
         info = find_model_files(args.moshi_paths)
         _train(args, recordings, benchmarks, info, device, point=point, lock=lock, stop=stop)
 
@@ -106,10 +108,20 @@ def _check_backend(args: TrainArgs, device: torch.device) -> None:
         raise ConfigError(f"ttt.{error}") from None
 
 
-def _with_base_of(args: TrainArgs, folder: Path) -> TrainArgs:
-    """Adapters on the full weights of another run need these as their base, here and wherever they go."""
-    weights = folder / FULL_FILE
-    if args.full_finetuning or not weights.is_file():
+def _with_base_of(args: TrainArgs, init_from: str, point: ResumePoint | None) -> TrainArgs:
+    """Adapters on the full weights of another run need these as their base, here and wherever they go.
+
+    A run that resumes has its base: since it began, the other run may have got another newest checkpoint.
+    """
+    weights = None
+    if point is not None:
+        recorded = point.facts["args"]["moshi_paths"]["moshi_path"]
+        if recorded is None or Path(recorded).name != FULL_FILE:
+            return args
+        weights = Path(recorded)
+    if weights is None or not weights.is_file():
+        weights = find_checkpoint(init_from) / FULL_FILE
+    if not weights.is_file():
         return args
     return replace(args, moshi_paths=replace(args.moshi_paths, moshi_path=str(weights.resolve())))
 
@@ -128,7 +140,11 @@ def _train(
     _seed_everything(args.seed)
     mimi = load_codec(info, device)
     sampler = Sampler(args, mimi) if args.sample_freq else None
-    model = build_parallel_model(args, info, device=device, start_from=partial(_start_from, args, point))
+    frozen = [] if point is None else point.frozen
+    model = build_parallel_model(
+        args, info, device=device, start_from=partial(_start_from, args, point, frozen)
+    )
+    frozen = gather_objects(frozen)[0]  # only the main process starts from weights
     if args.sample_freq:
         check_conditions(model, args.sample_conditions, source="sample_conditions")
     if benchmarks:
@@ -154,7 +170,10 @@ def _train(
         if is_main() and args.data.on_error == "skip":
             with writing_to(run_dir / SKIPPED_FILE):
                 recordings.skipped.write(run_dir)
-    checkpointer = Checkpointer(run_dir, args, lm_config(info), fingerprint) if args.do_ckpt else None
+    checkpointer = None
+    if args.do_ckpt:
+        checkpointer = Checkpointer(run_dir, args, lm_config(info), fingerprint, frozen=frozen)
+    facts = {"data": data_facts, "base_fingerprint": fingerprint, FROZEN_FACT: frozen}
     first_step = 1 if point is None else point.step + 1
     run_id = None if point is None else point.facts["wandb_run_id"]
     with MetricsWriter(run_dir, args, first_step=first_step, wandb_run_id=run_id) as writer:
@@ -166,7 +185,8 @@ def _train(
             unigram=unigram,
             run_dir=run_dir,
             writer=writer,
-            saver=Saver(args, checkpointer, {"data": data_facts, "base_fingerprint": fingerprint}),
+            saver=Saver(args, checkpointer, facts),
+            frozen=frozen,
             sampler=sampler,
             spoken=spoken,
             utilisation=utilisation(args, device),
@@ -179,10 +199,12 @@ def _train(
         _report(args, run_dir)
 
 
-def _start_from(args: TrainArgs, point: ResumePoint | None, model: LMModel) -> None:
-    """A run that resumes has its weights in the checkpoint."""
+def _start_from(args: TrainArgs, point: ResumePoint | None, frozen: list[str], model: LMModel) -> None:
+    """A run that resumes has its weights in the checkpoint; `frozen` gets what a warm start changes."""
     if args.init_from is not None and point is None:
-        for line in warm_start(model, args.init_from, args):
+        start = warm_start(model, args.init_from, args)
+        frozen += start.frozen
+        for line in start.lines:
             logger.info("%s", line)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,7 @@ class TrainState:
         num_samples: chunks seen, by all processes.
         eval_loss: of the evaluation after this step, None without one.
         best_eval: step and loss of the best evaluation so far.
+        frozen: names of parameters that do not train and are not those of the base model.
     """
 
     model: LMModel
@@ -46,6 +47,7 @@ class TrainState:
     num_samples: int = 0
     eval_loss: float | None = None
     best_eval: Mapping[str, float] | None = None
+    frozen: Sequence[str] = ()
 
     def advance(self, num_samples: int) -> None:
         """Count a step that has been made."""
@@ -77,7 +79,7 @@ class TrainState:
             "best_eval": self.best_eval,
             "memory": {lane: place for part in gather_objects(places) for lane, place in part.items()},
         }
-        tensors = collect_state(self.model, self.optimizer, self._other_tensors())
+        tensors = collect_state(self.model, self.optimizer, self._other_tensors(), frozen=self.frozen)
         return ResumeState(tensors, {**own, **facts})
 
     def restore(self, point: ResumePoint, lanes: set[int]) -> None:
@@ -97,7 +99,14 @@ class TrainState:
             places = {int(lane): tuple(place) for lane, place in point.facts["memory"].items()}
             self.memory.restore({lane: place for lane, place in places.items() if lane in lanes})
         others = self._other_tensors()
-        load_state(point.state_dir, self.model, self.optimizer, others, source=str(point.folder))
+        load_state(
+            point.state_dir,
+            self.model,
+            self.optimizer,
+            others,
+            frozen=self.frozen,
+            source=str(point.folder),
+        )
 
     def _other_tensors(self) -> dict[str, Tensor]:
         tensors = {f"gate.{index}": gate for index, gate in self.gates.start.items()}

@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import reduce
@@ -72,6 +72,7 @@ class Trainer:
         run_dir: exists.
         writer: of the metrics.
         saver: of the checkpoints.
+        frozen: parameters that do not train and are not those of the base model.
         sampler: None when `sample_freq` is 0.
         spoken: None without `eval.spoken.data`.
         utilisation: None where the peak of the device is not known.
@@ -88,6 +89,7 @@ class Trainer:
         run_dir: Path,
         writer: MetricsWriter,
         saver: Saver,
+        frozen: Sequence[str],
         sampler: Sampler | None,
         spoken: SpokenEvaluator | None,
         utilisation: Utilisation | None,
@@ -114,6 +116,7 @@ class Trainer:
             build_optimizer(model, args),
             memory=memory,
             gates=GateMonitor(model),
+            frozen=frozen,
         )
         self.scheduler = build_scheduler(self.state.optimizer, args)
         self.inner_loop = InnerLoopRecorder(model)

@@ -101,7 +101,7 @@ def test_one_of_two_descriptions_cannot_have_a_key_shift_alone(older):
 def test_another_run_that_starts_from_it_says_what_differs(older, demo, tmp_path):
     args = run_args(demo, tmp_path / "new", init_from=str(older))
     model = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
-    lines = warm_start(model, older, args)
+    lines = warm_start(model, older, args).lines
     assert "Differs: ttt.key_shift is 1, the checkpoint had 0." in lines
     assert "Differs: ttt.base_lr_scale is share, the checkpoint had published." in lines
 

@@ -38,7 +38,7 @@ def dry_run(args: TrainArgs, *, num_gpus: int = 1, gpu_memory_gb: float | None =
         model = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
         print("The model is small: its weights were loaded as well")
         if args.init_from is not None and Path(args.init_from).exists():
-            print(*warm_start(model, args.init_from, args), sep="\n")
+            print(*warm_start(model, args.init_from, args).lines, sep="\n")
     for line in model_summary(model, args):
         print(line)
     lines, fits = memory_lines(args, lm_kwargs, num_gpus=num_gpus, gpu_memory_gb=gpu_memory_gb)
