@@ -1,6 +1,5 @@
 """Where a model's files are: a repository of the Hugging Face Hub or a local folder of the same layout."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from moshi.models import loaders
 from moshi.models.loaders import CheckpointInfo
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from finetune.args import ModelPaths
 from finetune.base_model.untrusted import check_config_values, check_weight_file
@@ -31,7 +30,6 @@ MOSHI_ERRORS = (
     TypeError,
     ValueError,
 )
-_FINGERPRINTED = ("transformer.", "condition_provider.")
 _FILE_KEYS = {
     "moshi_name": loaders.MOSHI_NAME,
     "mimi_name": loaders.MIMI_NAME,
@@ -125,27 +123,6 @@ def describe_error(error: Exception) -> str:
 def lm_config(info: CheckpointInfo) -> dict[str, Any]:
     """The configuration that belongs beside exported weights: the repository's, or Moshi 7B's."""
     return dict(loaders._lm_kwargs if info.raw_config is None else info.raw_config)
-
-
-def base_fingerprint(info: CheckpointInfo) -> str:
-    """A hash of names, shapes and first values of transformer and conditioners, in whatever dtype they load.
-
-    Raises:
-        CheckpointError: the file is corrupt.
-    """
-    digest = hashlib.sha256()
-    for path in (info.moshi_weights, info.lora_weights):
-        if path is None:
-            continue
-        try:
-            with safe_open(path, "pt") as file:
-                for name in sorted(name for name in file.keys() if name.startswith(_FINGERPRINTED)):  # noqa: SIM118
-                    tensor = file.get_slice(name)
-                    first = tensor[:1].flatten()[:16].double().numpy()
-                    digest.update(f"{name} {tensor.get_shape()}".encode() + first.tobytes())
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from None
-    return digest.hexdigest()[:16]
 
 
 def _download_config(repository: str) -> str:

@@ -12,8 +12,8 @@ from moshi.modules.lora import replace_lora_with_linear
 from torch import Tensor
 
 from finetune.args import ModelPaths, TrainArgs
+from finetune.base_model.fingerprint import is_same_base
 from finetune.base_model.locate import (
-    base_fingerprint,
     download_checkpoint,
     find_model_files,
     is_hub_id,
@@ -77,11 +77,19 @@ class WarmStart(NamedTuple):
     frozen: list[str]
 
 
-def warm_start(model: LMModel, path: str | Path, args: TrainArgs) -> WarmStart:
+def warm_start(
+    model: LMModel, path: str | Path, args: TrainArgs, *, info: CheckpointInfo | None = None
+) -> WarmStart:
     """Copy a checkpoint's adapters, TTT weights and gates into a model that will train.
 
     What the checkpoint does not have (TTT after a run with LoRA only, say) starts fresh. Full weights are
     copied for full fine-tuning only: otherwise they are the base model that this one was built from.
+
+    Args:
+        model: prepared, on any device.
+        path: see `find_checkpoint`.
+        args: of the run that starts.
+        info: files of its base model, to be compared with the checkpoint's; None: not compared.
 
     Raises:
         CheckpointError: a tensor of the checkpoint has no place in the model, one that its configuration
@@ -117,6 +125,9 @@ def warm_start(model: LMModel, path: str | Path, args: TrainArgs) -> WarmStart:
         )
     if args.ttt.enable and not counts["ttt"]:
         lines.append("The checkpoint has no TTT: the TTT layers and gates start fresh.")
+    trained_on = checkpoint.base_fingerprint
+    if info is not None and trained_on is not None and not is_same_base(info, trained_on):
+        lines.append("Differs: the base model, the checkpoint was trained on another one.")
     if args.lora.enable and config.get("lora") and config["lora_scaling"] != args.lora.scaling:
         lines.append(
             f"Differs: lora.scaling is {args.lora.scaling}, the checkpoint had {config['lora_scaling']}."
@@ -214,7 +225,7 @@ def check_base(checkpoint: CheckpointDescription, info: CheckpointInfo) -> None:
         CheckpointError: it is another one; checkpoints that hold all weights, or are old, fit any.
     """
     expected = checkpoint.base_fingerprint
-    if expected is not None and base_fingerprint(info) != expected:
+    if expected is not None and not is_same_base(info, expected):
         raise CheckpointError(
             f"{checkpoint.folder}: was trained on another base model than {info.moshi_weights} holds."
         )

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moshi.models.loaders import CheckpointInfo
+
 from finetune.args import DiagnosticsArgs, SpokenArgs, TrainArgs
+from finetune.base_model.fingerprint import is_same_base
 from finetune.checkpoint.data_check import check_data
 from finetune.checkpoint.integrity import find_damage, listed_files
 from finetune.checkpoint.layout import DONE_FILE, RESUME_FILE, STATE_DIR, list_checkpoints, step_of
@@ -117,7 +120,7 @@ def check_configuration(
     *,
     data: Mapping[str, Any],
     recordings: Sequence[Path],
-    base_fingerprint: str | None,
+    info: CheckpointInfo,
 ) -> list[str]:
     """Compare configuration, data and base model with those of the checkpoint.
 
@@ -126,7 +129,7 @@ def check_configuration(
         args: the configuration now.
         data: facts about the training data now, as in `resume.json`.
         recordings: the audio files of the training data now.
-        base_fingerprint: of the base model now.
+        info: files of the base model now.
 
     Returns:
         A line for each key that has changed, and for codes that have.
@@ -147,7 +150,7 @@ def check_configuration(
                 "change it back, or start a new run with init_from."
             )
         lines.append(f"Changed since step {point.step}: {key} {yaml_text(old)} -> {yaml_text(new)}")
-    if base_fingerprint != point.facts["base_fingerprint"]:
+    if not is_same_base(info, point.facts["base_fingerprint"]):
         raise ConfigError(
             f"moshi_paths: holds other weights than when {point.folder} was written; "
             "give the same base model, or start a new run with init_from."

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.base_model.conditions import condition_names
-from finetune.base_model.locate import base_fingerprint, lm_config
+from finetune.base_model.fingerprint import base_fingerprint
+from finetune.base_model.locate import lm_config
 from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.integrity import describe_file
 from finetune.checkpoint.layout import CONFIG_FILE, FULL_FILE, LORA_FILE, TRAINING_FILE, TTT_FILE, step_of

@@ -16,7 +16,8 @@ from moshi.models.loaders import CheckpointInfo
 from finetune.args import TrainArgs
 from finetune.base_model.codec import load_codec
 from finetune.base_model.conditions import check_conditions
-from finetune.base_model.locate import base_fingerprint, find_model_files, lm_config
+from finetune.base_model.fingerprint import base_fingerprint
+from finetune.base_model.locate import find_model_files, lm_config
 from finetune.checkpoint.data_check import shorten
 from finetune.checkpoint.layout import FULL_FILE, run_dir_of
 from finetune.checkpoint.reading import find_checkpoint, warm_start
@@ -142,7 +143,7 @@ def _train(
     sampler = Sampler(args, mimi) if args.sample_freq else None
     frozen = [] if point is None else point.frozen
     model = build_parallel_model(
-        args, info, device=device, start_from=partial(_start_from, args, point, frozen)
+        args, info, device=device, start_from=partial(_start_from, args, info, point, frozen)
     )
     frozen = gather_objects(frozen)[0]  # only the main process starts from weights
     if args.sample_freq:
@@ -158,9 +159,7 @@ def _train(
     data_facts = _data_facts(train_data)
     if point is not None:
         paths = [recording.path for recording in train_data.recordings]
-        for line in check_configuration(
-            point, args, data=data_facts, recordings=paths, base_fingerprint=fingerprint
-        ):
+        for line in check_configuration(point, args, data=data_facts, recordings=paths, info=info):
             logger.info("%s", line)
         if point.run_dir == Path(args.run_dir).resolve():
             set_aside_newer(point)
@@ -199,10 +198,12 @@ def _train(
         _report(args, run_dir)
 
 
-def _start_from(args: TrainArgs, point: ResumePoint | None, frozen: list[str], model: LMModel) -> None:
+def _start_from(
+    args: TrainArgs, info: CheckpointInfo, point: ResumePoint | None, frozen: list[str], model: LMModel
+) -> None:
     """A run that resumes has its weights in the checkpoint; `frozen` gets what a warm start changes."""
     if args.init_from is not None and point is None:
-        start = warm_start(model, args.init_from, args)
+        start = warm_start(model, args.init_from, args, info=info)
         frozen += start.frozen
         for line in start.lines:
             logger.info("%s", line)

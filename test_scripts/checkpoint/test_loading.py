@@ -1,19 +1,24 @@
 """Loading a checkpoint to use it: its base model, its precision, its place on the Hub."""
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from finetune.args import ModelPaths
-from finetune.base_model.locate import base_fingerprint, find_model_files
+from finetune.base_model.fingerprint import base_fingerprint
+from finetune.base_model.locate import find_model_files
 from finetune.checkpoint.reading import load_checkpoint_model, open_checkpoint
 from finetune.demo.model_folder import write_random_repository
 from finetune.errors import CheckpointError
+from finetune.export.folder import export_checkpoint
 from finetune.inference.speech_model import load_speech_model
 from moshi_ttt.hybrid_model import ttt_layers
 from moshi_ttt.memory import layer_identity
@@ -99,6 +104,66 @@ def test_the_fingerprint_of_a_base_model_is_that_of_its_values(tiny_base, tmp_pa
     tensors["transformer.layers.2.norm1.alpha"][..., 0] += 1
     save_file(tensors, tmp_path / "base" / "model.safetensors")
     assert fingerprint(tmp_path / "base") != fingerprint(tiny_base)
+
+
+@pytest.fixture
+def redrawn(tiny_base, tmp_path):
+    """Make a copy of the base model in which the tensors of a prefix are others."""
+
+    def redraw(prefix):
+        folder = tmp_path / f"base{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(tiny_base, folder)
+        tensors = load_file(tiny_base / "model.safetensors")
+        changed = {name: tensor + 0.5 for name, tensor in tensors.items() if name.startswith(prefix)}
+        save_file(tensors | changed, folder / "model.safetensors")
+        return folder
+
+    return redraw
+
+
+def test_every_tensor_of_the_base_model_counts(tiny_base, redrawn):
+    def fingerprint(folder):
+        return base_fingerprint(find_model_files(ModelPaths(hf_repo_id=str(folder))))
+
+    # One of each kind: transformer.layers.0.norm1.alpha stands for all layers.
+    kinds = {re.sub(r"\.\d+", "", name): name for name in load_file(tiny_base / "model.safetensors")}
+    assert len(kinds) > 15
+    found = {name: fingerprint(redrawn(name)) for name in kinds.values()}
+    assert len({*found.values(), fingerprint(tiny_base)}) == len(kinds) + 1
+
+
+@pytest.mark.parametrize(
+    "prefix", ["emb.", "text_emb.", "text_linear.", "depformer", "linears.", "out_norm."]
+)
+def test_a_base_model_is_another_one_whichever_part_was_redrawn(checkpoint, redrawn, tmp_path, prefix):
+    base = str(redrawn(prefix))
+    with pytest.raises(CheckpointError, match="was trained on another base model than"):
+        load_checkpoint_model(checkpoint, base=base)
+    with pytest.raises(CheckpointError, match="was trained on another base model than"):
+        export_checkpoint(checkpoint, tmp_path / "merged", base_model=base, merged_dtype="auto")
+
+
+def _earlier_fingerprint(weights):
+    """As the version before computed it."""
+    digest = hashlib.sha256()
+    with safe_open(weights, "pt") as file:
+        for name in sorted(name for name in file.keys() if name.startswith("transformer.")):  # noqa: SIM118
+            tensor = file.get_slice(name)
+            first = tensor[:1].flatten()[:16].double().numpy()
+            digest.update(f"{name} {tensor.get_shape()}".encode() + first.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def test_of_an_older_checkpoint_less_is_compared_and_that_is_said(checkpoint, tiny_base, redrawn, caplog):
+    training = json.loads((checkpoint / "training.json").read_text())
+    load_checkpoint_model(checkpoint)
+    assert not caplog.records
+    training["base_fingerprint"] = _earlier_fingerprint(tiny_base / "model.safetensors")
+    (checkpoint / "training.json").write_text(json.dumps(training))
+    load_checkpoint_model(checkpoint, base=str(redrawn("emb.")))
+    assert "by its transformer and conditioners only" in caplog.text
+    with pytest.raises(CheckpointError, match="was trained on another base model than"):
+        load_checkpoint_model(checkpoint, base=str(redrawn("transformer.layers.2.norm1")))
 
 
 @pytest.fixture

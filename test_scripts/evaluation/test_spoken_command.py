@@ -12,7 +12,8 @@ import torch
 
 from evaluation_helpers import failure
 from finetune.args import TrainArgs
-from finetune.base_model.locate import base_fingerprint, lm_config
+from finetune.base_model.fingerprint import base_fingerprint
+from finetune.base_model.locate import lm_config
 from finetune.checkpointing import Checkpointer
 from finetune.config_io import build_args
 from finetune.evaluation.spoken import measure

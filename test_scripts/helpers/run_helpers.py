@@ -11,7 +11,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from finetune.args import TrainArgs
-from finetune.base_model.locate import base_fingerprint, find_model_files, lm_config
+from finetune.base_model.fingerprint import base_fingerprint
+from finetune.base_model.locate import find_model_files, lm_config
 from finetune.checkpoint.layout import list_checkpoints
 from finetune.checkpointing import Checkpointer
 from finetune.commands import run_command

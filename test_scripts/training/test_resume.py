@@ -237,11 +237,12 @@ def test_other_recordings_are_refused(interrupted, demo):
         resume(demo, interrupted, data=data)
 
 
-def test_another_base_model_is_refused(interrupted, demo, tmp_path):
+@pytest.mark.parametrize("name", ["transformer.layers.0.norm1.alpha", "text_emb.weight"])
+def test_another_base_model_is_refused(interrupted, demo, tmp_path, name):
     base = tmp_path / "base"
     shutil.copytree(demo.model_dir, base)
     tensors = load_file(base / "model.safetensors")
-    tensors["transformer.layers.0.norm1.alpha"] += 1
+    tensors[name] += 1
     save_file(tensors, base / "model.safetensors")
     with pytest.raises(ConfigError, match="moshi_paths: holds other weights"):
         resume(demo, interrupted, moshi_paths={"hf_repo_id": str(base)})

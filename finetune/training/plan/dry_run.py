@@ -35,10 +35,11 @@ def dry_run(args: TrainArgs, *, num_gpus: int = 1, gpu_memory_gb: float | None =
     model = build_meta_model(args, lm_kwargs)
     print(f"Architecture: {source}, built without weights")
     if Path(args.moshi_paths.hf_repo_id or "").is_dir() and _num_parameters(model) < _SMALL_MODEL:
-        model = build_model(args, find_model_files(args.moshi_paths), device=torch.device("cpu"))
+        info = find_model_files(args.moshi_paths)
+        model = build_model(args, info, device=torch.device("cpu"))
         print("The model is small: its weights were loaded as well")
         if args.init_from is not None and Path(args.init_from).exists():
-            print(*warm_start(model, args.init_from, args).lines, sep="\n")
+            print(*warm_start(model, args.init_from, args, info=info).lines, sep="\n")
     for line in model_summary(model, args):
         print(line)
     lines, fits = memory_lines(args, lm_kwargs, num_gpus=num_gpus, gpu_memory_gb=gpu_memory_gb)
