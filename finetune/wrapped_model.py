@@ -4,9 +4,11 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from moshi.models import loaders
 from moshi.models.lm import LMModel
 from moshi.models.lm_utils import ScaledEmbedding
 from moshi.models.loaders import CheckpointInfo, get_moshi_lm
@@ -20,7 +22,7 @@ from finetune.base_model.announced_conditions import (
     with_own_config,
 )
 from finetune.base_model.locate import MOSHI_ERRORS, describe_error
-from finetune.base_model.weight_files import check_finite_model
+from finetune.base_model.weight_files import check_finite_model, count_parameters
 from finetune.errors import CheckpointError, ConfigError
 from finetune.ttt_integration import apply_ttt_to_model
 from finetune.ttt_utils import is_ttt_parameter
@@ -44,6 +46,7 @@ def load_base(
     """
     overrides: dict[str, object] = {"gradient_checkpointing": gradient_checkpointing}
     check_conditioner_sizes(info)
+    _check_announced_size(info)
     info = with_own_config(info)
     if info.lora_weights is None:
         overrides["lora"] = False
@@ -119,6 +122,20 @@ def load_without_weights(
             )
     except MOSHI_ERRORS as error:
         raise CheckpointError(f"{source} is not one of Moshi: {describe_error(error)}") from None
+
+
+def _check_announced_size(info: CheckpointInfo) -> None:
+    """Moshi makes some layers in memory before it reads the weights: see that they are of one size.
+
+    Names are not compared, since Moshi renames tensors of its published files while it loads them.
+    """
+    source = f"configuration of {info.moshi_weights}"
+    lm_kwargs = loaders._lm_kwargs if info.lm_config is None else info.lm_config
+    model = load_without_weights(lm_kwargs, dtype=torch.bfloat16, source=source)
+    announced = sum(tensor.numel() for tensor in model.state_dict().values())
+    held = count_parameters(Path(info.moshi_weights))
+    if announced > 2 * held:
+        raise CheckpointError(f"{source}: announces {announced:,} parameters, the file holds {held:,}.")
 
 
 def _base_dtype(args: TrainArgs) -> torch.dtype:

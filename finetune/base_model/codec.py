@@ -8,8 +8,8 @@ from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import FRAME_RATE, CheckpointInfo, get_mimi
 
+from finetune.base_model.config_values import check_codec_values
 from finetune.base_model.locate import MOSHI_ERRORS, describe_error
-from finetune.base_model.untrusted import check_counts
 from finetune.base_model.weight_files import check_finite_model, count_parameters
 from finetune.errors import CheckpointError
 
@@ -38,7 +38,8 @@ def _check_codec_size(info: CheckpointInfo) -> None:
     """
     source = str(info.mimi_weights)
     held = count_parameters(Path(info.mimi_weights))
-    check_counts(info.mimi_config or {}, source=f"configuration of {source}")
+    if info.mimi_config is not None:
+        check_codec_values(info.mimi_config, source=f"configuration of {source}")
     try:
         with torch.device("meta"):
             state = get_mimi(None, info.mimi_config, device="meta").state_dict()
@@ -62,6 +63,11 @@ def check_codec(mimi: MimiModel, model: LMModel, info: CheckpointInfo) -> None:
             f"{info.mimi_weights}: this codec has {mimi.frame_rate:g} frames a second and "
             f"{mimi.num_codebooks} codebooks; this model needs {FRAME_RATE:g} and {model.n_q // 2}, "
             "the same for both voices."
+        )
+    if mimi.cardinality > model.card:
+        raise CheckpointError(
+            f"{info.mimi_weights}: this codec has {mimi.cardinality} codes in a codebook, this model knows "
+            f"{model.card}."
         )
 
 

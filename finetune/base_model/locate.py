@@ -12,7 +12,10 @@ from moshi.models.loaders import CheckpointInfo
 from safetensors import SafetensorError
 
 from finetune.args import ModelPaths
+from finetune.base_model.config_values import check_codec_values
+from finetune.base_model.model_kinds import quantised_weights_error
 from finetune.base_model.untrusted import check_config_values, check_weight_file
+from finetune.base_model.weight_files import read_header
 from finetune.errors import CheckpointError, one_line
 from finetune.files import read_json_object
 
@@ -30,6 +33,7 @@ MOSHI_ERRORS = (
     TypeError,
     ValueError,
 )
+_QUANTISED_SUFFIX = ".weight_scb"  # scales beside the int8 weights of bitsandbytes
 _FILE_KEYS = {
     "moshi_name": loaders.MOSHI_NAME,
     "mimi_name": loaders.MIMI_NAME,
@@ -74,6 +78,7 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
     except MOSHI_ERRORS as error:
         raise _unreachable(repository, error) from None
     _reject_ttt_exports(info.raw_config, repository)
+    _reject_quantised(info)
     return info
 
 
@@ -192,9 +197,10 @@ def _local_files(folder: Path, overrides: dict[str, Path | str | None]) -> dict[
             if not path.is_file():
                 raise CheckpointError(f"moshi_paths.hf_repo_id: {path} does not exist.")
             found[argument] = path
-    if "mimi_config_name" in config:
-        found["mimi_config_path"] = folder / str(config["mimi_config_name"])
-    if "lora_name" in config:
+    if config.get("mimi_config_name") is not None:
+        mimi_config = found["mimi_config_path"] = folder / str(config["mimi_config_name"])
+        check_codec_values(read_json_object(mimi_config), source=str(mimi_config))
+    if config.get("lora_name") is not None:
         found["lora_weights"] = folder / str(config["lora_name"])
     return found
 
@@ -209,6 +215,12 @@ def _reject_ttt_exports(config: dict[str, Any] | None, source: str) -> None:
             f"moshi_paths: {source} is a checkpoint with TTT layers, not a base model; "
             "start from it with init_from."
         )
+
+
+def _reject_quantised(info: CheckpointInfo) -> None:
+    """Whatever config.json says: the weights may be another file."""
+    if any(name.endswith(_QUANTISED_SUFFIX) for name in read_header(Path(info.moshi_weights))):
+        raise quantised_weights_error(info.moshi_weights)
 
 
 def is_hub_id(name: str) -> bool:

@@ -1,7 +1,7 @@
-"""What the descriptions of a model may say when a stranger wrote them: file names and sizes.
+"""What the descriptions of a model may say when a stranger wrote them: file names, values, kinds.
 
-Nothing is ever unpickled, so weights are safetensors files, which Moshi's own loader does not insist on; a
-name stays inside its folder; and a number of layers is one that a loop can count to. What a checkpoint
+Nothing is ever unpickled, so weights are safetensors files, which Moshi's own loader does not insist on, and
+a name stays inside its folder. What a checkpoint
 announces is held against its weights in `finetune.checkpoint.description`.
 """
 
@@ -9,22 +9,14 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from finetune.base_model.config_values import check_model_values
+from finetune.base_model.model_kinds import check_model_kind
 from finetune.errors import CheckpointError
 
 WEIGHT_SUFFIX = ".safetensors"
 
 _WEIGHT_KEYS = ("moshi_name", "mimi_name", "lora_name")
 _OTHER_FILE_KEYS = ("tokenizer_name", "mimi_config_name")
-_COUNTS = (
-    "num_layers",
-    "depformer_num_layers",
-    "n_q",
-    "dep_q",
-    "num_heads",
-    "depformer_num_heads",
-    "n_residual_layers",
-)
-_MAX_COUNT = 4096
 
 
 def check_weight_file(value: object, *, key: str) -> None:
@@ -45,15 +37,15 @@ def check_weight_file(value: object, *, key: str) -> None:
 
 
 def check_config_values(config: Mapping[str, Any], *, source: str) -> None:
-    """Look at the file names and counts of a `config.json` before anything is read or built from it.
+    """Look at the values of a `config.json` before anything is read or built from it.
 
     Args:
         config: its values.
         source: its path, or the repository.
 
     Raises:
-        CheckpointError: a name leaves the folder or names weights that would be unpickled, or a number of
-            layers, codebooks or heads is beyond all reason.
+        CheckpointError: a name leaves the folder or names weights that would be unpickled, a value is of
+            another type or beyond all reason, or the model is of a kind that cannot be used.
     """
     for key in (*_WEIGHT_KEYS, *_OTHER_FILE_KEYS):
         value = config.get(key)
@@ -63,20 +55,8 @@ def check_config_values(config: Mapping[str, Any], *, source: str) -> None:
             raise CheckpointError(f"{source}: {key}: {value!r} is not the name of a file in the same folder.")
         if key in _WEIGHT_KEYS:
             check_weight_file(value, key=f"{source}: {key}")
-    check_counts(config, source=source)
-
-
-def check_counts(config: Mapping[str, Any], *, source: str) -> None:
-    """Look at numbers that Moshi counts up to while it builds a model, in inner sections too.
-
-    Raises:
-        CheckpointError: a number of layers, codebooks or heads is beyond all reason.
-    """
-    for key, value in config.items():
-        if isinstance(value, dict):
-            check_counts(value, source=source)
-        elif key in _COUNTS and isinstance(value, (int, float)) and value > _MAX_COUNT:
-            raise CheckpointError(f"{source}: {key}: {value} is not allowed, at most {_MAX_COUNT}.")
+    check_model_values(config, source=source)
+    check_model_kind(config, source=source)
 
 
 def _stays_inside(name: str) -> bool:

@@ -129,7 +129,7 @@ def test_yaml_makes_no_objects(tmp_path):
         ({"lora_rank": 2}, "lora.safetensors: "),
         ({"lora": False}, "of lora.safetensors"),
         ({"num_layers": 2}, "ttt.layers: index 3 does not exist"),
-        ({"num_layers": 10**9}, "num_layers: 1000000000 is not allowed, at most 4096"),
+        ({"num_layers": 10**9}, "num_layers: 1000000000 is not allowed, must be less than or equal to 512"),
         ({"dim": 64}, "has shape"),
         ({"gizmo": 1}, "config.json: the configuration is not one of Moshi"),
         ({"moshi_name": "model.pt"}, "moshi_name: 'model.pt' is not a .safetensors file"),
@@ -320,13 +320,61 @@ def test_conditions_that_cannot_reach_the_model_are_refused(repository, monkeypa
 
 def test_a_codec_of_any_announced_size_costs_nothing(repository):
     config = json.loads((repository / "mimi_config.json").read_text())
-    wide = config | {"quantizer": config["quantizer"] | {"bins": 10**9}}
-    deep = config | {"transformer": config["transformer"] | {"num_layers": 10**9}}
-    for changed, message in ((wide, "its configuration announces "), (deep, "num_layers: 1000000000 is not")):
+    for section, change, message in (
+        (
+            "quantizer",
+            {"bins": 10**9},
+            "mimi_config.json: quantizer.bins: 1000000000 is not allowed, must be",
+        ),
+        ("transformer", {"num_layers": 10**9}, "transformer.num_layers: 1000000000 is not allowed, must be"),
+        ("seanet", {"ratios": [8, -6]}, "seanet.ratios.1: -6 is not allowed, must be greater than"),
+        ("seanet", 3, "mimi_config.json: seanet: 3 is not allowed, must be"),
+        ("quantizer", None, "mimi_config.json: quantizer: None is not allowed, must be"),
+    ):
+        changed = config | {section: config[section] | change if isinstance(change, dict) else change}
         (repository / "mimi_config.json").write_text(json.dumps(changed))
-        info = find_model_files(ModelPaths(hf_repo_id=str(repository)))
-        line = refusal(load_codec, info, torch.device("cpu"))
-        assert "mimi.safetensors" in line and message in line
+        assert message in refusal(find_model_files, ModelPaths(hf_repo_id=str(repository)))
+    wide = config | {"quantizer": config["quantizer"] | {"bins": 10**6}}
+    (repository / "mimi_config.json").write_text(json.dumps(wide))
+    info = find_model_files(ModelPaths(hf_repo_id=str(repository)))
+    line = refusal(load_codec, info, torch.device("cpu"))
+    assert "mimi.safetensors" in line and "its configuration announces " in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": {}}, "context: {} is not allowed, must be a valid integer"),
+        (
+            {"existing_text_padding_id": []},
+            "existing_text_padding_id: [] is not allowed, must be a valid integer",
+        ),
+        (
+            {"existing_text_padding_id": 10**6},
+            "existing_text_padding_id: 1000000 is not allowed, the text voc",
+        ),
+        ({"num_heads": -4}, "num_heads: -4 is not allowed, must be greater than or equal to 1"),
+        ({"dim": "128"}, "dim: '128' is not allowed, must be a valid integer"),
+        ({"delays": 3}, "delays: 3 is not allowed, must be a valid list"),
+        ({"delays": [0, -1]}, "delays.1: -1 is not allowed, must be greater than or equal to 0"),
+        ({"tts_config": 3}, "tts_config: 3 is not allowed, must be a valid dictionary"),
+        ({"depformer_dim_feedforward": [8, "x"]}, "depformer_dim_feedforward"),
+        ({"layer_scale": float("nan")}, "layer_scale: nan is not allowed"),
+    ],
+)
+def test_values_of_another_type_or_size_are_named(repository, change, message):
+    edit(repository / "config.json", **change)
+    for find in (find_model_files, find_architecture):
+        line = refusal(find, ModelPaths(hf_repo_id=str(repository)))
+        assert f"{repository / 'config.json'}: {message}" in line and len(line) < 300
+
+
+def test_a_base_model_of_any_announced_size_costs_nothing(repository, monkeypatch):
+    edit(repository / "config.json", dim=200_000, context=1000)
+    info = find_model_files(ModelPaths(hf_repo_id=str(repository)))
+    monkeypatch.setattr(type(info), "get_moshi", None)
+    line = refusal(wrapped_model.load_base, info, device="cpu", dtype=torch.float32)
+    assert "parameters, the file holds 2,1" in line and "announces " in line
 
 
 def test_a_memory_with_an_enormous_header_is_refused(tmp_path):
