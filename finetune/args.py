@@ -18,7 +18,25 @@ _NAMED_LAYERS: tuple[_NamedLayers, ...] = get_args(_NamedLayers)
 
 
 @dataclass(frozen=True, config=STRICT)
-class DataArgs:
+class TextOptions:
+    """Keys of `data:` about the text stream; checkpoints record them."""
+
+    text: Literal["given", "none"] = Field(
+        default="given",
+        description="The words beside the recordings; or none: audio alone is trained, the text stream is "
+        "padding and has no loss.",
+    )
+    keep_and_shift: bool = Field(
+        default=False,
+        description="A word whose tokens do not fit before the next one is not cut, the next one waits.",
+    )
+    keep_main_only: bool = Field(
+        default=True, description="Only words of SPEAKER_MAIN become text; false: those of every speaker."
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataArgs(TextOptions):
     """`data:` — recordings and how they are read."""
 
     train_data: str = Field(
@@ -385,6 +403,11 @@ class TrainArgs:
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
         return self
+
+    @property
+    def text_options(self) -> TextOptions:
+        """Those of the text stream alone."""
+        return TextOptions(self.data.text, self.data.keep_and_shift, self.data.keep_main_only)
 
     @property
     def carries_memory(self) -> bool:

@@ -18,6 +18,7 @@ from finetune.checkpoint.layout import (
     FIRST_CODEBOOK_KEY,
     FULL_FILE,
     LORA_FILE,
+    TEXT_KEY,
     TRAINING_FILE,
     TTT_FILE,
 )
@@ -93,6 +94,7 @@ def write_consolidated(
         "param_dtype": args.param_dtype,
         # Scores of speech weigh the codebooks as training did.
         FIRST_CODEBOOK_KEY: args.first_codebook_weight_multiplier,
+        TEXT_KEY: dataclasses.asdict(args.text_options),
         # Here too: a baseline (ttt.layers: none) has windows, and no such key in config.json.
         "ttt": dataclasses.asdict(args.ttt),
     }

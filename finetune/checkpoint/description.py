@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from moshi.models.loaders import CheckpointInfo
 
-from finetune.args import LoraArgs, ModelPaths, TTTArgs
+from finetune.args import LoraArgs, ModelPaths, TextOptions, TTTArgs
 from finetune.base_model.locate import lm_arguments, lm_config
 from finetune.base_model.untrusted import check_config_values
 from finetune.base_model.weight_files import check_headers, read_headers
@@ -23,6 +23,7 @@ from finetune.checkpoint.layout import (
     CONFIG_FILE,
     FIRST_CODEBOOK_KEY,
     FULL_FILE,
+    TEXT_KEY,
     TRAINING_FILE,
     TTT_FILE,
     WEIGHT_FILES,
@@ -51,6 +52,7 @@ class CheckpointDescription:
         ttt: the `ttt:` section it was trained with.
         first_codebook_weight: of the semantic codebook in the audio loss it was trained with
             (`first_codebook_weight_multiplier`), None where nothing says so.
+        text: how the text of its training was placed.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class CheckpointDescription:
     lora: LoraArgs | None
     ttt: TTTArgs
     first_codebook_weight: float | None
+    text: TextOptions = dataclasses.field(default_factory=TextOptions)
 
     @classmethod
     def read(cls, folder: Path, *, ours_only: bool = True) -> "CheckpointDescription":
@@ -115,6 +118,7 @@ class CheckpointDescription:
             _adapters(config) if config["lora"] else None,
             build_args(TTTArgs, training["ttt"], "ttt."),
             _first_codebook_weight(training),
+            build_args(TextOptions, dict(training.get(TEXT_KEY, {})), f"{TEXT_KEY}."),
         )
 
     @property

@@ -26,6 +26,7 @@ DONE_FILE = "DONE.json"
 CONSOLIDATED_DIR = "consolidated"
 STATE_DIR = "state"
 LATEST_FILE = "latest"
+TEXT_KEY = "text"  # of training.json: how text was placed, see `finetune.args.TextOptions`
 FIRST_CODEBOOK_KEY = "first_codebook_weight_multiplier"  # of training.json, as in the configuration
 PREFIX = "checkpoint_"
 PARTIAL_PREFIX = ".tmp-"  # being written

@@ -31,6 +31,7 @@ from finetune.data.codes.mono import TwoVoices, mono_error
 from finetune.data.recordings.lines import Fault, Recording, check_manifest, raise_first
 from finetune.data.recordings.skipped import CheckedSource, SkipList
 from finetune.data.recordings.sources import DataSource, parse_sources, refuse_weights
+from finetune.data.text_report import refuse_wordless, report_text
 from finetune.data.words import TimingFile, look_at_timings
 from finetune.distributed import alike, barrier, gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import ConfigError, DataError
@@ -80,17 +81,31 @@ def load_recordings(args: TrainArgs) -> Recordings:
         refuse_weights(eval_sources, key="data.eval_data")
         evaluation = _load(args, eval_sources, "eval", skipped)
     paths = [recording.alignment_path for recording in (*train, *evaluation)]
-    timings = {path: look_at_timings(path) for path in paths}
+    timings = {path: _look_at_timings(path, args) for path in paths}
+    for part, key in ((train, "data.train_data"), (evaluation, "data.eval_data")):
+        refuse_wordless([timings[r.alignment_path].num_words for r in part], args.text_options, key=key)
     weights = [source.weight for source in sources if source.weight is not None]
     if not weights:
         return Recordings([replace(r, source=0) for r in train], evaluation, (1.0,), skipped, timings)
     return Recordings(train, evaluation, weights, skipped, timings)
 
 
+def _look_at_timings(path: Path, args: TrainArgs) -> TimingFile:
+    if args.data.text == "none" and not path.exists():
+        return TimingFile()
+    return look_at_timings(path)
+
+
 def _load(args: TrainArgs, sources: Sequence[DataSource], split: str, skipped: SkipList) -> list[Recording]:
     faults: list[Fault] = []
-    check = partial(refuse_faulty, mono=args.data.mono)
-    recordings = check_manifest(sources, key=f"data.{split}_data", on_fault=faults.append, check=check)
+    check = partial(refuse_faulty, mono=args.data.mono, text=args.text_options)
+    recordings = check_manifest(
+        sources,
+        key=f"data.{split}_data",
+        on_fault=faults.append,
+        check=check,
+        need_words=args.data.text != "none",
+    )
     return _usable(args, CheckedSource(recordings, faults), split, skipped)
 
 
@@ -144,7 +159,7 @@ def build_datasets(
         timings = [recordings.timings[path] for path in paths]
         conditions = [timing.text_conditions for timing in timings]
         check_recordings(model, zip(paths, conditions, strict=True), source=name)
-        return ChunkDataset(
+        data = ChunkDataset(
             list(frames[split]),
             chunks,
             voices,
@@ -160,7 +175,11 @@ def build_datasets(
                 Digests(timing.digest, entry.source_digest, entry.content_digest)
                 for timing, entry in zip(timings, frames[split].values(), strict=True)
             ],
+            text_options=args.text_options,
         )
+        num_words = [timing.num_words for timing in timings]
+        report_text(data, num_words, key=f"data.{split}_data", name=name)
+        return data
 
     train = dataset("train", "Training data", recordings.weights)
     missing = set(range(len(recordings.weights))) - {recording.source for recording in train.recordings}

@@ -3,7 +3,8 @@
 import json
 import reprlib
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ class Word(NamedTuple):
     Attributes:
         text: the word as written.
         start_sec: start.
-        end_sec: end; may be before the start in faulty transcripts.
+        end_sec: end; may be at the start, where only starts are known, or before it in faulty transcripts.
         speaker: `SPEAKER_MAIN` for the left channel; empty while only one voice is looked at.
     """
 
@@ -44,16 +45,19 @@ class Transcript:
     text_conditions: dict[str, str]
 
 
-class TimingFile(NamedTuple):
+@dataclass(frozen=True)
+class TimingFile:
     """A file with word timings that was looked at.
 
     Attributes:
         text_conditions: as in `Transcript`.
-        digest: of its words and conditions, whatever its spelling of them.
+        digest: of its words and conditions, whatever its spelling of them; empty: there is no file.
+        num_words: by speaker.
     """
 
-    text_conditions: dict[str, str]
-    digest: str
+    text_conditions: dict[str, str] = field(default_factory=dict)
+    digest: str = ""
+    num_words: Counter[str] = field(default_factory=Counter)
 
 
 def load_alignments(path: Path) -> list[Word]:
@@ -81,11 +85,17 @@ def load_transcript(path: Path) -> Transcript:
 
 
 def look_at_timings(path: Path) -> TimingFile:
-    """Read the text conditions, and the words only to know them again; raises as `load_transcript` does."""
+    """Read the text conditions, and the words only to count them and to know them again.
+
+    Raises as `load_transcript` does.
+    """
     content = _read_json(path)
     content = content if isinstance(content, dict) else {}
     conditions = _parse_conditions(content.get("text_conditions"), where=f"{path}: text_conditions")
-    return TimingFile(conditions, hash_json([content.get("alignments"), conditions]))
+    words = content.get("alignments")
+    entries = [entry for entry in words if isinstance(entry, list)] if isinstance(words, list) else []
+    num_words = Counter(str(entry[-1]) for entry in entries if entry)
+    return TimingFile(conditions, hash_json([words, conditions]), num_words)
 
 
 def _read_json(path: Path) -> Any:

@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
+from conftest import LetterTokenizer
 from finetune.data.batches import dataset as dataset_module
 from finetune.data.batches.chunks import build_index
 from finetune.data.batches.dataset import Batch, ChunkDataset
@@ -17,11 +18,6 @@ from finetune.errors import DataError
 K = 2
 LENGTHS = [7, 4, 9]
 CHUNK_FRAMES = 4
-
-
-class LetterTokenizer:
-    def encode(self, text):
-        return [ord(letter) - ord("a") + 11 for letter in text]
 
 
 class CountingCache:

@@ -27,7 +27,7 @@ def write_recording(folder, name, *, channels=2, seed=0):
     samples = np.random.default_rng(seed).uniform(-0.3, 0.3, (channels, round(SEC * 24000)))
     path = folder / f"{name}.wav"
     sphn.write_wav(str(path), samples.astype(np.float32).squeeze(), 24000)
-    path.with_suffix(".json").write_text('{"alignments": []}')
+    path.with_suffix(".json").write_text('{"alignments": [["Hi", [0.1, 0.3], "SPEAKER_MAIN"]]}')
     return {"path": path.name, "duration": SEC}
 
 
@@ -114,7 +114,7 @@ def broken_manifest(tmp_path):
     """Two recordings that are right and four lines with faults."""
     good = [write_recording(tmp_path, name, seed=i) for i, name in enumerate(("a", "b"))]
     (tmp_path / "c.wav").write_bytes(b"no audio")
-    (tmp_path / "c.json").write_text('{"alignments": []}')
+    (tmp_path / "c.json").write_text('{"alignments": [["Hi", [0.1, 0.3], "SPEAKER_MAIN"]]}')
     cut = write_recording(tmp_path, "d")
     (tmp_path / "d.json").write_text('{"alignments": [["word", [0.1, "late"], "SPEAKER_MAIN"]]}')
     gone = {"path": "gone.wav", "duration": 1}

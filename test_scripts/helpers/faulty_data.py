@@ -256,10 +256,10 @@ TIMINGS: dict[str, tuple[str | None, bytes]] = {
     "word-far-away": ("word-outside", _words(_main("a", 1e300, 1.1e300))),
     "words-over-each-other": ("word-overlap", _words(_main("a", 0.1, 0.4), _main("b", 0.2, 0.45))),
     "word-without-text": ("empty-word", _words(_main("  ", 0.1, 0.2))),
-    "word-without-length": ("word-length", _words(_main("a", 0.1, 0.1))),
     "word-backwards": ("word-length", _words(_main("a", 0.3, 0.1))),
     "word-of-a-stranger": ("unknown-speaker", _words(_main("a", 0.1, 0.2, "SPEAKER_00"))),
     "good-no-words": (None, _words()),
+    "good-word-without-length": (None, _words(_main("a", 0.1, 0.1))),
     "good-whole-seconds": (None, _words(_main("a", 0, 0.2))),
     "good-unicode-words": (None, '{"alignments": [["naïve 😀", [0.1, 0.2], "SPEAKER_MAIN"]]}'.encode()),
     "good-escaped-pair": (None, _words(_main("😀", 0.1, 0.2))),
@@ -269,7 +269,7 @@ TIMINGS: dict[str, tuple[str | None, bytes]] = {
     "good-both-at-once": (None, _words(_main("a", 0.1, 0.4), _main("b", 0.2, 0.4, "SPEAKER_USER"))),
     "good-further-keys": (None, json.dumps({"alignments": WORDS, "model": "x"}).encode()),
 }
-_DECODED_ONLY = {"words-over-each-other", "word-without-text", "word-without-length", "word-backwards"}
+_DECODED_ONLY = {"words-over-each-other", "word-without-text", "word-backwards"}
 
 
 def line_of(name: str, suffix: str = ".wav", duration_sec: float = SEC) -> bytes:

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import aiohttp
+import hostile_clients
 import pytest
 import torch
+from hostile_clients import BINARY, HANDSHAKE, KINDS, PING, attack, frame, opus_of_silence
 
-import hostile_clients
 from finetune.inference.speech_model import load_speech_model
 from finetune.serving.access import Access
 from finetune.serving.app import Server
@@ -25,7 +26,6 @@ from finetune.serving.door import serving as served
 from finetune.serving.limits import ConnectionLimits, Limits
 from finetune.serving.server_log import FloodFilter
 from finetune.serving.voice import MemoryFiles, Voice
-from hostile_clients import BINARY, HANDSHAKE, KINDS, PING, attack, frame, opus_of_silence
 from project_root import ROOT
 from serving_helpers import Client, converse, run_server
 

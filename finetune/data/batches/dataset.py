@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from finetune.args import TextOptions
 from finetune.data.batches.chunks import Chunk
-from finetune.data.batches.interleaver import Tokenizer, interleave_text
+from finetune.data.batches.interleaver import TextCount, count_text, interleave_text
 from finetune.data.batches.mixing import Share
+from finetune.data.batches.spelling import Tokenizer
 from finetune.data.codes.mono import TwoVoices
 from finetune.data.recordings.lines import Recording
-from finetune.data.words import load_alignments
+from finetune.data.words import Word, load_alignments
 
 ZERO_TOKEN_ID = -1
 MAX_CACHED_TEXTS = 256
@@ -69,6 +71,7 @@ class ChunkDataset(Dataset[Tensor]):
         conditions: Sequence[Mapping[str, str]] | None = None,
         source_weights: Sequence[float] = (1.0,),
         digests: Sequence[Digests] = (),
+        text_options: TextOptions = TextOptions(),  # noqa: B008 - frozen
     ) -> None:
         """Keep the pieces; files are read when items are asked for.
 
@@ -85,6 +88,7 @@ class ChunkDataset(Dataset[Tensor]):
             conditions: text conditions of each recording; None: batches come without.
             source_weights: shares of the recordings' sources.
             digests: of each recording, where somebody wants to know them again.
+            text_options: whether there is text, and how it is placed.
         """
         self.recordings = recordings
         self.chunks = chunks
@@ -95,12 +99,15 @@ class ChunkDataset(Dataset[Tensor]):
         self.conditions = conditions
         self.source_weights = source_weights
         self.digests = digests
+        self.text_options = text_options
+        self._tokenizer = tokenizer
         self._interleave_text = partial(
             interleave_text,
             frame_rate=frame_rate,
             tokenizer=tokenizer,
             text_padding_id=text_padding_id,
             end_of_text_padding_id=end_of_text_padding_id,
+            options=text_options,
         )
         self._num_frames = {chunk.recording: chunk.start_frame + chunk.num_frames for chunk in chunks}
         self._texts: OrderedDict[int, Tensor] = OrderedDict()
@@ -146,13 +153,27 @@ class ChunkDataset(Dataset[Tensor]):
             conditions=() if self.conditions is None else [self.conditions[c.recording] for c in chunks],
         )
 
+    def count_text(self, recording: int) -> TextCount:
+        """How much of a recording's text is in the text stream; raises as `__getitem__` does."""
+        return count_text(
+            self._words(recording),
+            num_frames=self._num_frames[recording],
+            frame_rate=self.frame_rate,
+            tokenizer=self._tokenizer,
+            options=self.text_options,
+        )
+
+    def _words(self, recording: int) -> list[Word]:
+        if self.text_options.text == "none":
+            return []
+        return load_alignments(self.recordings[recording].alignment_path)
+
     def _text(self, recording: int) -> Tensor:
         """The text tokens of a whole recording, one per frame."""
         if recording not in self._texts:
             if len(self._texts) >= MAX_CACHED_TEXTS:
                 self._texts.popitem(last=False)
-            words = load_alignments(self.recordings[recording].alignment_path)
             num_frames = self._num_frames[recording]
-            self._texts[recording] = self._interleave_text(words, num_frames=num_frames)
+            self._texts[recording] = self._interleave_text(self._words(recording), num_frames=num_frames)
         self._texts.move_to_end(recording)
         return self._texts[recording]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from finetune.args import TextOptions
 from finetune.commands import Parser
 from finetune.data.check.data_set import CheckedLine, check_data_set, sorted_findings
 from finetune.data.check.fast import MONO
@@ -18,6 +19,8 @@ from finetune.data.check.report import short_name, text_report, write_json_repor
 from finetune.errors import ConfigError
 from finetune.monitoring.html_page import SUFFIXES
 from moshi_ttt.files.state_file import check_writable
+
+TEXT = ("given", "none")
 
 
 def check(arguments: Sequence[str] | None = None) -> int:
@@ -39,13 +42,15 @@ def check(arguments: Sequence[str] | None = None) -> int:
     if options.overview is not None and options.overview.suffix not in SUFFIXES:
         raise ConfigError(f"--overview: {options.overview} must end in {' or '.join(SUFFIXES)}.")
     tokenizer = _find_tokenizer(options)
-    settings = Settings(mono=options.mono, tokenizer=tokenizer)
+    text = TextOptions(options.text, options.keep_and_shift, not options.all_speakers)
+    settings = Settings(mono=options.mono, tokenizer=tokenizer, text=text)
     manifest = options.manifest.expanduser()
     items = check_data_set(manifest, settings, num_jobs=options.jobs, follow=_progress)
     if options.fix:
         items = _fix(items)
     findings = sorted_findings(items)
-    left_out = [] if tokenizer else ["whether the tokenizer can spell the words; give --tokenizer"]
+    left_out = ["whether the tokenizer can spell the words and their tokens fit; give --tokenizer"]
+    left_out = [] if tokenizer or options.text == "none" else left_out
     print(text_report(items, findings, left_out=left_out))
     if options.json is not None:
         write_json_report(options.json, items, findings)
@@ -106,6 +111,16 @@ def _parser() -> Parser:
         "--mono", choices=MONO, default="error", help="what training does with mono files [%(default)s]"
     )
     parser.add_argument(
+        "--text",
+        choices=TEXT,
+        default="given",
+        help="what training does with words [%(default)s]",
+    )
+    parser.add_argument("--keep-and-shift", action="store_true", help="training sets data.keep_and_shift")
+    parser.add_argument(
+        "--all-speakers", action="store_true", help="training sets data.keep_main_only to false"
+    )
+    parser.add_argument(
         "--fix",
         action="store_true",
         help="write the decoded durations into the manifest; the old one is kept as .bak",
@@ -115,7 +130,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--overview", type=Path, metavar="FILE", help="write plots: a page (.html) or a picture (.png)"
     )
-    group = parser.add_argument_group("tokenizer", "to see which words it cannot spell; one of")
+    group = parser.add_argument_group("tokenizer", "to see which words it cannot spell or place; one of")
     group.add_argument("--tokenizer", type=Path, metavar="PATH", help="a sentencepiece model")
     group.add_argument("--checkpoint", metavar="PATH", help="that of a trained model")
     group.add_argument(

@@ -11,6 +11,7 @@ from finetune.data.check.full import CheckedRecording, Checker, Settings
 from finetune.data.processes import TaskOutcome, run_tasks
 from finetune.data.recordings.lines import ManifestEntry, ManifestLine, Recording, read_lines
 from finetune.data.recordings.recording import noted_before
+from finetune.data.text_report import refuse_wordless
 from finetune.errors import DataError, one_line
 
 Follow = Callable[[Iterator[TaskOutcome]], Iterable[TaskOutcome]]
@@ -75,7 +76,7 @@ def check_data_set(
         about_line = items[index].checked.findings
         checked = replace(checked, findings=about_line + checked.findings)
         items[index] = replace(items[index], checked=checked)
-    return _find_same_audio(items)
+    return _find_wordless(_find_same_audio(items), settings, manifest)
 
 
 def sorted_findings(items: Iterable[CheckedLine]) -> list[Finding]:
@@ -157,6 +158,19 @@ def _find_same_audio(items: list[CheckedLine]) -> list[CheckedLine]:
                 item = replace(item, checked=replace(item.checked, findings=findings))
         compared.append(item)
     return compared
+
+
+def _find_wordless(items: list[CheckedLine], settings: Settings, manifest: Path) -> list[CheckedLine]:
+    """A data set without any word to train on; what is said of it stands with its first line."""
+    num_words = [item.checked.num_words for item in items if item.checked.num_words is not None]
+    try:
+        refuse_wordless(num_words, settings.text, key="no-words")
+    except DataError as error:
+        reason = str(error).removeprefix("no-words: ").partition(",")[0]
+        finding = Finding("no-words", manifest, reason)
+        checked = replace(items[0].checked, findings=[*items[0].checked.findings, finding])
+        return [replace(items[0], checked=checked), *items[1:]]
+    return items
 
 
 def _where(line: ManifestLine) -> str:

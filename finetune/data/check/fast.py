@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
+from finetune.args import TextOptions
 from finetune.data.audio.checks import AudioHeader, check_duration
 from finetune.data.audio.read import audio_kind, read_audio_header
 from finetune.data.check.findings import Finding, reason_of
 from finetune.data.codes.mono import MonoPolicy, mono_error
 from finetune.data.recordings.lines import Recording
-from finetune.data.words import load_alignments
+from finetune.data.words import load_alignments, look_at_timings
 from finetune.errors import DataError
 from moshi_ttt.files.regular_file import read_text
 
@@ -27,12 +28,18 @@ MAX_LATE_SEC = 0.5
 _NUMBERS = (float, int)
 
 
-def check_fast(recording: Recording, *, mono: MonoPolicy = "error") -> list[Finding]:
+_GIVEN = TextOptions()
+
+
+def check_fast(
+    recording: Recording, *, mono: MonoPolicy = "error", text: TextOptions = _GIVEN
+) -> list[Finding]:
     """Look at a recording's files and the audio's header, and read its word timings.
 
     Args:
         recording: a line of a manifest; its files need not exist.
         mono: what training does with a mono file; anything but `error` accepts it.
+        text: what training does with words; without them, there need be no file beside the audio.
 
     Returns:
         What is wrong, at most one finding of a code. Lengths are compared where the header is exact: wav,
@@ -42,12 +49,14 @@ def check_fast(recording: Recording, *, mono: MonoPolicy = "error") -> list[Find
     if finding is not None:
         return [finding]
     findings, duration_sec = _check_header(recording, mono=mono)
+    if text.text == "none":
+        return findings + _check_conditions(recording.alignment_path)
     return findings + _check_timings(recording.alignment_path, duration_sec)
 
 
-def refuse_faulty(recording: Recording, *, mono: MonoPolicy) -> None:
+def refuse_faulty(recording: Recording, *, mono: MonoPolicy, text: TextOptions) -> None:
     """Raise the first error that `check_fast` finds, if any, as DataError."""
-    for finding in check_fast(recording, mono=mono):
+    for finding in check_fast(recording, mono=mono, text=text):
         if finding.code == "mono":
             raise mono_error(recording.path)
         if finding.severity == "error":
@@ -110,6 +119,16 @@ def count_outside(spans: Iterable[tuple[float, float]], *, duration_sec: float) 
     """How many words are said where the recording has ended: they start there, or end well behind it."""
     latest_end = duration_sec + MAX_LATE_SEC
     return sum(start >= duration_sec or end > latest_end for start, end in spans)
+
+
+def _check_conditions(path: Path) -> list[Finding]:
+    """What is wrong with a file that may say more than words, or not be there."""
+    try:
+        if path.exists():
+            look_at_timings(path)
+    except (DataError, OSError) as error:
+        return [Finding("malformed-timings", path, reason_of(path, error))]
+    return []
 
 
 def _check_timings(path: Path, duration_sec: float | None) -> list[Finding]:

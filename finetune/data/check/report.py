@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.audio.find import printable
+from finetune.data.batches.interleaver import TextCount
 from finetune.data.check.data_set import CheckedLine
 from finetune.data.check.findings import SEVERITIES, Finding
 from finetune.data.recordings.lines import Recording
+from finetune.data.text_report import share_text
 from moshi_ttt.files.atomic_file import replacing
 
 
@@ -29,6 +31,10 @@ def text_report(items: Sequence[CheckedLine], findings: Sequence[Finding], *, le
             rows = _notes(found) if severity == "note" else _table(found)
             lines += [f"{_plural(len(found), severity)}:", *rows, ""]
     lines += [f"left out: {what}" for what in left_out]
+    texts = [item.checked.text for item in items if item.checked.text is not None]
+    if texts:
+        count = sum(texts, TextCount())
+        lines.append(f"{_plural(count.words, 'word')} of Moshi; {share_text(count)}")
     return "\n".join([*lines, summary(items, findings)])
 
 
@@ -105,6 +111,8 @@ def _recording_record(item: CheckedLine, recording: Recording) -> dict[str, Any]
         "duration_sec": checked.duration_sec,
         "voiced_share": checked.voiced,
         "words_per_minute": checked.words_per_minute,
+        "text_tokens": None if checked.text is None else checked.text.tokens,
+        "text_tokens_placed": None if checked.text is None else checked.text.placed,
     }
 
 

@@ -3,16 +3,21 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from finetune.data.batches.interleaver import TextCount
 from finetune.data.check.fast import count_outside, outside_finding
 from finetune.data.check.findings import Finding
+from finetune.data.text_report import share_text
 from finetune.data.words import SPEAKERS, Word
 
 # Aligners round the end of a word and the start of the next one apart.
 MAX_OVERLAP_SEC = 0.05
+MAX_LOST_SHARE = 0.05
 
 
 def check_words(path: Path, words: Sequence[Word], *, duration_sec: float | None) -> list[Finding]:
-    """Find words outside the audio, without text or length, of unknown speakers, and over each other.
+    """Find words outside the audio, without text, of unknown speakers, over each other, or backwards.
+
+    A word without a length is right: only its start counts.
 
     Args:
         path: the file of the word timings.
@@ -26,8 +31,8 @@ def check_words(path: Path, words: Sequence[Word], *, duration_sec: float | None
             findings.append(outside_finding(path, outside, len(words), duration_sec))
     empty = [word for word in words if not word.text.strip()]
     findings += _summary("empty-word", path, "have no text", empty, words)
-    without_length = [word for word in words if word.end_sec <= word.start_sec]
-    findings += _summary("word-length", path, "do not end after they start", without_length, words)
+    backwards = [word for word in words if word.end_sec < word.start_sec]
+    findings += _summary("word-length", path, "end before they start", backwards, words)
     strangers = [word for word in words if word.speaker not in SPEAKERS]
     if strangers:
         names = sorted({word.speaker for word in strangers})
@@ -48,6 +53,18 @@ def check_text(path: Path, words: Sequence[Word], is_known: Callable[[str], bool
     spoken = [word for word in words if word.speaker == SPEAKERS[0]]
     unknown = [word for word in spoken if not is_known(word.text)]
     return _summary("unknown-text", path, "have characters that the tokenizer does not know", unknown, spoken)
+
+
+def check_placing(path: Path, count: TextCount) -> list[Finding]:
+    """Find text of which much does not reach the text stream.
+
+    Args:
+        path: the file of the word timings.
+        count: of its text.
+    """
+    if count.tokens - count.placed < MAX_LOST_SHARE * count.tokens or not count.tokens:
+        return []
+    return [Finding("text-cut", path, f"{share_text(count)}, the others found no frame")]
 
 
 def _late(words: Iterable[Word]) -> list[Word]:

@@ -87,6 +87,7 @@ def check_manifest(
     key: str,
     on_fault: Callable[[Fault], None],
     check: Callable[[Recording], None] | None = None,
+    need_words: bool = True,
 ) -> list[Recording]:
     """Read the recordings as `load_manifest` does, but goes on after faults.
 
@@ -95,6 +96,7 @@ def check_manifest(
         key: see `load_manifest`.
         on_fault: called with each line that cannot be used.
         check: a further look at a recording whose files exist; it raises DataError.
+        need_words: each recording has word timings of its own.
 
     Returns:
         The others.
@@ -107,9 +109,9 @@ def check_manifest(
     for entry in read_manifest(source, key=key, on_fault=on_fault):
         recording = to_recording(entry)
         try:
-            check_recording(recording)
+            check_recording(recording, need_words=need_words)
             other = noted_before(timings, recording.alignment_path, recording.path)
-            if other is not None:
+            if other is not None and need_words:
                 raise DataError(
                     f"{recording.path} and {other} share the word timings {recording.alignment_path}; "
                     "give each recording a name of its own."
@@ -131,8 +133,8 @@ def to_recording(entry: ManifestEntry) -> Recording:
     )
 
 
-def check_recording(recording: Recording) -> None:
-    """Look whether a recording's files are there.
+def check_recording(recording: Recording, *, need_words: bool = True) -> None:
+    """Look whether a recording's files are there, its word timings where they are needed.
 
     Raises:
         DataError: one is missing.
@@ -140,10 +142,10 @@ def check_recording(recording: Recording) -> None:
     if not _is_file(recording.path):
         start = "" if recording.line is None else f"; paths are relative to {recording.line.manifest.parent}"
         raise DataError(f"audio file {recording.path} does not exist{start}.")
-    if not _is_file(recording.alignment_path):
+    if need_words and not _is_file(recording.alignment_path):
         raise DataError(
             f"word timings {recording.alignment_path} do not exist; put them beside the audio as "
-            '{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}.'
+            '{"alignments": [["word", [start_sec, end_sec], "SPEAKER_MAIN"], ...]}, or set data.text: none.'
         )
 
 

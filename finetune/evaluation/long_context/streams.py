@@ -162,6 +162,7 @@ class Stream:
                 tokenizer=self._speech.tokenizer,
                 text_padding_id=lm.text_padding_token_id,
                 end_of_text_padding_id=lm.end_of_text_padding_id,
+                options=self._speech.checkpoint.text,
             )
             self._last_text = part, text
         return self._last_text[1]

@@ -2,20 +2,15 @@
 
 import pytest
 
+from conftest import LetterTokenizer
+from finetune.args import TextOptions
 from finetune.data.batches.interleaver import interleave_text
 from finetune.data.words import Word
 
 P, E = 3, 0  # padding, end of padding
 
 
-class LetterTokenizer:
-    """One token per letter: a is 11, b is 12, and so on; a line break is 5."""
-
-    def encode(self, text):
-        return [5 if letter == "\n" else ord(letter) - ord("a") + 11 for letter in text]
-
-
-def interleave(*words, num_frames=10):
+def interleave(*words, num_frames=10, **options):
     return interleave_text(
         [Word(*word) if len(word) == 4 else Word(*word, "SPEAKER_MAIN") for word in words],
         num_frames=num_frames,
@@ -23,6 +18,7 @@ def interleave(*words, num_frames=10):
         tokenizer=LetterTokenizer(),
         text_padding_id=P,
         end_of_text_padding_id=E,
+        options=TextOptions(**options),
     ).tolist()
 
 
@@ -41,8 +37,9 @@ def test_word_in_the_first_frame_has_no_end_of_padding():
     assert interleave(("ab", 0.0, 0.2), num_frames=4) == [11, 12, P, P]
 
 
-def test_last_of_several_words_in_one_frame_is_kept():
-    assert interleave(("abc", 0.09, 0.1), ("d", 0.10, 0.15), num_frames=4) == [E, 14, P, P]
+def test_words_that_start_in_one_frame_follow_each_other():
+    assert interleave(("ab", 0.09, 0.1), ("c", 0.10, 0.15), num_frames=5) == [E, 11, 12, 13, P]
+    assert interleave(("abc", 0.0, 0.1), ("d", 0.01, 0.1), ("e", 0.2, 0.3), num_frames=4) == [11, 12, 15, P]
 
 
 def test_words_are_placed_by_time_whatever_their_order():
@@ -50,8 +47,8 @@ def test_words_are_placed_by_time_whatever_their_order():
 
 
 @pytest.mark.parametrize("end_sec", [0.1, 0.05])
-def test_word_without_duration_is_dropped(end_sec):
-    assert interleave(("a", 0.1, end_sec), num_frames=3) == [P, P, P]
+def test_word_of_which_only_the_start_is_right_is_kept(end_sec):
+    assert interleave(("a", 0.1, end_sec), num_frames=3) == [E, 11, P]
 
 
 @pytest.mark.parametrize("start_sec", [-0.01, 0.24])
@@ -71,6 +68,18 @@ def test_line_break_without_a_token_joins_the_lines(monkeypatch):
     encode = LetterTokenizer.encode
     monkeypatch.setattr(LetterTokenizer, "encode", lambda self, text: encode(self, text.replace("\n", "")))
     assert interleave(("a\nb", 0.0, 0.2), num_frames=4) == [11, 12, P, P]
+
+
+def test_a_word_waits_for_the_one_before_with_keep_and_shift():
+    words = ("abcd", 0.0, 0.2), ("ef", 0.17, 0.2), ("g", 0.72, 0.8)
+    assert interleave(*words) == [11, 12, 15, 16, P, P, P, P, E, 17]
+    assert interleave(*words, keep_and_shift=True) == [11, 12, 13, 14, 15, 16, P, P, E, 17]
+
+
+def test_words_of_all_speakers_are_text_without_keep_main_only():
+    words = ("a", 0.0, 0.1), ("b", 0.17, 0.2, "SPEAKER_00")
+    assert interleave(*words, num_frames=4, keep_main_only=False) == [11, E, 12, P]
+    assert interleave(*words, num_frames=4) == [11, P, P, P]
 
 
 def test_no_words_are_padding_only():
