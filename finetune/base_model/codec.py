@@ -1,8 +1,7 @@
-"""The two helpers beside the language model: the codec Mimi and the tokenizer."""
+"""The codec Mimi of a model."""
 
 from pathlib import Path
 
-import sentencepiece
 import torch
 from moshi.models import MimiModel
 from moshi.models.lm import LMModel
@@ -69,15 +68,3 @@ def check_codec(mimi: MimiModel, model: LMModel, info: CheckpointInfo) -> None:
             f"{info.mimi_weights}: this codec has {mimi.cardinality} codes in a codebook, this model knows "
             f"{model.card}."
         )
-
-
-def load_tokenizer(info: CheckpointInfo) -> sentencepiece.SentencePieceProcessor:
-    """The text tokenizer.
-
-    Raises:
-        CheckpointError: the file is not a sentencepiece model.
-    """
-    try:
-        return info.get_text_tokenizer()
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"{info.tokenizer}: not a sentencepiece model: {error}") from None

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from finetune.args import ModelPaths
 from finetune.base_model.config_values import check_codec_values
 from finetune.base_model.model_kinds import quantised_weights_error
+from finetune.base_model.text import load_tokenizer
 from finetune.base_model.untrusted import check_config_values, check_weight_file
 from finetune.base_model.weight_files import read_header
 from finetune.errors import CheckpointError, one_line
@@ -55,7 +56,8 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
     """Locate (and download, where needed) the files of the base model through Moshi's own loader.
 
     Raises:
-        CheckpointError: a file is missing or unreadable, or the repository cannot be reached.
+        CheckpointError: a file is missing or unreadable, the repository cannot be reached, or the tokenizer
+            is that of another model.
     """
     overrides = _existing_overrides(paths)
     repository = paths.hf_repo_id or None
@@ -79,6 +81,7 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
         raise _unreachable(repository, error) from None
     _reject_ttt_exports(info.raw_config, repository)
     _reject_quantised(info)
+    load_tokenizer(info, lm_config(info))  # to see that it is the model's
     return info
 
 

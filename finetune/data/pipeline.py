@@ -14,8 +14,10 @@ from moshi.models.loaders import FRAME_RATE, CheckpointInfo
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.base_model.codec import check_codec, load_tokenizer
+from finetune.base_model.codec import check_codec
 from finetune.base_model.conditions import check_recordings, condition_names
+from finetune.base_model.locate import lm_config
+from finetune.base_model.text import load_tokenizer
 from finetune.data.audio.checks import check_frames
 from finetune.data.batches.chunks import build_index
 from finetune.data.batches.contiguous_sampler import ContiguousBatchSampler
@@ -147,7 +149,7 @@ def build_datasets(
         frames[split] = {recording: entries[recording] for recording in usable}
     used = [entry for part in frames.values() for entry in part.values()]
     voices = TwoVoices(cache, args.data.mono, silence=_silence(args, used, mimi))
-    tokenizer = load_tokenizer(info)
+    tokenizer = load_tokenizer(info, lm_config(info))
     context = context_frames(model) if args.carries_memory else 0
 
     def dataset(split: str, name: str, weights: Sequence[float]) -> ChunkDataset:

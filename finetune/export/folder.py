@@ -19,7 +19,7 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
 from finetune.args import ModelPaths, TTTArgs
-from finetune.base_model.locate import describe_error, is_hub_id
+from finetune.base_model.locate import describe_error, find_model_files, is_hub_id
 from finetune.base_model.weight_files import count_parameters
 from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.layout import CONFIG_FILE, FULL_FILE, TRAINING_FILE, TTT_FILE, WEIGHT_FILES
@@ -87,6 +87,8 @@ def export_checkpoint(
     if repo_id is not None and not is_hub_id(repo_id):
         raise ConfigError(f"--push-to-hub: {repo_id!r} is not a repository of the Hub such as USER/REPO.")
     source = open_checkpoint(checkpoint, base=replacement)
+    if source.base.hf_repo_id and (Path(source.base.hf_repo_id) / CONFIG_FILE).is_file():
+        find_model_files(source.base)  # whose tokenizer must be the model's
     local = local_files(source.base)
     if repo_id is not None and local:
         raise ConfigError(

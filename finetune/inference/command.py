@@ -85,6 +85,7 @@ def _begin(conversation: Conversation, options: argparse.Namespace) -> None:
 def _talk(speech: SpeechModel, conversation: Conversation, user: Tensor) -> tuple[FrameTimes, list[Reply]]:
     """Play the user's voice `[num_samples]` to the model, the last frame filled up with silence."""
     times, replies = FrameTimes(), []
+    text = speech.text_decoder()
     frames = user.split(conversation.mimi.frame_size)
     stop = StopRequest()
     with stop.on(signal.SIGINT, signal.SIGTERM):
@@ -93,11 +94,11 @@ def _talk(speech: SpeechModel, conversation: Conversation, user: Tensor) -> tupl
             with times.frame():
                 replies.append(conversation.listen(frame[None]))
             if replies[-1].tokens is not None:
-                say(speech.text_piece(int(replies[-1].tokens[0, 0])), end="")
+                say(text.add(int(replies[-1].tokens[0, 0])), end="")
             if stop.requested:
                 say(f"\ninterrupted after {len(replies)} of {len(frames)} frames; they are written", end="")
                 break
-    say()
+    say(text.finish())
     return times, replies
 
 
@@ -121,7 +122,7 @@ def _report(
         "conditions": None if options.load_session is not None else dict(speech.conditions),
         **times.summary(),
         "memory_resets": conversation.check_memory(),
-        "text": ["".join(map(speech.text_piece, row)).strip() for row in rows],
+        "text": [speech.text_decoder().decode(row) for row in rows],
     }
 
 

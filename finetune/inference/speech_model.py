@@ -8,9 +8,10 @@ from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
 
-from finetune.base_model.codec import check_codec, load_codec, load_tokenizer
+from finetune.base_model.codec import check_codec, load_codec
 from finetune.base_model.conditions import TextConditions, check_conditions, condition_names
-from finetune.base_model.locate import find_model_files
+from finetune.base_model.locate import find_model_files, lm_config
+from finetune.base_model.text import TextDecoder, load_tokenizer
 from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.reading import load_model, open_checkpoint
 from finetune.errors import CheckpointError, ConfigError
@@ -40,11 +41,10 @@ class SpeechModel:
     info: CheckpointInfo
     conditions: TextConditions = field(default_factory=dict)
 
-    def text_piece(self, token: int) -> str:
-        """What a text token adds to a transcript, nothing for padding."""
-        if token in (self.lm.text_padding_token_id, self.lm.end_of_text_padding_id) or token < 0:
-            return ""
-        return self.tokenizer.id_to_piece(token).replace("▁", " ")
+    def text_decoder(self) -> TextDecoder:
+        """What makes text of the tokens of a conversation, as they come."""
+        padding = (self.lm.text_padding_token_id, self.lm.end_of_text_padding_id)
+        return TextDecoder(self.tokenizer, padding=padding)
 
 
 def load_speech_model(
@@ -88,7 +88,7 @@ def load_speech_model(
         set_ttt_mode(lm, mode)
     elif mode != "on":
         raise ConfigError(f"--ttt {mode}: {checkpoint.folder} has no TTT layers to compare with.")
-    tokenizer = load_tokenizer(info)
+    tokenizer = load_tokenizer(info, lm_config(info))
     source = _describe(checkpoint, lm, mode, conditions)
     return SpeechModel(lm, mimi, tokenizer, source, checkpoint, info, conditions)
 

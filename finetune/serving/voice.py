@@ -80,6 +80,7 @@ class Voice:
         self._conversation = Conversation(
             speech.lm, speech.mimi, sampling=sampling, conditions=speech.conditions
         )
+        self._text = speech.text_decoder()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="voice")
         self._streaming = ExitStack()
         self._recent_ms: deque[float] = deque(maxlen=250)
@@ -132,6 +133,7 @@ class Voice:
 
     def _begin(self, fresh: bool) -> None:
         self._conversation.start()
+        self._text = self._speech.text_decoder()
         load, save = self._files.load, self._files.save
         if load is None or fresh:
             return
@@ -143,7 +145,7 @@ class Voice:
     def _answer(self, frame: np.ndarray) -> SpokenFrame:
         start = time.perf_counter()
         reply = self._conversation.listen(torch.from_numpy(frame)[None])
-        text = "" if reply.tokens is None else self._speech.text_piece(int(reply.tokens[0, 0]))
+        text = "" if reply.tokens is None else self._text.add(int(reply.tokens[0, 0]))
         lm = self._conversation.lm
         states = streaming_states(lm) if ttt_layers(lm) else {}
         activity = {index: state.activity[0].item() for index, state in states.items()}

@@ -1,0 +1,105 @@
+"""The text tokenizer: whether it is the model's own, and what its tokens say."""
+
+import codecs
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import sentencepiece
+from moshi.models.loaders import CheckpointInfo
+
+from finetune.errors import CheckpointError
+
+END_OF_PADDING_ID = 0  # Moshi's `LMModel.end_of_text_padding_id`, in every model
+_PADDING_ID = 3  # of a model whose configuration does not say
+_SPACE = "▁"  # how sentencepiece writes a space
+_SPECIAL_NAME = re.compile(r"[<\[].+[>\]]")
+
+
+def load_tokenizer(info: CheckpointInfo, config: Mapping[str, Any]) -> sentencepiece.SentencePieceProcessor:
+    """The text tokenizer.
+
+    Args:
+        info: the files of the model.
+        config: of the language model, which says how many text tokens it has.
+
+    Raises:
+        CheckpointError: the file is not a sentencepiece model, or of another language model.
+    """
+    try:
+        tokenizer = info.get_text_tokenizer()
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f"{info.tokenizer}: not a sentencepiece model: {error}") from None
+    _check_fits(tokenizer, config, source=str(info.tokenizer))
+    return tokenizer
+
+
+def _check_fits(
+    tokenizer: sentencepiece.SentencePieceProcessor, config: Mapping[str, Any], *, source: str
+) -> None:
+    advice = "give the model's own tokenizer (moshi_paths.tokenizer_path)"
+    num_tokens = config.get("text_card")
+    if num_tokens is not None and tokenizer.vocab_size() != num_tokens:
+        raise CheckpointError(
+            f"{source}: has {tokenizer.vocab_size():,} pieces, the model has {num_tokens:,} text tokens "
+            f"(text_card); {advice}."
+        )
+    padding = config.get("existing_text_padding_id", _PADDING_ID)
+    for token, use in ((END_OF_PADDING_ID, "end of padding"), (padding, "padding")):
+        if token is None or not 0 <= token < tokenizer.vocab_size() or _is_special(tokenizer, token):
+            continue
+        raise CheckpointError(
+            f"{source}: piece {token} is {tokenizer.id_to_piece(token)!r}, which the model takes for "
+            f"{use}; {advice}."
+        )
+
+
+def _is_special(tokenizer: sentencepiece.SentencePieceProcessor, token: int) -> bool:
+    if tokenizer.is_control(token) or tokenizer.is_unknown(token) or tokenizer.is_unused(token):
+        return True
+    # Symbols that a user defines are pieces like any other, and called `<pad>` or `[PAD]`.
+    return not tokenizer.is_byte(token) and bool(_SPECIAL_NAME.fullmatch(tokenizer.id_to_piece(token)))
+
+
+class TextDecoder:
+    """Turns the tokens of a text stream into text, one after the other.
+
+    Args:
+        tokenizer: of the model.
+        padding: tokens of frames without text.
+    """
+
+    def __init__(
+        self, tokenizer: sentencepiece.SentencePieceProcessor, *, padding: Collection[int] = ()
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._padding = frozenset(padding)
+        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int) -> str:
+        """The text that a token completes.
+
+        Nothing for padding, control and unknown pieces, and for bytes of a character that is not complete:
+        they wait for the others, and become U+FFFD where something else follows.
+        """
+        return self._characters.decode(self._bytes(token))
+
+    def finish(self) -> str:
+        """The end: U+FFFD where a character is not complete, else nothing."""
+        return self._characters.decode(b"", final=True)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of a whole stream, without space around it."""
+        self._characters.reset()
+        return ("".join(map(self.add, tokens)) + self.finish()).strip()
+
+    def _bytes(self, token: int) -> bytes:
+        tokenizer = self._tokenizer
+        if token in self._padding or not 0 <= token < tokenizer.vocab_size():
+            return b""
+        if tokenizer.is_control(token) or tokenizer.is_unknown(token) or tokenizer.is_unused(token):
+            return b""
+        piece = tokenizer.id_to_piece(token)
+        if tokenizer.is_byte(token):
+            return bytes([int(piece[1:-1], 16)])
+        return piece.replace(_SPACE, " ").encode()
