@@ -79,15 +79,30 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
+def truncated_error(path: Path, *, claimed: int, held: int) -> DataError:
+    """What to raise for a file that holds fewer samples than its header claims."""
+    return DataError(
+        f"{path}: truncated, the header claims {claimed} samples and the file holds {held}; copy or export "
+        "it again.",
+        code="truncated",
+    )
+
+
+def contradiction(path: Path, header: AudioHeader, held: int) -> DataError:
+    """What to raise for a file that holds more samples than its header claims."""
+    claimed_sec, held_sec = (num / header.sample_rate for num in (header.num_samples, held))
+    return DataError(
+        f"{path}: the header claims {claimed_sec:.2f} s and the file holds {held_sec:.2f} s or more; export "
+        "it again.",
+        code="contradiction",
+    )
+
+
 def check_length(path: Path, num_samples: int, header: AudioHeader) -> None:
     """Raise DataError when a decoded file is empty or shorter than its header says."""
     # sphn returns what it finds before a premature end of the file and says nothing.
     if num_samples < header.num_samples:
-        raise DataError(
-            f"{path}: truncated, the header claims {header.num_samples} samples and the file holds "
-            f"{num_samples}; copy or export it again.",
-            code="truncated",
-        )
+        raise truncated_error(path, claimed=header.num_samples, held=num_samples)
     if num_samples == 0:
         raise DataError(
             f"{path}: holds no samples; remove it from the manifest or export it again.", code="empty"

@@ -1,7 +1,8 @@
 """Reading mono and stereo recordings of hours, wav and flac files in blocks of bounded memory.
 
 All others are decoded as a whole, since a lossy stream that is entered in the middle decodes to other
-samples: that takes 8 bytes per sample and channel, 2.8 GB for an hour of stereo at 48 kHz.
+samples: that takes 8 bytes per sample and channel, 2.8 GB for an hour of stereo at 48 kHz. No more than a
+header claims is decoded.
 """
 
 import os
@@ -15,24 +16,27 @@ import soxr
 import sphn
 
 from finetune.data.audio.checks import (
+    MAX_EXCESS_SEC,
     AudioHeader,
     check_duration,
     check_finite_samples,
     check_length,
+    contradiction,
     fit_length,
     open_audio,
     readable,
     resampled_length,
 )
+from finetune.data.audio.opus import check_opus_length, read_opus_header
+from finetune.data.audio.wav import open_wav, read_wav
 from finetune.errors import DataError
 
 BLOCK_SEC = 60
 OVERLAP_SEC = 1
-OPUS_SAMPLE_RATE = 48000
-# PCM, float and the extensible form of both: formats of which any sample can be read by itself.
-WAV_FORMATS = (1, 3, 0xFFFE)
 # What sphn makes of other rates are allocations of terabytes and empty pieces.
 SAMPLE_RATES = (1000, 768_000)
+# Of what compresses best: silence.
+LEAST_BYTES_PER_SEC = 25
 # What a process may take for a recording before it is ended: some hundred times what decoding takes.
 LIMIT_SEC, LIMIT_BYTES_PER_SEC = 120, 100_000
 
@@ -44,7 +48,7 @@ def read_audio_header(path: Path) -> AudioHeader:
         DataError: the file is missing or no audio that can be read, or has more than two channels or a sample
             rate that no recording has.
     """
-    header = _opus_header(path) if audio_kind(path) == "opus" else open_audio(path)[1]
+    header = _read_header(path, audio_kind(path))
     _check_rate(path, header.sample_rate)
     if header.channels not in (1, 2):
         raise DataError(f"{path}: has {header.channels} channels; make it mono or stereo.", code="channels")
@@ -105,8 +109,8 @@ def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
     return np.concatenate([piece[-1] for piece in read_pieces(path, sample_rate=sample_rate)])
 
 
-def audio_kind(path: Path) -> Literal["opus", "lossless", "other"]:
-    """Tell by a file's first bytes how it is to be read.
+def audio_kind(path: Path) -> Literal["opus", "wav", "flac", "other"]:
+    """Tell by a file's first bytes how it is to be read; of wav files, those with plain samples are `wav`.
 
     Raises:
         DataError: the file cannot be opened, or is a wav file with a sample rate that no recording has.
@@ -125,12 +129,11 @@ def audio_kind(path: Path) -> Literal["opus", "lossless", "other"]:
     if start.startswith(b"OggS") and b"OpusHead" in start:
         return "opus"
     chunk = start.find(b"fmt ")
-    wav_format = int.from_bytes(start[chunk + 8 : chunk + 10], "little")
-    is_wav = start.startswith(b"RIFF") and chunk > 0
-    if is_wav and len(start) >= chunk + 16:  # before sphn looks, which panics at a rate of 0
+    if start.startswith(b"RIFF") and 0 < chunk <= len(start) - 16:  # before sphn looks, which panics at 0
         _check_rate(path, int.from_bytes(start[chunk + 12 : chunk + 16], "little"))
-    plain_wav = is_wav and wav_format in WAV_FORMATS
-    return "lossless" if plain_wav or start.startswith(b"fLaC") else "other"
+    if open_wav(path) is not None:
+        return "wav"
+    return "flac" if start.startswith(b"fLaC") else "other"
 
 
 def _check_rate(path: Path, sample_rate: float) -> None:
@@ -142,41 +145,77 @@ def _check_rate(path: Path, sample_rate: float) -> None:
         )
 
 
-def _opus_header(path: Path) -> AudioHeader:
-    """Channels from the first page, length from the last one, which sphn has no call for."""
+def _read_header(path: Path, kind: str) -> AudioHeader:
+    if kind == "opus":
+        return read_opus_header(path)
+    wav = open_wav(path) if kind == "wav" else None
+    if wav is not None:
+        return wav.header
+    if kind == "flac" and not flac_samples(path):
+        raise DataError(
+            f"{path}: does not say how long it is, as a flac file that was written to a pipe; encode it into "
+            "a file.",
+            code="unreadable",
+        )
+    return open_audio(path)[1]
+
+
+def flac_samples(path: Path) -> int:
+    """How many samples a flac file claims, 0 where it does not know."""
     with open(path, "rb") as file:
-        start = file.read(4096)
-        # A page has at most 65,307 bytes.
-        file.seek(max(0, path.stat().st_size - 65536))
-        end = file.read()
-    page = end.rfind(b"OggS")
-    head = start.find(b"OpusHead")
-    if page < 0 or len(end) < page + 14 or len(start) < head + 19:
-        raise DataError(f"{path}: cannot be read as Ogg-Opus; is it complete?")
-    num_samples = int.from_bytes(end[page + 6 : page + 14], "little", signed=True)
-    return AudioHeader(start[head + 9], OPUS_SAMPLE_RATE, max(0, num_samples))
+        start = file.read(26)
+    return int.from_bytes(start[18:26], "big") & 0xFFFFFFFFF
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:
     """Yield blocks at the file's own rate."""
     kind = audio_kind(path)
-    if kind == "lossless":
+    header = _read_header(path, kind)
+    wav = open_wav(path) if kind == "wav" else None
+    if wav is not None:
+        yield from read_wav(path, wav, block_samples=BLOCK_SEC * header.sample_rate)
+    elif kind == "flac":
         yield from _decode_blocks(path)
     elif kind == "opus":
+        check_opus_length(path, header)
         with readable(path):
             samples = sphn.read_opus(path)[0]
         # The last packet is filled up with what the length in the header leaves out.
-        yield np.asarray(samples, np.float32)[:, : _opus_header(path).num_samples]
+        yield np.asarray(samples, np.float32)[:, : header.num_samples]
     else:
-        reader, _ = open_audio(path)
-        with readable(path):
-            samples = np.asarray(reader.decode_all(), np.float32)
-        yield samples
+        yield _decode_whole(path, header)
+
+
+def _decode_whole(path: Path, header: AudioHeader) -> np.ndarray:
+    reader, _ = open_audio(path)
+    # sphn makes room for all that it is asked for, so a claim that the file has no room for is none.
+    claimed_sec = header.num_samples / header.sample_rate
+    is_known = claimed_sec <= path.stat().st_size / LEAST_BYTES_PER_SEC and not _is_guessed(path)
+    with readable(path):
+        limit_sec = claimed_sec + 2 * MAX_EXCESS_SEC
+        samples = np.asarray(reader.decode(0.0, limit_sec) if is_known else reader.decode_all(), np.float32)
+    if is_known and samples.shape[1] > header.num_samples + MAX_EXCESS_SEC * header.sample_rate:
+        raise contradiction(path, header, samples.shape[1])
+    return samples
+
+
+def _is_guessed(path: Path) -> bool:
+    """Whether a file is mp3 without a header that says its length: sphn guesses it from the first frames."""
+    with open(path, "rb") as file:
+        start = file.read(10)
+        if start.startswith(b"ID3") and len(start) == 10:
+            sizes = zip(start[6:], (21, 14, 7, 0), strict=True)
+            file.seek(10 + sum((byte & 0x7F) << shift for byte, shift in sizes))
+            start = b""
+        start += file.read(4096)
+    is_mp3 = start[:1] == b"\xff" and len(start) > 1 and start[1] & 0xE0 == 0xE0
+    return is_mp3 and not any(name in start for name in (b"Xing", b"Info", b"VBRI"))
 
 
 def _decode_blocks(path: Path) -> Iterator[np.ndarray]:
     """Yield blocks of whole seconds, between which the file has exact positions."""
     reader, header = open_audio(path)
+    num_samples = 0
     overlap = OVERLAP_SEC * header.sample_rate
     start_sec, previous = 0, None
     while True:
@@ -193,6 +232,9 @@ def _decode_blocks(path: Path) -> Iterator[np.ndarray]:
                     f"{path}: cannot be read in blocks, its frames are damaged; make it a wav file."
                 )
             block = block[:, overlap:]
+        num_samples += block.shape[1]
+        if num_samples > header.num_samples:
+            raise contradiction(path, header, num_samples)
         if block.shape[1]:
             yield block
         if block.shape[1] < BLOCK_SEC * header.sample_rate:

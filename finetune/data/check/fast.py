@@ -15,7 +15,7 @@ from typing import get_args
 from finetune.args import TextOptions
 from finetune.data.audio.checks import AudioHeader, check_duration
 from finetune.data.audio.read import audio_kind, read_audio_header
-from finetune.data.check.findings import Finding, reason_of
+from finetune.data.check.findings import Finding, reason_of, reason_of_audio
 from finetune.data.codes.mono import MonoPolicy, mono_error
 from finetune.data.recordings.lines import Recording
 from finetune.data.words import load_alignments, look_at_timings
@@ -73,7 +73,7 @@ def _check_header(recording: Recording, *, mono: MonoPolicy) -> tuple[list[Findi
         is_exact = audio_kind(path) != "other"
         header = read_audio_header(path)
     except DataError as error:
-        return [Finding(error.code or "unreadable", path, reason_of(path, error))], None
+        return [Finding(error.code or "unreadable", path, reason_of_audio(path, error))], None
     findings = check_channels(path, header, mono=mono)
     if not is_exact:
         return findings, None

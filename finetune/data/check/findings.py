@@ -27,6 +27,7 @@ KINDS: dict[str, FindingKind] = {
     "not-a-file": FindingKind("error", "put the audio into a file"),
     "unreadable": FindingKind("error", "copy or export it again; wav and flac are fine"),
     "truncated": FindingKind("error", "copy or export it again"),
+    "contradiction": FindingKind("error", "export it again"),
     "empty": FindingKind("error", "remove the line or export it again"),
     "check-failed": FindingKind("error", "take the file for damaged: export it again or remove the line"),
     "mono": FindingKind("error", "make it stereo, Moshi left and the user right, or choose --mono"),
@@ -77,6 +78,12 @@ class Finding:
     def advice(self) -> str:
         """What to do."""
         return KINDS[self.code].advice
+
+
+def reason_of_audio(path: Path, error: object) -> str:
+    """The same of an error about audio, without its advice: that of the finding's kind follows."""
+    reason = reason_of(path, error)
+    return reason.rpartition("; ")[0] or reason
 
 
 def reason_of(path: Path, error: object) -> str:

@@ -12,7 +12,7 @@ from finetune.args import TextOptions
 from finetune.data.audio.read import read_audio_header, read_pieces
 from finetune.data.batches.interleaver import TextCount, count_text
 from finetune.data.check.fast import check_channels, check_fast, compare_duration, find_file
-from finetune.data.check.findings import Finding, reason_of
+from finetune.data.check.findings import Finding, reason_of, reason_of_audio
 from finetune.data.check.sound import check_levels, check_swapped
 from finetune.data.check.sound_levels import LevelMeter, Levels
 from finetune.data.check.timings import check_placing, check_text, check_words
@@ -139,7 +139,7 @@ class Checker:
             for piece in read_pieces(path, sample_rate=header.sample_rate):
                 meter.add(piece)
         except DataError as error:
-            return None, None, [Finding(error.code or "unreadable", path, reason_of(path, error))]
+            return None, None, [Finding(error.code or "unreadable", path, reason_of_audio(path, error))]
         findings = check_channels(path, header, mono=self._settings.mono)
         if round(meter.num_samples * MOSHI_SAMPLE_RATE / header.sample_rate) == 0:
             return None, None, [*findings, Finding("empty", path, f"holds {meter.num_samples} samples only")]

@@ -56,7 +56,7 @@ def measure_file(path: Path) -> MeasuredFile:
     try:
         header = read_audio_header(path)
         num_samples = header.num_samples
-        if audio_kind(path) != "lossless":
+        if audio_kind(path) not in ("wav", "flac"):
             pieces = read_pieces(path, sample_rate=header.sample_rate)
             num_samples = sum(piece.shape[1] for piece in pieces)
         if num_samples == 0:
