@@ -15,7 +15,6 @@ _LONGEST_PACKET = 5760  # 120 ms
 
 class _Page(NamedTuple):
     continues: bool  # its first packet began in the page before
-    serial: int
     packets: list[bytes]  # the first bytes of each
 
 
@@ -34,17 +33,13 @@ def read_opus_header(path: Path) -> AudioHeader:
 
 
 def check_opus_length(path: Path, header: AudioHeader) -> None:
-    """Add up what all packets last, before a decoder makes room for it.
+    """Add up what all packets last, of all streams in a row, before a decoder makes room for it.
 
     Raises:
         DataError: it is another length than the last page's, or the file cannot be taken apart.
     """
     total = last_page = 0
-    serial = None
     for page in _pages(path):
-        serial = page.serial if serial is None else serial
-        if page.serial != serial:
-            continue
         last_page = sum(
             _num_samples(packet)
             for packet in page.packets[page.continues :]
@@ -64,8 +59,7 @@ def _pages(path: Path) -> Iterator[_Page]:
             table = file.read(head[26]) if len(head) == _PAGE_HEAD and head.startswith(b"OggS") else b""
             if not head.startswith(b"OggS") or len(head) < _PAGE_HEAD or len(table) < head[26]:
                 raise _unreadable(path)
-            serial = int.from_bytes(head[14:18], "little")
-            yield _Page(bool(head[5] & 1), serial, _packets(path, file, table))
+            yield _Page(bool(head[5] & 1), _packets(path, file, table))
 
 
 def _packets(path: Path, file: BinaryIO, table: bytes) -> list[bytes]:
