@@ -139,10 +139,40 @@ class SpokenArgs:
 
 
 @dataclass(frozen=True, config=STRICT)
+class LongContextArgs:
+    """`eval.long_context:` — losses along long recordings during training, when `data` is given."""
+
+    data: str | None = Field(
+        default=None, min_length=1, description="Folder of recordings, manifest or audio file (null: none)."
+    )
+    freq: int = Field(
+        default=0, ge=0, le=10**9, description="Steps between two measurements (0: at the end only)."
+    )
+    limit: int = Field(
+        default=4, ge=1, le=10**6, description="Recordings, evenly spread over the data, the same every time."
+    )
+    max_frames: int = Field(
+        default=24_000, ge=2, le=10**9, description="Frames of a recording that are measured, from its start."
+    )
+    user: Literal["empty", "silent", "real"] = Field(
+        default="empty", description="What is heard: no input; digital silence; or the right channel."
+    )
+    text: Literal["none", "given"] = Field(
+        default="none",
+        description="No text input, or the words beside the recordings (padding, with data.text: none).",
+    )
+    conditions: dict[str, str] = Field(
+        default_factory=dict,
+        description="What a model with text conditions is told meanwhile, {name: text}.",
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
 class EvalArgs:
     """`eval:` — evaluation beyond the losses."""
 
     spoken: SpokenArgs = Field(default_factory=SpokenArgs)
+    long_context: LongContextArgs = Field(default_factory=LongContextArgs)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -398,8 +428,9 @@ class TrainArgs:
             raise ValueError(
                 "sample_freq: a model with ttt.causal: false cannot stream; set sample_freq to 0"
             )
-        if self.eval.spoken.data is not None and self.ttt.enable and not self.ttt.causal:
-            raise ValueError("eval.spoken.data: a model with ttt.causal: false sees what it is to predict")
+        for name, data in (("spoken", self.eval.spoken.data), ("long_context", self.eval.long_context.data)):
+            if data is not None and self.ttt.enable and not self.ttt.causal:
+                raise ValueError(f"eval.{name}.data: a model with ttt.causal: false sees what it predicts")
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
         return self

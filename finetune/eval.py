@@ -26,6 +26,7 @@ from finetune.wrapped_model import autocast
 
 logger = logging.getLogger(__name__)
 _MAX_CHUNKS = 10_000
+_OF_TEXT = frozenset({"text_loss", "text_perplexity", "unigram_text_loss"})
 
 
 class LossAverage:
@@ -50,7 +51,8 @@ class LossAverage:
         """Means over everything added, in all processes.
 
         Returns:
-            `text_loss` and `audio_loss` (weighted as in training, nats), `loss` (their sum),
+            `text_loss` and `audio_loss` (weighted as in training, nats; NaN without a target), `loss` (their
+            sum, or that of the audio alone),
             `text_perplexity` and `audio_perplexity` (exp of the plain mean), and the plain audio loss of
             the semantic codebook and of the acoustic ones.
         """
@@ -62,7 +64,7 @@ class LossAverage:
         audio_nll, audio_count = rest[:num_codebooks], rest[num_codebooks:]
         text_loss, audio_loss = _ratio(text, text_weight), _ratio(audio, audio_weight)
         return {
-            "loss": text_loss + audio_loss,
+            "loss": audio_loss if text_weight == 0 else text_loss + audio_loss,
             "text_loss": text_loss,
             "audio_loss": audio_loss,
             "text_perplexity": _exp(_ratio(text_nll, text_count)),
@@ -120,6 +122,13 @@ def evaluate(
         put_back_into_shards(model)
         model.train()
     return average.result(model.dep_q)
+
+
+def without_absent(values: dict[str, float], args: TrainArgs) -> dict[str, float]:
+    """Metrics without those of the text, where none is trained."""
+    if args.data.text != "none":
+        return values
+    return {name: value for name, value in values.items() if name not in _OF_TEXT}
 
 
 def _ratio(value: float, weight: float) -> float:
@@ -187,9 +196,8 @@ def unigram_losses(
         average.add(weighted_sums(*unigram.losses(batch.codes, model), weights), weights)
     losses = average.result(model.dep_q)
     text, audio = losses["text_loss"], losses["audio_loss"]
-    logger.info(
-        "Unigram losses on the evaluation data (token frequencies alone): text %.3f, audio %.3f", text, audio
-    )
+    shown = f"text {text:.3f}, audio {audio:.3f}" if args.data.text != "none" else f"audio {audio:.3f}"
+    logger.info("Unigram losses on the evaluation data (token frequencies alone): %s", shown)
     return {"unigram_text_loss": text, "unigram_audio_loss": audio}
 
 

@@ -66,6 +66,8 @@ def loss_weights(
         end = (first + args.chunk_frames).clamp(max=codes.shape[2])
     for row, delay in zip((text_valid[:, 0], *audio_valid.unbind(1)), delays, strict=True):
         row &= (first <= frames + delay) & (frames + delay < end)
+    if args.data.text == "none":
+        text_valid = torch.zeros_like(text_valid)
     text_weights, audio_weights = text_valid.float(), audio_valid.float()
     for token in (model.text_padding_token_id, model.end_of_text_padding_id):
         text_weights = torch.where(text == token, text_weights * args.text_padding_weight, text_weights)

@@ -5,13 +5,14 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from finetune.annotation.engines import Engine
 from finetune.annotation.recordings import CHANNELS, AudioRecording, read_transcript
-from finetune.data.audio.read import read_audio
-from finetune.data.words import SPEAKERS, Word, load_alignments, load_transcript
+from finetune.data.audio.read import read_audio_header, read_channels
+from finetune.data.words import SPEAKERS, Word, load_alignments, load_overview
 from finetune.errors import DataError
 
 _INAUDIBLE = 1e-3  # a channel whose samples all stay below says nothing; full scale is 1
@@ -25,6 +26,8 @@ def is_annotated(recording: AudioRecording) -> bool:
     """
     if not os.path.lexists(recording.alignment_path):
         return False
+    if "alignments" not in _content(recording.alignment_path, {"alignments": None}):
+        return False  # what a data set says of a recording beside it, as LibriLight does
     try:
         load_alignments(recording.alignment_path)
     except DataError as error:
@@ -36,7 +39,7 @@ def annotate_file(recording: AudioRecording, engine: Engine, *, channels: Sequen
     """Write the word timings of a recording.
 
     Args:
-        recording: a stereo file.
+        recording: a stereo file; or a mono one, whose channel is Moshi's, the left one.
         engine: what finds the words.
         channels: those to annotate, `left` and `right`.
 
@@ -46,8 +49,10 @@ def annotate_file(recording: AudioRecording, engine: Engine, *, channels: Sequen
     """
     if not recording.path.is_file():
         raise DataError("the file does not exist.")
-    stereo = read_audio(recording.path, sample_rate=engine.sample_rate)
-    words = {channel: _words(recording, engine, stereo, channel) for channel in channels}
+    if read_audio_header(recording.path).channels < len(CHANNELS) and "right" in channels:
+        raise DataError("mono, it has no right channel; --channels left annotates its voice as Moshi's.")
+    samples = read_channels(recording.path, sample_rate=engine.sample_rate)
+    words = {channel: _words(recording, engine, samples, channel) for channel in channels}
     if not any(words.values()):
         raise DataError("no word is heard on either channel." if len(words) == 2 else "no word is heard.")
     write_alignments(recording.alignment_path, words)
@@ -57,7 +62,7 @@ def write_alignments(path: Path, words: dict[str, list[Word]]) -> None:
     """Write word timings whole or not at all, as `load_alignments` reads them.
 
     Args:
-        path: of the file; an older one is replaced, but for its text conditions.
+        path: of the file; an older one is replaced, but for what else it says of the recording.
         words: per channel, `left` or `right`.
 
     Raises:
@@ -71,12 +76,12 @@ def write_alignments(path: Path, words: dict[str, list[Word]]) -> None:
     entries = [
         [word.text, [round(word.start_sec, 3), round(word.end_sec, 3)], speaker] for word, speaker in ordered
     ]
-    kept = _text_conditions(path)
+    kept = _kept(path)
     # Not .json while it is being written: a killed process leaves nothing that looks like word timings.
     partial = path.with_name(f".alignments.partial-{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            json.dump({"alignments": entries} | kept, file, ensure_ascii=False)
+            json.dump(kept | {"alignments": entries}, file, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -86,17 +91,28 @@ def write_alignments(path: Path, words: dict[str, list[Word]]) -> None:
         raise
 
 
-def _text_conditions(path: Path) -> dict[str, dict[str, str]]:
-    """The part of an older file that nobody hears in the recording; nothing of one that cannot be read."""
+def _kept(path: Path) -> dict[str, Any]:
+    """What an older file says besides its words; nothing of one that cannot be read."""
+    kept = {key: value for key, value in _content(path, {}).items() if key != "alignments"}
     try:
-        conditions = load_transcript(path).text_conditions
+        load_overview(path)
     except DataError:
-        return {}
-    return {"text_conditions": conditions} if conditions else {}
+        kept.pop("text_conditions", None)
+    return kept
 
 
-def _words(recording: AudioRecording, engine: Engine, stereo: np.ndarray, channel: str) -> list[Word]:
-    samples = stereo[CHANNELS.index(channel)]
+def _content(path: Path, unreadable: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(content, ensure_ascii=False).encode()
+    except (OSError, ValueError, RecursionError):
+        return unreadable
+    return content if isinstance(content, dict) else unreadable
+
+
+def _words(recording: AudioRecording, engine: Engine, audio: np.ndarray, channel: str) -> list[Word]:
+    samples = audio[CHANNELS.index(channel)]
     transcript = read_transcript(recording, channel) if engine.needs_transcript else None
     is_audible = bool(np.abs(samples).max() >= _INAUDIBLE)
     if not is_audible:

@@ -31,7 +31,7 @@ def write_manifest(arguments: Sequence[str] | None = None) -> int:
     files = find_audio_files(folder)
     if not files:
         raise no_audio_files(folder)
-    measured = measure_all(files, num_jobs=options.jobs)
+    measured = measure_all(files, num_jobs=options.jobs, need_words=options.text != "none")
     used = [(file.path, file.duration_sec) for file in measured if file.duration_sec is not None]
     left_out = [(file.path, file.reason) for file in measured if file.reason is not None]
     for path, reason in left_out:
@@ -39,7 +39,9 @@ def write_manifest(arguments: Sequence[str] | None = None) -> int:
     if not used:
         raise DataError(f"{folder}: none of {len(files)} audio files can be used; nothing was written.")
     lines = [
-        json.dumps({"path": _relative(path, out.parent), "duration": round(duration_sec, 6)})
+        json.dumps(
+            {"path": _relative(path, out.parent), "duration": round(duration_sec, 6)} | _speaker_of(path)
+        )
         for path, duration_sec in used
     ]
     with replacing(out) as partial:
@@ -47,6 +49,15 @@ def write_manifest(arguments: Sequence[str] | None = None) -> int:
     hours = sum(duration_sec for _, duration_sec in used) / 3600
     print(f"{printable(str(out))}: {len(used)} recordings, {hours:.2f} h; {len(left_out)} left out")
     return 1 if left_out else 0
+
+
+def _speaker_of(path: Path) -> dict[str, str]:
+    """The speaker that the file beside a recording names, as LibriLight's do."""
+    try:
+        speaker = json.loads(path.with_suffix(".json").read_text(encoding="utf-8-sig"))["speaker"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {"speaker": str(speaker)} if isinstance(speaker, str | int) and str(speaker) else {}
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -79,6 +90,12 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the recordings, at any depth")
+    parser.add_argument(
+        "--text",
+        choices=("given", "none"),
+        default="given",
+        help="none: for a training with data.text: none, which needs no word timings [%(default)s]",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the manifest [DIR/manifest.jsonl]")
     parser.add_argument("--overwrite", action="store_true", help="replace a manifest that is there")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes [%(default)s]")

@@ -24,6 +24,8 @@ _EVAL_FIELDS = (
     ("unigram_audio_loss", ".3f"),
     ("text_perplexity", ".2f"),
     ("audio_perplexity", ".2f"),
+    ("long_context_loss", ".3f"),
+    ("long_context_slope", ".4f"),
     *((name, ".1%") for name in ("swuggy", "sblimp", "tstory", "sstory")),
 )
 

@@ -52,6 +52,7 @@ from finetune.monitoring.metrics_file import MetricsWriter
 from finetune.monitoring.plots import plot_run, plot_trajectories
 from finetune.monitoring.trajectories import summarise
 from finetune.monitoring.wandb_run import check_wandb
+from finetune.training.long_context import LongContextEvaluator, check_long_context
 from finetune.training.parallel import build_parallel_model, choose_strategy
 from finetune.training.plan.flops import utilisation
 from finetune.training.plan.summary import model_summary
@@ -96,6 +97,7 @@ def run_training(args: TrainArgs) -> None:
             logger.info("%s is complete: step %d of %d.", point.run_dir, point.step, args.max_steps)
             return
         recordings, benchmarks = load_recordings(args), load_spoken(args)
+        check_long_context(args)
         if args.init_from is not None and not args.full_finetuning:
             args = _with_base_of(args, args.init_from, point)
         info = find_model_files(args.moshi_paths)
@@ -150,8 +152,11 @@ def _train(
         check_conditions(model, args.sample_conditions, source="sample_conditions")
     if benchmarks:
         check_conditions(model, args.eval.spoken.conditions, source="eval.spoken.conditions")
+    if args.eval.long_context.data is not None:
+        check_conditions(model, args.eval.long_context.conditions, source="eval.long_context.conditions")
     train_data, eval_data = build_datasets(args, recordings, info, model, mimi)
     spoken = SpokenEvaluator.build(args, benchmarks, info, model, mimi)
+    long_context = LongContextEvaluator.build(args, info, model, mimi)
     del mimi  # only samples still need it
     for line in model_summary(model, args):
         logger.info("%s", line)
@@ -188,6 +193,7 @@ def _train(
             frozen=frozen,
             sampler=sampler,
             spoken=spoken,
+            long_context=long_context,
             utilisation=utilisation(args, device),
         )
         if point is not None:

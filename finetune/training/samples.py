@@ -1,6 +1,5 @@
 """Audio samples during training: what the model says to a user, as a stereo recording."""
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,10 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.args import TrainArgs
-from finetune.base_model.conditions import condition_parameters
-from finetune.base_model.locate import find_architecture
 from finetune.data.audio.read import read_voice
-from finetune.distributed import is_main
 from finetune.errors import ConfigError, DataError
 from finetune.files import writing_to
 from finetune.inference.conversation import Conversation
-from finetune.sharding import full_tensor, is_sharded
-from finetune.ttt_integration import float32_parameters
-from finetune.wrapped_model import build_meta_model
 
 
 class Sampler:
@@ -44,17 +37,6 @@ class Sampler:
         if args.sample_prompts:
             self._prompts = [_read_user(path, mimi.sample_rate)[:num_samples] for path in args.sample_prompts]
 
-    def speaker(self, model: LMModel) -> LMModel | None:
-        """A copy of a training model that can speak; every process must call it.
-
-        Returns:
-            None in processes other than the main one.
-        """
-        dtype = getattr(torch, self._args.param_dtype)
-        if is_sharded(model):
-            return self._gathered(model, dtype)
-        return _copy_to_speak(model, dtype) if is_main() else None
-
     def sample(self, speaker: LMModel) -> Tensor:
         """One recording of all prompts in turn, left the model, right the user. `[2, num_samples]`."""
         device = next(speaker.parameters()).device
@@ -64,21 +46,6 @@ class Sampler:
             turns = [self._answer(speaker, torch.from_numpy(prompt)) for prompt in self._prompts]
         return torch.cat(turns, 1)
 
-    def _gathered(self, model: LMModel, dtype: torch.dtype) -> LMModel | None:
-        """The same of a sharded model, whose tensors are gathered one after the other."""
-        speaker = build_meta_model(self._args, find_architecture(self._args.moshi_paths)[0])
-        kept = _kept(speaker)
-        names = {name for name, parameter in speaker.named_parameters() if id(parameter) not in kept}
-        tensors = {}
-        for name, tensor in model.state_dict().items():
-            whole = full_tensor(tensor.detach())
-            if is_main():
-                tensors[name] = whole.to(dtype) if name in names else whole
-        if not is_main():
-            return None
-        speaker.load_state_dict(tensors, assign=True)
-        return _without_checkpointing(speaker)
-
     def _answer(self, model: LMModel, user: Tensor) -> Tensor:
         frames = [frame for frame in user.split(self._mimi.frame_size) if len(frame) == self._mimi.frame_size]
         conditions = self._args.sample_conditions
@@ -86,30 +53,6 @@ class Sampler:
             answer = [conversation.listen(frame[None]).audio[0] for frame in frames]
         heard = user[: len(frames) * self._mimi.frame_size]
         return torch.stack([torch.cat(answer), heard]) if frames else user.new_zeros(2, 0)
-
-
-def _copy_to_speak(model: LMModel, dtype: torch.dtype) -> LMModel:
-    """A copy in one dtype (the attention cache takes that of the first LoRA weight it finds).
-
-    Frozen weights that have the dtype already are shared, not copied.
-    """
-    shared = {id(p): p for p in model.parameters() if not p.requires_grad and p.dtype == dtype}
-    speaker = copy.deepcopy(model, shared)
-    kept = _kept(speaker)
-    for parameter in speaker.parameters():
-        if id(parameter) not in kept:
-            parameter.data = parameter.data.to(dtype)
-    return _without_checkpointing(speaker)
-
-
-def _kept(speaker: LMModel) -> set[int]:
-    """The ids of parameters that are float32 in a model of any dtype."""
-    return {id(parameter) for parameter in (*float32_parameters(speaker), *condition_parameters(speaker))}
-
-
-def _without_checkpointing(speaker: LMModel) -> LMModel:
-    speaker.transformer.checkpointing = speaker.depformer.checkpointing = False
-    return speaker.eval()
 
 
 def save_sample(audio: Tensor, path: Path, sample_rate: int) -> None:

@@ -27,7 +27,7 @@ from finetune.data.pipeline import build_train_batches
 from finetune.diagnose.monitor import Diagnostics
 from finetune.distributed import all_reduce_sum, any_process, barrier, get_rank, get_world_size, is_main
 from finetune.errors import TrainingDivergedError
-from finetune.eval import evaluate
+from finetune.eval import evaluate, without_absent
 from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.monitoring.inner_loop_log import InnerLoopLog
 from finetune.monitoring.log_lines import eval_line, train_line
@@ -36,10 +36,12 @@ from finetune.monitoring.step_timer import StepTimer
 from finetune.monitoring.ttt_metrics import GateMonitor, InnerLoopRecorder
 from finetune.sharding import full_tensor
 from finetune.training.carried_memory import CarriedMemory
+from finetune.training.long_context import LongContextEvaluator
 from finetune.training.optim import build_optimizer, build_scheduler, current_rates
 from finetune.training.parallel import TrainingPass
 from finetune.training.plan.flops import Utilisation
 from finetune.training.samples import Sampler, save_sample
+from finetune.training.speaking_copy import speaking_copy
 from finetune.training.spoken_scores import SpokenEvaluator
 from finetune.training.train_state import Saver, TrainState
 from finetune.ttt_utils import get_parameter_groups
@@ -75,6 +77,7 @@ class Trainer:
         frozen: parameters that do not train and are not those of the base model.
         sampler: None when `sample_freq` is 0.
         spoken: None without `eval.spoken.data`.
+        long_context: None without `eval.long_context.data`.
         utilisation: None where the peak of the device is not known.
     """
 
@@ -92,6 +95,7 @@ class Trainer:
         frozen: Sequence[str],
         sampler: Sampler | None,
         spoken: SpokenEvaluator | None,
+        long_context: LongContextEvaluator | None,
         utilisation: Utilisation | None,
     ) -> None:
         self.args = args
@@ -103,6 +107,7 @@ class Trainer:
         self.saver = saver
         self.sampler = sampler
         self.spoken = spoken
+        self.long_context = long_context
         self.utilisation = utilisation
         self.groups = {name: group for name, group in get_parameter_groups(model, args).items() if group}
         self.trainable = [parameter for group in self.groups.values() for parameter in group]
@@ -331,6 +336,7 @@ class Trainer:
             **self._utilisation(result.num_frames / total / get_world_size()),
             "peak_memory_gb": _peak_memory_gb(self.device),
         }
+        values = without_absent(values, self.args)
         self.writer.write("train", self.step, values)
         logger.info("%s", train_line(self.step, values))
 
@@ -354,12 +360,15 @@ class Trainer:
             values |= self.unigram
         if self.spoken is not None and self.spoken.is_due(self.step):
             values |= self.spoken.measure(self.model)
+        if self.long_context is not None and self.long_context.is_due(self.step):
+            values |= self.long_context.measure(self.model)
         if values:
+            values = without_absent(values, self.args)
             self.writer.write("eval", self.step, values)
             logger.info("%s", eval_line(self.step, values))
 
     def _sample(self, sampler: Sampler) -> None:
-        speaker = sampler.speaker(self.model)
+        speaker = speaking_copy(self.args, self.model)
         if speaker is not None:
             audio = sampler.sample(speaker)
             path = self.run_dir / "samples" / f"step_{self.step}.wav"

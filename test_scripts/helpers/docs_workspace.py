@@ -113,6 +113,11 @@ def _write_data() -> None:
     Path("data/dailytalk").mkdir(parents=True)
     lines = [json.dumps({"path": f"{number}.wav", "duration": 60.0}) for number in range(60)]
     Path("data/dailytalk/dailytalk.jsonl").write_text("\n".join(lines) + "\n")
+    Path("data/librilight/100/book").mkdir(parents=True)
+    write_speech(Path("data/librilight/100/book/a.wav"), np.random.default_rng(0), 40)
+    lines = [json.dumps({"path": "100/book/a.wav", "duration": 3.2})] + lines
+    for name in ("manifest", "train"):
+        Path(f"data/librilight/{name}.jsonl").write_text("\n".join(lines) + "\n")
     write_swuggy(Path("zerospeech2021"), num_ids=2)
     write_sblimp(Path("zerospeech2021"), num_ids=2)
     shutil.copytree("zerospeech2021", "spoken")

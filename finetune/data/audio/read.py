@@ -78,11 +78,20 @@ def read_pieces(
     return _resample(path, blocks, header, sample_rate=sample_rate)
 
 
-def read_audio(path: Path, *, sample_rate: int) -> np.ndarray:
-    """Read a whole stereo file: left channel Moshi, right channel the user.
+def read_channels(path: Path, *, sample_rate: int) -> np.ndarray:
+    """Read a whole file: the left channel, or the only one, is Moshi, the right one the user.
 
     Returns:
-        float32 samples, `[2, num_samples]`.
+        float32 samples, `[1 or 2, num_samples]`.
+
+    Raises:
+        DataError: see `read_pieces`.
+    """
+    return np.concatenate(list(read_pieces(path, sample_rate=sample_rate)), axis=1)
+
+
+def read_audio(path: Path, *, sample_rate: int) -> np.ndarray:
+    """Read a whole stereo file, see `read_channels`; float32 samples, `[2, num_samples]`.
 
     Raises:
         DataError: it is not stereo, or see `read_pieces`.
@@ -92,7 +101,7 @@ def read_audio(path: Path, *, sample_rate: int) -> np.ndarray:
             f"{path}: mono, which trains 9 streams instead of 17; make it a stereo file with Moshi on the "
             "left and the user on the right."
         )
-    return np.concatenate(list(read_pieces(path, sample_rate=sample_rate)), axis=1)
+    return read_channels(path, sample_rate=sample_rate)
 
 
 def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:

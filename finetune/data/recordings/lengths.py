@@ -1,7 +1,9 @@
 """How long recordings are, found out in processes of which one may die."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from finetune.data.audio.read import audio_kind, limit_sec, read_audio_header, read_pieces, silence_stderr
@@ -20,39 +22,49 @@ class MeasuredFile:
     reason: str | None
 
 
-def measure_all(files: Sequence[Path], *, num_jobs: int) -> list[MeasuredFile]:
+def measure_all(files: Sequence[Path], *, num_jobs: int, need_words: bool = True) -> list[MeasuredFile]:
     """Find out how long recordings are, in processes of which one may die.
 
     Args:
         files: audio files, or what is called so.
         num_jobs: processes.
+        need_words: leave out files without word timings beside them.
 
     Returns:
         In the order of `files`.
     """
     measured: dict[Path, MeasuredFile] = {}
     outcomes = run_tasks(
-        prepare_length_worker, files, num_workers=num_jobs, isolated=True, time_limit_sec=limit_sec
+        partial(prepare_length_worker, need_words),
+        files,
+        num_workers=num_jobs,
+        isolated=True,
+        time_limit_sec=limit_sec,
     )
     for outcome in outcomes:
         measured[outcome.task] = outcome.result or MeasuredFile(outcome.task, None, outcome.failure)
     return [measured[file] for file in files]
 
 
-def prepare_length_worker(_number: int) -> Callable[[Path], MeasuredFile]:
+def prepare_length_worker(need_words: bool, _number: int) -> Callable[[Path], MeasuredFile]:
     """What a process does with its files; called in it."""
     silence_stderr()
-    return measure_file
+    return partial(measure_file, need_words=need_words)
 
 
-def measure_file(path: Path) -> MeasuredFile:
-    """Find out how long a recording is: wav and flac say so in their headers, others are decoded."""
-    finding = find_file(path) or find_file(
-        path.with_suffix(".json"), missing="no-timings", no_file="no-timings"
-    )
+def measure_file(path: Path, *, need_words: bool = True) -> MeasuredFile:
+    """Find out how long a recording is: wav and flac say so in their headers, others are decoded.
+
+    Args:
+        path: of the audio.
+        need_words: there must be word timings beside it.
+    """
+    finding = find_file(path)
     if finding is not None:
-        what = "has no word timings: " if finding.code == "no-timings" else ""
-        return MeasuredFile(path, None, f"{what}{finding.path.name if what else 'it'} {finding.reason}")
+        return MeasuredFile(path, None, f"it {finding.reason}")
+    reason = _why_wordless(path.with_suffix(".json")) if need_words else None
+    if reason is not None:
+        return MeasuredFile(path, None, f"has no word timings: {reason}")
     try:
         header = read_audio_header(path)
         num_samples = header.num_samples
@@ -64,3 +76,17 @@ def measure_file(path: Path) -> MeasuredFile:
     except (DataError, OSError) as error:
         return MeasuredFile(path, None, reason_of(path, error))
     return MeasuredFile(path, num_samples / header.sample_rate, None)
+
+
+def _why_wordless(path: Path) -> str | None:
+    """Why the file beside a recording has no word timings, None where it may have some."""
+    finding = find_file(path, missing="no-timings", no_file="no-timings")
+    if finding is not None:
+        return f"{path.name} {finding.reason}"
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None  # the check says what is wrong
+    if isinstance(content, dict) and content and "alignments" not in content:
+        return f'{path.name} has no "alignments"; annotate it, or use --text none'
+    return None

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
     folder = _folder(options, speech, settings)
     _check_settings(folder, settings)
     check_default(folder)
+    streams_are = replace(streams_are, placing=speech.checkpoint.text)
     opened = open_streams(options.data, streams_are, speech, speech.info)
     _say_streams(opened)
     _make_folder(folder, settings)

@@ -8,14 +8,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
+from moshi.models import MimiModel
 from moshi.models.lm import LMModel
 from moshi.models.loaders import CheckpointInfo
+from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from tqdm import tqdm
 
+from finetune.args import TextOptions
 from finetune.data.audio.checks import AudioHeader
 from finetune.data.audio.find import printable
 from finetune.data.batches.interleaver import interleave_text
@@ -24,7 +27,6 @@ from finetune.data.words import load_alignments
 from finetune.errors import ConfigError, DataError
 from finetune.evaluation.audio_codes import CodeStore
 from finetune.evaluation.sources import Source, find_sources, group_sources
-from finetune.inference.speech_model import SpeechModel
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,10 @@ class StreamOptions:
             another.
         max_frames: longer streams are cut.
         min_frames: shorter streams are left out.
+        max_streams: so many, evenly spread over the data; None: all.
         cache_dir: one folder for all codes; by default `.moshi_ttt_codes` beside each audio file.
+        cache_key: configuration key or option that held it, for messages.
+        placing: how training placed text; where it had none, what is given is padding.
     """
 
     user: UserMode = "empty"
@@ -54,7 +59,15 @@ class StreamOptions:
     group: GroupMode = "single"
     max_frames: int | None = None
     min_frames: int | None = None
+    max_streams: int | None = None
     cache_dir: str | None = None
+    cache_key: str = "--cache-dir"
+    placing: TextOptions = field(default_factory=TextOptions)
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether word timings are read."""
+        return self.text == "given" and self.placing.text != "none"
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a value that is not allowed."""
@@ -90,6 +103,25 @@ class StreamPart:
     num_frames: int
 
 
+class StreamModel(Protocol):
+    """What is needed of a model, for example a `finetune.inference.speech_model.SpeechModel`."""
+
+    @property
+    def lm(self) -> LMModel:
+        """Whose tokens are made; its weights do not count."""
+        ...
+
+    @property
+    def mimi(self) -> MimiModel:
+        """The codec, not streaming."""
+        ...
+
+    @property
+    def tokenizer(self) -> SentencePieceProcessor:
+        """Of the text stream."""
+        ...
+
+
 class Stream:
     """Consecutive frames of text and audio tokens.
 
@@ -105,7 +137,7 @@ class Stream:
         parts: Sequence[StreamPart],
         *,
         options: StreamOptions,
-        speech: SpeechModel,
+        speech: StreamModel,
         store: CodeStore,
     ) -> None:
         """Keep the pieces; codes are read when frames are asked for."""
@@ -155,14 +187,15 @@ class Stream:
         if self._last_text is None or self._last_text[0] != part:
             lm, mimi = self._speech.lm, self._speech.mimi
             num_frames = self._store.num_frames(part.source, part.header)
+            words = load_alignments(part.source.alignment_path) if self._options.needs_words else []
             text = interleave_text(
-                load_alignments(part.source.alignment_path),
+                words,
                 num_frames=num_frames,
                 frame_rate=mimi.frame_rate,
                 tokenizer=self._speech.tokenizer,
                 text_padding_id=lm.text_padding_token_id,
                 end_of_text_padding_id=lm.end_of_text_padding_id,
-                options=self._speech.checkpoint.text,
+                options=self._options.placing,
             )
             self._last_text = part, text
         return self._last_text[1]
@@ -184,7 +217,7 @@ class OpenedStreams:
 
 
 def open_streams(
-    data: str, options: StreamOptions, speech: SpeechModel, info: CheckpointInfo
+    data: str, options: StreamOptions, speech: StreamModel, info: CheckpointInfo
 ) -> OpenedStreams:
     """Find the recordings, encode what is not in the cache yet, and line them up.
 
@@ -201,8 +234,9 @@ def open_streams(
         ConfigError: the options do not fit each other.
         DataError: there is nothing to measure, or the cache cannot be written.
     """
-    groups = group_sources(find_sources(data), options.group)
-    opening = _Opening(options, CodeStore(speech.mimi, info, options.cache_dir))
+    groups = _spread(group_sources(find_sources(data), options.group), options.max_streams)
+    store = CodeStore(speech.mimi, info, options.cache_dir, key=options.cache_key)
+    opening = _Opening(options, store)
     plans = opening.plan(groups)
     opening.encode(plans)
     streams = [
@@ -214,6 +248,13 @@ def open_streams(
     if options.user == "silent":
         opening.store.encode_silence(max(stream.num_frames for stream in streams))
     return OpenedStreams(streams, opening.left_out, opening.failures)
+
+
+def _spread(groups: dict[str, list[Source]], most: int | None) -> dict[str, list[Source]]:
+    names = list(groups)
+    if most is None or most >= len(names):
+        return groups
+    return {name: groups[name] for name in (names[i * len(names) // most] for i in range(most))}
 
 
 Plan = list[tuple[Source, AudioHeader]]
@@ -299,7 +340,7 @@ class _Opening:
                     f"{source.path}: mono, but --user real takes the user from the right channel; use --user "
                     "empty or silent."
                 )
-            if self.options.text == "given":
+            if self.options.needs_words:
                 load_alignments(source.alignment_path)
             plan.append((source, header))
             num_frames += self.store.expected_frames(header)

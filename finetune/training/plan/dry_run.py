@@ -66,6 +66,7 @@ def _print_missing(args: TrainArgs) -> None:
     named: list[tuple[str, str | Path | None]] = [
         *paths,
         ("eval.spoken.data", args.eval.spoken.data),
+        ("eval.long_context.data", args.eval.long_context.data),
         ("init_from", args.init_from),
     ]
     for key, path in named:
