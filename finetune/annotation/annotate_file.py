@@ -12,7 +12,7 @@ import numpy as np
 from finetune.annotation.engines import Engine
 from finetune.annotation.recordings import CHANNELS, AudioRecording, read_transcript
 from finetune.data.audio.read import read_audio_header, read_channels
-from finetune.data.words import SPEAKERS, Word, load_alignments, load_overview
+from finetune.data.words import SPEAKERS, Word, load_alignments, look_at_timings
 from finetune.errors import DataError
 
 _INAUDIBLE = 1e-3  # a channel whose samples all stay below says nothing; full scale is 1
@@ -95,7 +95,7 @@ def _kept(path: Path) -> dict[str, Any]:
     """What an older file says besides its words; nothing of one that cannot be read."""
     kept = {key: value for key, value in _content(path, {}).items() if key != "alignments"}
     try:
-        load_overview(path)
+        look_at_timings(path)
     except DataError:
         kept.pop("text_conditions", None)
     return kept

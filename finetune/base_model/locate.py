@@ -226,6 +226,13 @@ def _reject_quantised(info: CheckpointInfo) -> None:
         raise quantised_weights_error(info.moshi_weights)
 
 
+def holds_base(folder: Path) -> bool:
+    """Whether a folder holds the weights of a base model and its codec, by their names."""
+    config = read_json_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    names = [str(config.get(key, _FILE_KEYS[key])) for key in ("moshi_name", "mimi_name")]
+    return all((folder / name).is_file() for name in names)
+
+
 def is_hub_id(name: str) -> bool:
     """Whether this is a repository's name on the Hub, `user/name`, by its form alone."""
     try:

@@ -6,6 +6,7 @@ with the model that the two announce (`verify`).
 
 import dataclasses
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +24,12 @@ from finetune.checkpoint.layout import (
     CONFIG_FILE,
     FIRST_CODEBOOK_KEY,
     FULL_FILE,
+    LORA_FILE,
     TEXT_KEY,
     TRAINING_FILE,
     TTT_FILE,
     WEIGHT_FILES,
+    step_of,
 )
 from finetune.config_io import as_recorded, build_args, yaml_text
 from finetune.errors import CheckpointError, ConfigError
@@ -44,9 +47,10 @@ class CheckpointDescription:
     Attributes:
         folder: with the files.
         config: config.json, which describes the base model too.
-        training: training.json; empty for a checkpoint of moshi-finetune, which has none.
-        files: the weight files.
-        step: of the training run.
+        training: training.json; empty for a checkpoint of moshi-finetune and a bare base model, which have
+            none.
+        files: the weight files; none for a bare base model.
+        step: of the training run; 0 where nothing says so.
         base: where the base model comes from.
         lora: shape of the adapters, None without.
         ttt: the `ttt:` section it was trained with.
@@ -67,23 +71,22 @@ class CheckpointDescription:
     text: TextOptions = dataclasses.field(default_factory=TextOptions)
 
     @classmethod
-    def read(cls, folder: Path, *, ours_only: bool = True) -> "CheckpointDescription":
+    def read(cls, folder: Path) -> "CheckpointDescription":
         """Parse both descriptions and see that they agree, and that the files they name are there.
+
+        A checkpoint of moshi-finetune has no training.json, so nothing names its base model.
 
         Args:
             folder: with the files, see `finetune.checkpoint.reading.find_checkpoint`.
-            ours_only: refuse a checkpoint of moshi-finetune, which has no training.json.
 
         Raises:
             CheckpointError: a file is missing, damaged or not listed, or the descriptions disagree.
         """
         config = read_json_object(folder / CONFIG_FILE)
         check_config_values(config, source=str(folder / CONFIG_FILE))
-        is_ours = (folder / TRAINING_FILE).is_file()
-        if ours_only and not is_ours:
-            raise CheckpointError(
-                f"{folder}: {TRAINING_FILE} is missing; only checkpoints of moshi-ttt have it."
-            )
+        is_ours = os.path.lexists(folder / TRAINING_FILE)
+        if not is_ours and ("ttt" in config or (folder / TTT_FILE).exists()):
+            raise CheckpointError(f"{folder}: {TRAINING_FILE} is missing, which says how TTT was trained.")
         training = read_json_object(folder / TRAINING_FILE) if is_ours else {}
         config, training = as_recorded(config), as_recorded(training)
         try:
@@ -101,8 +104,20 @@ class CheckpointDescription:
         cls, folder: Path, config: dict[str, Any], training: dict[str, Any]
     ) -> "CheckpointDescription":
         files = tuple(name for name in WEIGHT_FILES if (folder / name).is_file())
-        lora = _adapters(config) if config.get("lora") else None
-        return cls(folder, config, training, files, 0, ModelPaths(), lora, TTTArgs(), None)
+        # Its config.json speaks of adapters even where they are merged into full weights.
+        lora = _adapters(config) if LORA_FILE in files else None
+        step = step_of(folder.resolve().parent) or 0
+        return cls(folder, config, training, files, step, ModelPaths(), lora, TTTArgs(), None)
+
+    @classmethod
+    def of_base(cls, base: ModelPaths, info: CheckpointInfo) -> "CheckpointDescription":
+        """A bare base model, as a checkpoint in which nothing was trained.
+
+        Args:
+            base: where it comes from.
+            info: its files.
+        """
+        return cls(Path(info.moshi_weights).parent, lm_config(info), {}, (), 0, base, None, TTTArgs(), None)
 
     @classmethod
     def _of_ours(
@@ -120,6 +135,11 @@ class CheckpointDescription:
             _first_codebook_weight(training),
             build_args(TextOptions, dict(training.get(TEXT_KEY, {})), f"{TEXT_KEY}."),
         )
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is a base model of which nothing was trained."""
+        return not self.files
 
     @property
     def has_full_weights(self) -> bool:

@@ -16,6 +16,7 @@ from finetune.base_model.fingerprint import is_same_base
 from finetune.base_model.locate import (
     download_checkpoint,
     find_model_files,
+    holds_base,
     is_hub_id,
     is_local_name,
 )
@@ -25,6 +26,7 @@ from finetune.checkpoint.layout import (
     CONFIG_FILE,
     FULL_FILE,
     LORA_FILE,
+    TRAINING_FILE,
     TTT_FILE,
     WEIGHT_FILES,
     list_checkpoints,
@@ -96,7 +98,7 @@ def warm_start(
             announces is missing, or a shape differs. The model is unchanged.
     """
     try:
-        checkpoint = CheckpointDescription.read(find_checkpoint(path), ours_only=False)
+        checkpoint = CheckpointDescription.read(find_checkpoint(path))
     except CheckpointError as error:
         raise CheckpointError(f"init_from: {error}") from None
     config, source = checkpoint.config, f"init_from: {checkpoint.folder}"
@@ -143,17 +145,41 @@ def open_checkpoint(path: str | Path, *, base: str | None = None) -> CheckpointD
     """Find a checkpoint, read what it says about itself and see that its files keep to it.
 
     Args:
-        path: run directory (its newest checkpoint), checkpoint, or repository of the Hugging Face Hub.
-        base: base model to use instead of the one it was trained on: a local folder or a repository.
+        path: run directory (its newest checkpoint), checkpoint, or repository of the Hugging Face Hub; or a
+            base model, where training starts.
+        base: base model to use instead of the one it was trained on: a local folder or a repository. A
+            checkpoint of moshi-finetune needs it, as it names none.
 
     Raises:
         CheckpointError: there is none, a file is missing, or its configuration is damaged.
     """
-    checkpoint = CheckpointDescription.read(find_checkpoint(path))
+    try:
+        folder = find_checkpoint(path)
+    except CheckpointError:
+        bare = _base_paths(path)
+        if bare is None:
+            raise
+        if base is not None and Path(base).resolve() != Path(path).resolve():
+            raise CheckpointError(f"{path}: is a base model itself; leave out --base {base}.") from None
+        return CheckpointDescription.of_base(bare, find_model_files(bare))
+    checkpoint = CheckpointDescription.read(folder)
     if base is not None:
         checkpoint = replace(checkpoint, base=ModelPaths(hf_repo_id=base))
+    elif not checkpoint.training:
+        raise CheckpointError(
+            f"{folder}: names no base model (it has no {TRAINING_FILE}, as checkpoints of moshi-finetune); "
+            "give the one it was trained on with --base (exporting: --base-model)."
+        )
     checkpoint.verify()
     return checkpoint
+
+
+def _base_paths(path: str | Path) -> ModelPaths | None:
+    """Where a base model is that somebody gives in place of a checkpoint; None where there is none."""
+    folder = Path(path)
+    if not folder.exists() and is_hub_id(str(path)) and not is_local_name(path):
+        return ModelPaths(hf_repo_id=str(path)) if holds_base(download_checkpoint(str(path))) else None
+    return ModelPaths(hf_repo_id=str(folder.resolve())) if holds_base(folder) else None
 
 
 def load_checkpoint_model(
@@ -225,6 +251,13 @@ def check_base(checkpoint: CheckpointDescription, info: CheckpointInfo) -> None:
         CheckpointError: it is another one; checkpoints that hold all weights, or are old, fit any.
     """
     expected = checkpoint.base_fingerprint
+    if not checkpoint.training and checkpoint.lora is not None:
+        logger.warning(
+            "%s: does not say which base model it was trained on, as checkpoints of moshi-finetune; that it "
+            "is %s cannot be checked.",
+            checkpoint.folder,
+            info.moshi_weights,
+        )
     if expected is not None and not is_same_base(info, expected):
         raise CheckpointError(
             f"{checkpoint.folder}: was trained on another base model than {info.moshi_weights} holds."

@@ -61,6 +61,8 @@ def home_of(checkpoint: CheckpointDescription, *, given: str) -> Path:
     Args:
         given: what the user called it; a repository of the Hub has its folder in the current directory.
     """
+    if checkpoint.is_bare and Path(given).exists():
+        return Path("evaluations") / checkpoint.folder.resolve().name  # a base model's folder stays as it is
     if not Path(given).exists():
         return Path("evaluations") / given.replace("/", "--")
     folder = checkpoint.folder.resolve()

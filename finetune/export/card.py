@@ -49,6 +49,7 @@ class CardFacts:
         repo_id: Hub id that the model will have; None when it is not known yet.
         merged_lora: of full weights that an export put together: whether adapters were merged into them
             (else they are the base model's own); None for weights that training wrote.
+        trained_with: the program that trained.
     """
 
     step: int
@@ -58,6 +59,7 @@ class CardFacts:
     base_model: str | None
     repo_id: str | None = None
     merged_lora: bool | None = None
+    trained_with: str = "moshi-ttt"
 
     @property
     def has_ttt(self) -> bool:
@@ -122,11 +124,15 @@ def _front_matter(facts: CardFacts, license_id: str) -> str:
 def _default_title(facts: CardFacts) -> str:
     if facts.has_ttt:
         return "Moshi with Test-Time-Training layers"
-    return "Moshi with LoRA adapters" if LORA_FILE in facts.parameters else "Fine-tuned Moshi"
+    if LORA_FILE in facts.parameters:
+        return "Moshi with LoRA adapters"
+    return "Fine-tuned Moshi" if facts.training else "Moshi"
 
 
 def _description(facts: CardFacts) -> str:
-    text = f"{_INTRODUCTION}, fine-tuned with moshi-ttt: {facts.training}."
+    if not facts.training:
+        return f"{_INTRODUCTION}: the base model as it is, in which nothing was trained."
+    text = f"{_INTRODUCTION}, fine-tuned with {facts.trained_with}: {facts.training}."
     return f"{text} {_TTT_EXPLAINED}" if facts.has_ttt else text
 
 

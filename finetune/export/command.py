@@ -49,13 +49,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Copies a checkpoint into a new folder with a model card, and pushes it to the Hub.",
     )
     parser.add_argument(
-        "--checkpoint", required=True, help="run directory (its newest checkpoint) or a checkpoint"
+        "--checkpoint",
+        help="run directory (its newest checkpoint) or checkpoint (of moshi-finetune too, with --base-model)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument(
         "--base-model",
         metavar="HF_ID_OR_DIR",
-        help="where the base model is found, instead of where training found it",
+        help="where the base model is found, instead of where training found it; without --checkpoint, "
+        "with --merged: the base model itself",
     )
     parser.add_argument(
         "--merged",
@@ -75,6 +77,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--push-to-hub", metavar="USER/REPO", help="upload the folder to this repository")
     parser.add_argument("--private", action="store_true", help="make that repository a private one")
     options = parser.parse_args(arguments)
+    if options.checkpoint is None:
+        if options.base_model is None:
+            raise ConfigError("--checkpoint: give a trained model, or --base-model alone with --merged.")
+        options.checkpoint, options.base_model = options.base_model, None
     if options.private and options.push_to_hub is None:
         raise ConfigError("--private: goes with --push-to-hub.")
     if options.dtype is not None and not options.merged:

@@ -64,7 +64,7 @@ def export_checkpoint(
     """Write the folder, complete or not at all.
 
     Args:
-        checkpoint: a run directory (its newest checkpoint) or a checkpoint.
+        checkpoint: a run directory (its newest checkpoint), a checkpoint, or a base model to be merged.
         out: the folder to make.
         base_model: Hub id or local folder that replaces where training found the base model.
         title: heading of the model card.
@@ -89,6 +89,10 @@ def export_checkpoint(
     source = open_checkpoint(checkpoint, base=replacement)
     if source.base.hf_repo_id and (Path(source.base.hf_repo_id) / CONFIG_FILE).is_file():
         find_model_files(source.base)  # whose tokenizer must be the model's
+    if source.is_bare and merged_dtype is None:
+        raise ConfigError(
+            f"--checkpoint: {checkpoint} is a base model; of that only --merged makes an export."
+        )
     local = local_files(source.base)
     if repo_id is not None and local:
         raise ConfigError(
@@ -101,7 +105,7 @@ def export_checkpoint(
 
 
 def _plan(source: CheckpointDescription, merged_dtype: str | None) -> _Plan:
-    training = source.training | {"moshi_paths": dataclasses.asdict(source.base)}
+    training = _training(source) | {"moshi_paths": dataclasses.asdict(source.base)}
     parameters = {
         name: count_parameters(source.folder / name) for name in WEIGHT_FILES if name in source.files
     }
@@ -118,6 +122,12 @@ def _plan(source: CheckpointDescription, merged_dtype: str | None) -> _Plan:
     )
 
 
+def _training(source: CheckpointDescription) -> dict[str, Any]:
+    """Its training.json, or what there is to say of a checkpoint that has none."""
+    made = {"step": source.step, "files": sorted(source.files), "ttt": dataclasses.asdict(source.ttt)}
+    return source.training or made
+
+
 def _texts(plan: _Plan, *, title: str | None, license_id: str, repo_id: str | None) -> dict[str, str]:
     facts = CardFacts(
         step=plan.training["step"],
@@ -127,6 +137,7 @@ def _texts(plan: _Plan, *, title: str | None, license_id: str, repo_id: str | No
         base_model=None if local_files(plan.source.base) else plan.source.base.hf_repo_id,
         repo_id=repo_id,
         merged_lora=plan.training.get("merged_lora"),
+        trained_with="moshi-ttt" if plan.source.training else "moshi-finetune",
     )
     try:
         card = model_card(facts, title=title, license_id=license_id)

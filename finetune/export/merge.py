@@ -112,8 +112,7 @@ def _stored_dtype(path: Path) -> torch.dtype:
 
 def _adapters(checkpoint: CheckpointDescription) -> dict[str, Tensor]:
     """Tensors of the LoRA file, embeddings that trained beside the adapters included."""
-    path = checkpoint.folder / LORA_FILE
-    return read_tensors(path) if path.is_file() else {}
+    return read_tensors(checkpoint.folder / LORA_FILE) if LORA_FILE in checkpoint.files else {}
 
 
 def _merged(

@@ -24,6 +24,7 @@ from finetune.inference.options import (
     add_model_options,
     add_sampling_options,
     check_memory_options,
+    choose_checkpoint,
     load_from_options,
     positive_integer,
     sampling_from_options,
@@ -196,6 +197,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--save-session", metavar="FILE", help="write the whole state at the end")
     parser.add_argument("--report", metavar="FILE", help="write times and texts as JSON")
     options = parser.parse_args(arguments)
+    choose_checkpoint(options)
     if options.load_session is not None and options.load_memory is not None:
         raise ConfigError("--load-memory: a session holds its memory already; give one of the two.")
     if options.load_session is not None and options.condition:

@@ -15,21 +15,23 @@ from moshi_ttt.hybrid_model import TTT_MODES, ttt_layers
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def add_model_options(
-    parser: argparse.ArgumentParser, *, checkpoint_required: bool = True
-) -> argparse._ArgumentGroup:
-    """Options that choose a model, its precision and what its memory does; returns their group."""
+def add_model_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Options that choose a model, its precision and what its memory does; returns their group.
+
+    `choose_checkpoint` must look at what they got.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
         "--checkpoint",
-        required=checkpoint_required,
         metavar="PATH",
-        help="run directory (its newest checkpoint), checkpoint, or repository user/name of the Hub",
+        help="run directory (its newest checkpoint), checkpoint (of moshi-finetune too, with --base), or "
+        "repository user/name of the Hub",
     )
     group.add_argument(
         "--base",
         metavar="PATH",
-        help="base model instead of the one the checkpoint names: a local folder or a repository",
+        help="base model instead of the one the checkpoint names: a local folder or a repository; without "
+        "--checkpoint: the base model itself",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (%(default)s)")
     group.add_argument(
@@ -55,6 +57,21 @@ def add_model_options(
         help="what a model with text conditions is told; once for each of them (those left out: unknown)",
     )
     return group
+
+
+def choose_checkpoint(options: argparse.Namespace) -> None:
+    """Let `--base` alone stand for the base model itself, in the place of a checkpoint.
+
+    Raises:
+        ConfigError: neither is given.
+    """
+    if options.checkpoint is not None:
+        return
+    if options.base is None:
+        raise ConfigError(
+            "--checkpoint: give a trained model, or --base alone for a base model as it is (see --help)."
+        )
+    options.checkpoint, options.base = options.base, None
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:

@@ -60,7 +60,7 @@ def load_speech_model(
     """Load a checkpoint with the codec and tokenizer of its base model.
 
     Args:
-        path: run directory, checkpoint or repository of the Hugging Face Hub.
+        path: run directory, checkpoint or repository of the Hugging Face Hub, or a base model.
         base: base model to use instead of the one the checkpoint names.
         device, dtype: of the language model; the codec is float32.
         fuse_lora: merge the adapters into the base weights, which is faster.
@@ -100,6 +100,9 @@ def _describe(
     memory = f"TTT {mode} in layers {layers}" if layers else "no TTT layers"
     windows = sorted({window for window in attention_windows(lm) if window is not None})
     frames = " and ".join(map(str, windows))
-    line = f"{checkpoint.folder} (step {checkpoint.step}), {memory}, attention window {frames} frames"
+    name = f"base model {checkpoint.base.hf_repo_id}"
+    if not checkpoint.is_bare:
+        name = f"{checkpoint.folder} (step {checkpoint.step})"
+    line = f"{name}, {memory}, attention window {frames} frames"
     texts = [f"{name} {conditions.get(name, 'unknown')!r}" for name in condition_names(lm)]
     return ", ".join([line, *texts])

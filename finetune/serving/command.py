@@ -20,6 +20,7 @@ from finetune.inference.options import (
     add_model_options,
     add_sampling_options,
     check_memory_options,
+    choose_checkpoint,
     load_from_options,
     positive_integer,
     sampling_from_options,
@@ -183,6 +184,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="where the memory goes when a conversation ends; the same file to remember from one to the next",
     )
     options = parser.parse_args(arguments)
+    choose_checkpoint(options)
     _check(options)
     return options
 

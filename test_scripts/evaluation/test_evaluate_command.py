@@ -342,4 +342,6 @@ def test_the_script_runs_as_a_process():
     command = [sys.executable, "evaluate.py", "long-context", "--data", "nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: the following arguments are required: --checkpoint (see --help).\n"
+    assert done.stderr == (
+        "error: --checkpoint: give a trained model, or --base alone for a base model as it is (see --help).\n"
+    )

@@ -237,7 +237,7 @@ def test_model_repository_that_cannot_be_reached(fails, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.safetensors", "cannot be loaded as this Moshi model"),
+        ("model.safetensors", "cannot be read as safetensors"),
         ("mimi.safetensors", "cannot be read as safetensors"),
         ("tokenizer.model", "not a sentencepiece model"),
         ("config.json", "not valid JSON"),
@@ -318,7 +318,7 @@ def test_impossible_architectures(fails, model_dir, change):
 
 def test_a_codec_without_configuration(fails, model_dir):
     (model_dir / "mimi_config.json").write_text("{}")
-    assert "cannot be loaded as Mimi" in fails("--moshi_paths.hf_repo_id", str(model_dir))
+    assert "mimi_config.json: channels is missing" in fails("--moshi_paths.hf_repo_id", str(model_dir))
 
 
 def test_a_run_given_as_base_model(fails, tmp_path):

@@ -7,7 +7,7 @@ from finetune.errors import ConfigError
 from finetune.evaluation.long_context.results import ScoreSettings
 from finetune.evaluation.long_context.streams import GroupMode, StreamOptions, TextMode, UserMode
 from finetune.evaluation.options import add_bootstrap, add_cache_dir, add_max_failures
-from finetune.inference.options import add_model_options, positive_integer, whole_number
+from finetune.inference.options import add_model_options, choose_checkpoint, positive_integer, whole_number
 
 CHUNK_FRAMES = 256  # 20 s, whole mini-batches
 
@@ -77,6 +77,7 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: names them.
     """
+    choose_checkpoint(options)
     if options.compare and options.ttt != "on":
         raise ConfigError(f"--compare: measures every mode of the memory; leave out --ttt {options.ttt}.")
     if options.trajectories and options.ttt != "on":

@@ -13,7 +13,12 @@ from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.options import add_bootstrap, add_cache_dir, add_max_failures
 from finetune.evaluation.spoken.encoding import TextMode, UserMode
 from finetune.evaluation.spoken.items import Split
-from finetune.inference.options import add_model_options, conditions_from_options, positive_integer
+from finetune.inference.options import (
+    add_model_options,
+    choose_checkpoint,
+    conditions_from_options,
+    positive_integer,
+)
 
 BATCH_SIZE = 16
 FRAMES_PER_BATCH = 4096
@@ -22,7 +27,7 @@ MOSHI_WEIGHT = 100.0  # what Moshi itself was trained with (arXiv 2410.00037)
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the model, the data, the passes and the scores."""
-    model = add_model_options(parser, checkpoint_required=False)
+    model = add_model_options(parser)
     model.add_argument(
         "--compare",
         nargs=2,
@@ -42,6 +47,8 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: names them.
     """
+    if options.compare is None and options.base is not None:
+        choose_checkpoint(options)
     if (options.checkpoint is None) == (options.compare is None):
         raise ConfigError("--checkpoint: give a checkpoint, or two with --compare A B.")
     if options.prompt is not None and not Path(options.prompt).is_file():
