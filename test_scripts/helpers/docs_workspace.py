@@ -115,7 +115,7 @@ def _write_data() -> None:
     Path("data/dailytalk/dailytalk.jsonl").write_text("\n".join(lines) + "\n")
     Path("data/librilight/100/book").mkdir(parents=True)
     write_speech(Path("data/librilight/100/book/a.wav"), np.random.default_rng(0), 40)
-    lines = [json.dumps({"path": "100/book/a.wav", "duration": 3.2})] + lines
+    lines = [json.dumps({"path": "100/book/a.wav", "duration": 3.2}), *lines]
     for name in ("manifest", "train"):
         Path(f"data/librilight/{name}.jsonl").write_text("\n".join(lines) + "\n")
     write_swuggy(Path("zerospeech2021"), num_ids=2)
