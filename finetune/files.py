@@ -1,5 +1,6 @@
 """Small file operations that several parts share."""
 
+import errno
 import hashlib
 import json
 import math
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import CheckpointError, UserError, one_line
-from moshi_ttt.files.regular_file import read_text, regular_only
+from moshi_ttt.files.regular_file import regular_only
 
 
 @contextmanager
@@ -32,6 +33,9 @@ def writing_to(path: Path, *, errors: tuple[type[Exception], ...] = (OSError,)) 
     except errors as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"{path}: cannot be written ({reason}); what was saved before is intact.") from None
+
+
+MAX_TEXT_BYTES = 64 * 2**20  # of JSON and YAML
 
 
 @contextmanager
@@ -69,6 +73,19 @@ def finite_or_null(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def read_regular(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """The bytes of a file that a stranger may have put there: not of a pipe or device, which may never end.
+
+    Raises:
+        OSError: it is no regular file, is larger than `max_bytes`, or cannot be read.
+    """
+    with open(path, "rb", opener=regular_only) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {max_bytes:,}", str(path))
+        return file.read()
+
+
 def read_json_object(path: Path, *, error: type[UserError] = CheckpointError) -> dict[str, Any]:
     """A JSON object, by default one of a checkpoint or model repository.
 
@@ -77,10 +94,10 @@ def read_json_object(path: Path, *, error: type[UserError] = CheckpointError) ->
         error: what is raised.
 
     Raises:
-        UserError: the file is missing, not JSON or not an object.
+        UserError: the file is missing, no regular file, too large, not JSON or not an object.
     """
     try:
-        value = json.loads(read_text(path))
+        value = json.loads(read_regular(path).decode("utf-8-sig"))
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}.") from None
     except (ValueError, RecursionError) as problem:

@@ -3,12 +3,14 @@
 import codecs
 import re
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import sentencepiece
 from moshi.models.loaders import CheckpointInfo
 
 from finetune.errors import CheckpointError
+from finetune.files import read_regular
 
 END_OF_PADDING_ID = 0  # Moshi's `LMModel.end_of_text_padding_id`, in every model
 _PADDING_ID = 3  # of a model whose configuration does not say
@@ -27,6 +29,7 @@ def load_tokenizer(info: CheckpointInfo, config: Mapping[str, Any]) -> sentencep
         CheckpointError: the file is not a sentencepiece model, or of another language model.
     """
     try:
+        read_regular(Path(info.tokenizer))
         tokenizer = info.get_text_tokenizer()
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{info.tokenizer}: not a sentencepiece model: {error}") from None

@@ -30,7 +30,7 @@ def listed_files(folder: Path) -> dict[str, dict[str, Any]]:
         CheckpointError: it is missing or damaged.
     """
     files = read_json_object(folder / DONE_FILE).get("files")
-    if not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+    if not isinstance(files, dict) or not all(map(_is_entry, files.values())):
         raise CheckpointError(f"{folder / DONE_FILE}: damaged.")
     return files
 
@@ -44,10 +44,16 @@ def find_damage(folder: Path, names: Iterable[str], listed: dict[str, dict[str, 
     for name in names:
         path = folder / name
         try:
-            if path.stat().st_size != listed[name].get("size"):
-                return f"{name} has {path.stat().st_size:,} bytes instead of {listed[name].get('size'):,}"
+            if not path.is_file():
+                return f"{name} is not there, or no file"
+            if path.stat().st_size != listed[name]["size"]:
+                return f"{name} has {path.stat().st_size:,} bytes instead of {listed[name]['size']:,}"
             if describe_file(path) != listed[name]:
                 return f"{name} has other content than was written"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None
+
+
+def _is_entry(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("size"), int)

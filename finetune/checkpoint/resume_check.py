@@ -13,10 +13,11 @@ from finetune.base_model.fingerprint import is_same_base
 from finetune.checkpoint.data_check import check_data
 from finetune.checkpoint.integrity import find_damage, listed_files
 from finetune.checkpoint.layout import DONE_FILE, RESUME_FILE, STATE_DIR, list_checkpoints, step_of
+from finetune.checkpoint.resume_facts import read_resume_facts
 from finetune.config_io import as_recorded, public_values, yaml_text
 from finetune.distributed import barrier, gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError, ConfigError
-from finetune.files import read_json_object, rename_to_backup
+from finetune.files import rename_to_backup
 from moshi_ttt.config import TTTOptions
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,11 @@ def find_resume_point(args: TrainArgs) -> ResumePoint | None:
     for folder in reversed(folders):
         problem = _find_problem(folder)
         if problem is None:
-            return _read_point(folder)
+            try:  # alike in every process
+                facts = read_resume_facts(folder)
+                return ResumePoint(folder, facts["step"], facts, folder.resolve().parent.parent)
+            except CheckpointError as error:
+                problem = str(error)
         logger.warning("%s cannot be used: %s.", folder, problem)
     raise CheckpointError(
         f"resume: no checkpoint of {path} is intact ({problem} in the last one tried); "
@@ -194,11 +199,6 @@ def _find_problem(folder: Path) -> str | None:
     except CheckpointError as error:
         problem = str(error)
     return next((text for text in gather_objects(problem) if text is not None), None)
-
-
-def _read_point(folder: Path) -> ResumePoint:
-    facts = read_json_object(folder / RESUME_FILE)
-    return ResumePoint(folder, int(facts["step"]), facts, folder.resolve().parent.parent)
 
 
 def _check_younger_keys(

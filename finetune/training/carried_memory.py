@@ -14,6 +14,7 @@ from moshi.models.lm import LMModel
 from torch import Tensor
 
 from finetune.data.batches.dataset import Batch
+from finetune.errors import CheckpointError
 from moshi_ttt.carry import NewFrames, TTTCarry, empty_carry, row_of_carry, stack_carries
 from moshi_ttt.hybrid_model import ttt_layers
 from moshi_ttt.inner_loop import compute_dtype
@@ -112,8 +113,10 @@ class CarriedMemory:
     def _carry(self, index: int, lane: int, recording: int, start_frame: int) -> TTTCarry:
         if start_frame == 0:
             return self._empty(index)
-        memory = self.lanes[lane]
-        assert (memory.recording, memory.next_frame) == (recording, start_frame)
+        memory = self.lanes.get(lane)
+        if memory is None or (memory.recording, memory.next_frame) != (recording, start_frame):
+            # The samplers and we agree, unless a checkpoint was changed after it was written.
+            raise CheckpointError(f"resume: the memory of row {lane} is not of this place in the data.")
         return memory.carries[index]
 
     def _empty(self, index: int) -> TTTCarry:

@@ -15,7 +15,7 @@ def oversized_header(path: Path) -> int | None:
         None where the header is small enough, or claims more than the file holds, which safetensors refuses.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is a pipe or device.
     """
     with open(path, "rb", opener=regular_only) as start:
         num_bytes = int.from_bytes(start.read(8), "little")

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 import struct
 
@@ -375,6 +376,23 @@ def test_a_base_model_of_any_announced_size_costs_nothing(repository, monkeypatc
     monkeypatch.setattr(type(info), "get_moshi", None)
     line = refusal(wrapped_model.load_base, info, device="cpu", dtype=torch.float32)
     assert "parameters, the file holds 2,1" in line and "announces " in line
+
+
+@pytest.mark.parametrize("name", ["config.json", "training.json", "lora.safetensors", "ttt.safetensors"])
+def test_pipes_and_devices_are_not_waited_for(checkpoint, tiny_base, name):
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (checkpoint / name).unlink()
+        make(checkpoint / name)
+        assert (
+            name in refusal(load_checkpoint_model, checkpoint, base=str(tiny_base)) or name == "config.json"
+        )
+
+
+@pytest.mark.parametrize("name", ["config.json", "mimi_config.json", "model.safetensors", "mimi.safetensors"])
+def test_pipes_of_a_base_model_are_not_waited_for(repository, name):
+    (repository / name).unlink()
+    os.mkfifo(repository / name)
+    refusal(load_checkpoint_model, repository)
 
 
 def test_a_memory_with_an_enormous_header_is_refused(tmp_path):

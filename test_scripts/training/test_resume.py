@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 
 from finetune import checkpointing
+from finetune.checkpoint.integrity import content_files, describe_file
 from finetune.checkpoint.layout import list_checkpoints
 from finetune.checkpoint.reading import load_checkpoint_model
 from finetune.checkpoint.resume_check import find_resume_point
@@ -144,12 +145,21 @@ def _truncate(folder):
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def _replace_by_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 DAMAGES = {
     "bit flipped": _flip_bit,
     "truncated": _truncate,
     "file lost": lambda folder: (folder / "consolidated" / "ttt.safetensors").unlink(),
     "export changed": lambda folder: (folder / "consolidated" / "config.json").write_text("{}"),
     "not sealed": lambda folder: (folder / "DONE.json").unlink(),
+    "sizes of text": lambda folder: (folder / "DONE.json").write_text(
+        json.dumps({"files": {"resume.json": {"size": "big"}}})
+    ),
+    "a pipe": lambda folder: _replace_by_pipe(folder / "resume.json"),
     "seal damaged": lambda folder: (folder / "DONE.json").write_text('{"files": {"a": 1}}'),
     "metadata lost": lambda folder: (folder / "state" / ".metadata").unlink(),
 }
@@ -161,6 +171,65 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_used(interrupted, de
     point = find_resume_point(run_args(demo, interrupted, **(SETTINGS | {"resume": "auto"})))
     assert point.step == 2
     assert "checkpoint_000004 cannot be used: " in caplog.text
+
+
+REMOVED = object()
+
+
+def _rewrite_facts(folder, key, value):
+    """Change a key of resume.json and seal the checkpoint again, as somebody else could."""
+    facts = json.loads((folder / "resume.json").read_text())
+    *parents, leaf = key.split(".")
+    section = facts
+    for parent in parents:
+        section = section[parent]
+    if value is REMOVED:
+        del section[leaf]
+    else:
+        section[leaf] = value
+    (folder / "resume.json").write_text(json.dumps(facts))
+    files = {name: describe_file(folder / name) for name in content_files(folder)}
+    (folder / "DONE.json").write_text(json.dumps({"files": files}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(
+            (key, REMOVED, f"{key} is missing")
+            for key in ("step", "num_samples", "best_eval", "memory", "args")
+        ),
+        *((key, REMOVED, f"{key} is missing") for key in ("global_batch", "data", "base_fingerprint")),
+        ("data.num_recordings", REMOVED, "data.num_recordings is missing"),
+        ("step", "4", "step: '4' is not allowed, must be a valid integer"),
+        ("step", 3, "step: 3 is not that of its folder"),
+        ("num_samples", -1, "num_samples: -1 is not allowed, must be greater than or equal to 0"),
+        ("best_eval", {"step": 4}, "best_eval.loss is missing"),
+        ("memory", {"x": [0, 0]}, "memory.x"),
+        ("memory", {"0": [0]}, "memory.0: [0] is not allowed"),
+        ("args", [], "args: [] is not allowed"),
+        ("args.ttt", 3, "args.ttt: 3 is not a section"),
+        ("args.moshi_paths", {}, "args.moshi_paths.moshi_path is missing"),
+        ("frozen", "all", "frozen: 'all' is not allowed"),
+        ("base_fingerprint", 7, "base_fingerprint: 7 is not allowed, must be a valid string"),
+    ],
+)
+def test_a_resume_json_that_cannot_be_is_named_and_the_one_before_used(
+    interrupted, demo, caplog, key, value, message
+):
+    _rewrite_facts(interrupted / "checkpoints" / "checkpoint_000004", key, value)
+    point = find_resume_point(run_args(demo, interrupted, **(SETTINGS | {"resume": "auto"})))
+    assert point.step == 2
+    assert f"resume.json: {message}" in caplog.text
+
+
+def test_memories_of_another_place_are_one_line(interrupted, demo):
+    folder = interrupted / "checkpoints" / "checkpoint_000004"
+    facts = json.loads((folder / "resume.json").read_text())
+    moved = {lane: [recording, frame + 16] for lane, (recording, frame) in facts["memory"].items()}
+    _rewrite_facts(folder, "memory", moved)
+    with pytest.raises(CheckpointError, match="the memory of row 0 is not of this place in the data"):
+        resume(demo, interrupted)
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint(whole, interrupted, demo, logs):
