@@ -10,6 +10,7 @@ _TRAIN_FIELDS = (
     ("lr_ttt_weights", ".2e"),
     ("lr_ttt_alpha", ".2e"),
     ("grad_norm", ".3f"),
+    ("gate_opening", ".6f"),
     ("ttt_alpha", ".6f"),
     ("ttt_raw", ".6f"),
     ("ttt_delta", ".2e"),

@@ -68,14 +68,21 @@ def _plot_losses(train: Sequence[LogRecord], evaluation: Sequence[LogRecord], pa
 
 
 def _plot_gates(train: Sequence[LogRecord], path: Path) -> Path:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = (("ttt_alpha/", "mean tanh(alpha)"), ("ttt_delta/", "mean |alpha - start|"))
-    for axes, (prefix, label) in zip(figure.subplots(1, 2), panels, strict=True):
-        for name in sorted({name for record in train for name in record.values if name.startswith(prefix)}):
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    panels = (
+        ("gate_opening/", "mean |tanh(alpha)|"),
+        ("ttt_delta/", "mean |alpha - start|"),
+        ("ttt_alpha/", "mean tanh(alpha), of both signs"),
+    )
+    names = sorted({name for record in train for name in record.values})
+    for axes, (prefix, label) in zip(figure.subplots(1, 3), panels, strict=True):
+        lines = [name for name in names if name.startswith(prefix)]
+        for name in lines:
             axes.plot(*_series(train, name), label=name.removeprefix(prefix).replace("_", " "))
         axes.set_xlabel("step")
         axes.set_ylabel(label)
-        axes.legend()
+        if lines:  # the log of an older run has no gate_opening
+            axes.legend()
     return _save(figure, path)
 
 

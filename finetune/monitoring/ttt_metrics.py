@@ -35,25 +35,28 @@ class GateMonitor:
         self.start = {index: full_tensor(gate.detach()).clone() for index, gate in self._gates.items()}
 
     def metrics(self) -> dict[str, float]:
-        """`ttt_alpha` (mean tanh alpha), `ttt_raw` (mean alpha) and `ttt_delta` (mean |alpha - start|).
+        """`gate_opening` (mean |tanh alpha|), and beside it what says less, since channels differ in sign.
 
-        Over all layers, and for each layer as `ttt_alpha/layer_<i>`, there with `_min` and `_max` of
-        tanh alpha too. Read from the float32 masters.
+        That is `ttt_alpha` (mean tanh alpha), `ttt_raw` (mean alpha) and `ttt_delta` (mean |alpha - start|).
+        Over all layers, and for each layer as `gate_opening/layer_<i>`, there with `ttt_alpha_min` and
+        `ttt_alpha_max` of tanh alpha too. Read from the float32 masters.
         """
         per_layer: dict[str, float] = {}
-        overall: dict[str, list[float]] = {"ttt_alpha": [], "ttt_raw": [], "ttt_delta": []}
+        names = ("gate_opening", "ttt_alpha", "ttt_raw", "ttt_delta")
+        overall: dict[str, list[float]] = {name: [] for name in names}
         for index, gate in self._gates.items():
             alpha = full_tensor(gate.detach()).float()
             opened = torch.tanh(alpha)
             delta = (alpha - self.start[index].float()).abs().mean()
-            values = torch.stack([opened.mean(), alpha.mean(), delta, opened.min(), opened.max()]).tolist()
-            for name, value in zip(overall, values, strict=False):
+            means = (opened.abs().mean(), opened.mean(), alpha.mean(), delta)
+            *values, low, high = torch.stack([*means, opened.min(), opened.max()]).tolist()
+            for name, value in zip(names, values, strict=True):
                 overall[name].append(value)
                 per_layer[f"{name}/layer_{index}"] = value
-            per_layer[f"ttt_alpha_min/layer_{index}"] = values[3]
-            per_layer[f"ttt_alpha_max/layer_{index}"] = values[4]
-        means = {name: sum(values) / len(values) for name, values in overall.items() if values}
-        return means | per_layer
+            per_layer[f"ttt_alpha_min/layer_{index}"] = low
+            per_layer[f"ttt_alpha_max/layer_{index}"] = high
+        over_layers = {name: sum(values) / len(values) for name, values in overall.items() if values}
+        return over_layers | per_layer
 
 
 class InnerLoopRecorder:

@@ -86,6 +86,18 @@ def build_scheduler(optimizer: Optimizer, args: TrainArgs, *, step: int = 0) -> 
     return scheduler if step == 0 else schedule(last_epoch=step - 1)
 
 
-def current_rates(optimizer: Optimizer) -> dict[str, float]:
-    """The learning rate of each named group now, as `lr_base`, `lr_ttt_weights`, `lr_ttt_alpha`."""
-    return {f"lr_{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
+def current_rates(optimizer: Optimizer, args: TrainArgs | None = None) -> dict[str, float]:
+    """The learning rate of each named group now, as `lr_base`, `lr_ttt_weights`, `lr_ttt_alpha`.
+
+    Args:
+        optimizer: of `build_optimizer`, with its schedule.
+        args: where given, groups without a parameter have their rates too, all three in a run with TTT.
+    """
+    groups = optimizer.param_groups
+    rates = {f"lr_{group['name']}": float(group["lr"]) for group in groups}
+    if args is None:
+        return rates
+    names = GROUP_NAMES if args.ttt.enable and args.ttt.layers != "none" else GROUP_NAMES[:1]
+    peaks = outer_learning_rates(args)
+    share = groups[0]["lr"] / groups[0]["max_lr"]  # of the peak, the same in every group
+    return {f"lr_{name}": rates.get(f"lr_{name}", float(peaks[name] * share)) for name in names}

@@ -129,7 +129,7 @@ class Trainer:
         self.diagnostics = Diagnostics(args, model, self.state.gates)
         self.timer = StepTimer(self.device)
         self.unigram = unigram
-        self.rates = current_rates(self.state.optimizer)
+        self.rates = current_rates(self.state.optimizer, args)
 
     @property
     def step(self) -> int:
@@ -246,7 +246,7 @@ class Trainer:
         clip_grads_with_norm_(self.trainable, self.args.max_norm, norm)
         self.state.optimizer.step()
         self.diagnostics.after_update(self.step + 1, self.state.optimizer)
-        self.rates = current_rates(self.state.optimizer)  # the rates of this step, not of the next
+        self.rates = current_rates(self.state.optimizer, self.args)  # the rates of this step, not of the next
         self.scheduler.step()
         self.state.advance(global_batch(self.args))
 

@@ -28,7 +28,7 @@ def test_the_quickstart_learns_and_no_monitor_fires(tmp_path, capsys):
     ):
         done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    assert "Steps: 200" in done.stderr and "Diagnostics:" not in done.stderr + done.stdout
+    assert "Steps: 200" in done.stdout and "Diagnostics:" not in done.stderr + done.stdout
     (*_, last) = read_metrics(run, "eval")
     assert last["text_loss"] < last["unigram_text_loss"] - 1
     assert last["audio_loss"] < last["unigram_audio_loss"] - 0.5

@@ -128,9 +128,9 @@ def _write_data() -> None:
 
 
 def _train_runs() -> None:
-    """`runs/quickstart`, `runs/first` (LoRA + TTT, from `config.yaml`), `runs/second`, and `run.log`.
+    """`runs/quickstart`, `runs/first` (LoRA + TTT, from `config.yaml`), `runs/second`, and the logs of a job.
 
-    The log is of a run whose newest checkpoint turned out to be damaged and which diverged later.
+    They are of a run whose newest checkpoint turned out to be damaged and which diverged later.
     """
     succeed(["python", "train.py", "--config", "example/quickstart.yaml", *RUN_SIZES])
     data = {f"{part}_data": f"demo_assets/data/{part}.jsonl" for part in ("train", "eval")}
@@ -143,15 +143,18 @@ def _train_runs() -> None:
         "run_dir": "runs/first",
     }
     train = ["python", "train.py", "--config", str(write_yaml(Path("config.yaml"), values)), *RUN_SIZES]
-    log = succeed(train).errors
+    results = [succeed(train)]
     shutil.copytree("runs/first", "runs/second")
     resume = ["python", "train.py", "--resume", "runs/second", "--max_steps", "4"]
     weights = Path("runs/second/checkpoints/checkpoint_000002/consolidated/ttt.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])
-    log += succeed(resume).errors
+    results.append(succeed(resume))
     diverging = ["--run_dir", "runs/diverging", "--optim.lr", "1e6", "--max_steps", "6"]
-    log += succeed([*train, *diverging], 1).errors
-    Path("run.log").write_text(log)
+    results.append(succeed([*train, *diverging], 1))
+    logs = Path("logs/training")
+    logs.mkdir(parents=True)
+    (logs / "moshi_ttt.54321.log").write_text("".join(result.output for result in results))
+    (logs / "moshi_ttt.54321.err").write_text("".join(result.errors for result in results))
 
 
 def _write_voices_and_memories() -> None:

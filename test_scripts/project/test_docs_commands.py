@@ -112,7 +112,7 @@ RULES = [
     Rule("checked", r"huggingface-cli download .*", checks.check_hub_download),
     Rule("checked", r"apt-get download .*", checks.check_apt),
     Rule("checked", r"tensorboard .*", checks.check_tensorboard),
-    Rule("shell", r"(grep|head|tail|ls|mkdir) .*", checks.run_by_shell),
+    Rule("shell", r"(grep|head|ls|mkdir|sed|tail) .*", checks.run_by_shell),
     Rule("shell", r"make [\w-]+", checks.check_make),
     Rule("shell", r"pip install .*", checks.check_pip),
     Rule("shell", r"pre-commit install", checks.file_is_in_the_repository(".pre-commit-config.yaml")),

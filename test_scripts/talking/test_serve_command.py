@@ -168,6 +168,7 @@ def test_mistakes_are_one_line(fails, tmp_path, monkeypatch):
     assert "exists and is not moshi-ttt memory 1" in fails("--save-memory", tmp_path / "notes.txt")
     assert "--token: may hold printable ASCII" in fails("--token", "ü" * 20)
     assert "--idle-sec: 9999999999 is not allowed" in fails("--idle-sec", 9999999999)
+    assert "--max-connections: 0 is not allowed" in fails("--max-connections", 0)
     assert "nowhere: does not exist" in fails("--load-memory", tmp_path / "nowhere")
     assert "has no TTT layers, so there is no memory" in fails("--save-memory", tmp_path / "m", mode="lora")
     assert "with --ttt off the memory does not learn" in fails("--ttt", "off", "--load-memory", "m")

@@ -104,7 +104,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(two_processes, de
 
 def test_both_processes_work_and_one_writes(two_processes):
     folder, result = two_processes
-    assert result.stderr.count("processes: 2") == result.stderr.count("Saved") == len(CASES)
+    assert result.stdout.count("processes: 2") == result.stdout.count("Saved") == len(CASES)
     assert all(len(list_checkpoints(folder / case / "checkpoints")) == 1 for case in CASES)
 
 
@@ -299,5 +299,5 @@ def test_ctrl_c_saves_a_checkpoint_under_torchrun_too(demo, tmp_path):
 
     config = write_yaml(tmp_path / "config.yaml", run_values(demo, tmp_path / "run", max_steps=10_000))
     result = torchrun("train.py", "--config", config, while_running=interrupt_after_some_steps)
-    assert "of 10000 as asked" in result.stderr
+    assert "of 10000 as asked" in result.stdout
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1

@@ -50,7 +50,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(demo, tmp_path, 
         path = write_yaml(tmp_path / "config.yaml", run_values(demo, run_dir, **settings))
         assert command_line(patch, path) == 0
     assert (
-        f"Stopped at step 2 of 4 as asked. Go on with train.py --resume {run_dir}" in capfd.readouterr().err
+        f"Stopped at step 2 of 4 as asked. Go on with train.py --resume {run_dir}" in capfd.readouterr().out
     )
     assert [path.name for path in list_checkpoints(run_dir / "checkpoints")] == ["checkpoint_000002"]
     assert signal.getsignal(number) is before
@@ -71,7 +71,7 @@ def test_a_warning_while_the_model_loads_stops_before_the_first_step(demo, tmp_p
     monkeypatch.setattr(run, "build_parallel_model", warn)
     path = write_yaml(tmp_path / "config.yaml", run_values(demo, tmp_path / "run", **SETTINGS))
     assert command_line(monkeypatch, path) == 0
-    assert "Stopped at step 0 of 3 as asked." in capfd.readouterr().err
+    assert "Stopped at step 0 of 3 as asked." in capfd.readouterr().out
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()
 
 

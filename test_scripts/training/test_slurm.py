@@ -23,6 +23,8 @@ stopped = []
 signal.signal(signal.SIGUSR1, lambda *_: stopped.append(1))
 with (state / "torchrun").open("a") as file:
     file.write("\\0".join(sys.argv[1:]) + "\\n")
+allocator = [f"{{name}}={{value}}" for name, value in os.environ.items() if "ALLOC_CONF" in name]
+(state / "allocator").write_text("\\n".join(allocator))
 node = os.environ.get("SLURM_NODEID", "0")
 long = (state / "long").exists()
 if long:
@@ -133,6 +135,17 @@ def test_yaml_and_overrides_reach_one_process_per_gpu(tmp_path):
     assert output.startswith(f"Training {YAML} with 4 processes on ")
     expected = f"--standalone --nproc-per-node 4 -m train {YAML} --resume auto --optim.lr 1e-6"
     assert cluster.log("torchrun")[0].split("\0") == expected.split()
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"PYTORCH_ALLOC_CONF": "a:1"}, {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}], ids=str
+)
+def test_the_allocator_is_set_by_the_name_that_pytorch_does_not_warn_of(tmp_path, given):
+    cluster = Cluster(tmp_path, slurm=False, YAML=YAML, **given)
+    assert cluster.run()[0] == 0
+    assert cluster.log("allocator") == [
+        f"PYTORCH_ALLOC_CONF={'a:1' if given else 'expandable_segments:True'}"
+    ]
 
 
 def test_every_node_joins_one_rendezvous_on_the_first(tmp_path):
