@@ -4,6 +4,7 @@ The dataclasses mirror the YAML; `finetune.config_io` reads and writes it, `fine
 an option of the command line from each field.
 """
 
+import importlib
 import math
 from typing import Literal, get_args
 
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from moshi_ttt.config import STRICT, TTTConfig, TTTOptions
+from moshi_ttt.errors import UserError
 
 _NamedLayers = Literal["none", "all", "middle"]
 _NAMED_LAYERS: tuple[_NamedLayers, ...] = get_args(_NamedLayers)
@@ -45,7 +47,10 @@ class DataArgs(TextOptions):
         "with or without their shares: a.jsonl:0.7,b.jsonl:0.3.",
     )
     eval_data: str = Field(default="", description="The same for evaluation; needed with do_eval.")
-    shuffle: bool = Field(default=False, description="Shuffle chunks (recordings, with memory) every epoch.")
+    shuffle: bool = Field(
+        default=False,
+        description="Draw a new order every epoch: of chunks, with carried memory of whole recordings.",
+    )
     num_workers: int = Field(
         default=2, ge=0, le=256, description="Loader processes; the batches do not depend on it."
     )
@@ -133,8 +138,7 @@ class SpokenArgs:
         description="Pairs per task, all voices of a pair counted as one; drawn once, the same in every run.",
     )
     conditions: dict[str, str] = Field(
-        default_factory=dict,
-        description="What a model with text conditions is told meanwhile, {name: text}.",
+        default_factory=dict, description="What a model with text conditions is told meanwhile, {name: text}."
     )
 
 
@@ -434,6 +438,18 @@ class TrainArgs:
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
         return self
+
+    @classmethod
+    def load(cls, path: str, drop_extra_fields: bool = False) -> "TrainArgs":
+        """Read a YAML file, as moshi-finetune's call does; unknown keys are errors.
+
+        Raises:
+            ConfigError: the file cannot be read, or a key or value is wrong; one line.
+        """
+        if drop_extra_fields:
+            raise UserError("drop_extra_fields: True is not allowed, no key of a configuration is dropped.")
+        # By its name: it knows this class, and imports go down.
+        return importlib.import_module("finetune.config_io").load_train_args(path)
 
     @property
     def text_options(self) -> TextOptions:

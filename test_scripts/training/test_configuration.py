@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from finetune.args import OptimArgs, TrainArgs, TTTArgs
 from finetune.config_io import all_keys, build_args, dump_yaml, load_train_args, read_yaml
+from finetune.errors import ConfigError, UserError
 from finetune.training.command import parse_train_command
 from finetune.ttt_utils import outer_learning_rates
 from moshi_ttt import TTTConfig
@@ -331,3 +332,16 @@ def test_device_is_chosen_once_and_cpu_works():
 )
 def test_chunk_length_in_frames(duration_sec, frames):
     assert TrainArgs(ttt=TTTArgs(enable=True), duration_sec=float(duration_sec)).chunk_frames == frames
+
+
+def test_the_call_of_moshi_finetune_reads_a_configuration(tmp_path):
+    path = write_yaml(tmp_path / "a.yaml", {"lora": {"enable": True}, "optim": {"lr": 2e-6}})
+    assert TrainArgs.load(str(path), drop_extra_fields=False) == TrainArgs.load(path) == load_train_args(path)
+    assert TrainArgs.load(path).optim.lr == 2e-6
+    path = write_yaml(tmp_path / "b.yaml", {"lora": {"enable": True, "rnk": 4}})
+    with pytest.raises(ConfigError, match=r"^lora\.rnk: unknown key, did you mean lora\.rank\?$"):
+        TrainArgs.load(path)
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read the configuration"):
+        TrainArgs.load("nowhere.yaml")
+    with pytest.raises(UserError, match="drop_extra_fields"):
+        TrainArgs.load(path, drop_extra_fields=True)
