@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from finetune.config_io import all_keys
 from project_root import ROOT
 from site_tools import config_reference
 from site_tools.hooks import math_block
@@ -94,6 +95,24 @@ def test_files_of_the_repository_that_are_named_exist(page):
     folders = "example|slurm|docs|finetune|moshi_ttt|benchmarks|experiments|test_scripts|site_tools"
     for name in re.findall(rf"`((?:{folders})/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_the_names_that_replace_those_of_the_original_exist():
+    page = (ROOT / "docs" / "original_names.md").read_text(encoding="utf-8")
+    source = "\n".join(
+        path.read_text(encoding="utf-8")
+        for package in ("finetune", "moshi_ttt", "test_scripts")
+        for path in (ROOT / package).rglob("*.py")
+    )
+    rows = [line.split(" | ") for line in page.replace("\\|", "").splitlines() if line.startswith("| ")]
+    assert len(rows) > 40
+    for row in rows:
+        there, here = row[0], row[-1]
+        for key in re.findall(r"`((?:ttt|optim|eval|data)\.[\w.]+)`", here):
+            assert key in {name for name, _ in all_keys()}, key
+        stays = here.startswith("the same") or "the same |" in here
+        for name in re.findall(r"`(\w{4,})`", there if stays else here):
+            assert re.search(rf"\b{name}\b", source), name
 
 
 def _anchors(text: str) -> set[str]:
