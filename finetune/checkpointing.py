@@ -133,13 +133,19 @@ class Checkpointer:
         try:
             with self._together():
                 self._make_folders(partial)
+            # One block each: an error of one process must not leave the others alone in what all do together.
             with self._together():
                 if is_main():
                     self._write_main(partial, step, weights, state)
-                if state is not None:
+            if state is not None:
+                with self._together():
                     save_state(state.tensors, partial / STATE_DIR, self._group)
+            mine: dict[str, Any] = {}
             with self._together():
-                self._seal(partial, final)
+                mine = {n: describe_file(partial / n) for n in content_files(partial) if _is_mine(n)}
+            parts = gather_objects(mine, self._group)
+            with self._together():
+                self._seal(partial, final, {name: file for part in parts for name, file in part.items()})
         except CheckpointError as error:
             if is_main():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -168,12 +174,10 @@ class Checkpointer:
         if state is not None:
             write_json(partial / RESUME_FILE, state.facts)
 
-    def _seal(self, partial: Path, final: Path) -> None:
-        """List every file with its hash, each process those that it wrote, and give the folder its name."""
-        mine = {name: describe_file(partial / name) for name in content_files(partial) if _is_mine(name)}
-        parts = gather_objects(mine, self._group)
+    def _seal(self, partial: Path, final: Path, files: dict[str, Any]) -> None:
+        """List every file with its hash, and give the folder its name."""
         if is_main():
-            write_json(partial / DONE_FILE, {"files": {k: v for part in parts for k, v in part.items()}})
+            write_json(partial / DONE_FILE, {"files": files})
             sync_to_disk(partial)
             partial.rename(final)
             sync_to_disk(self.folder)

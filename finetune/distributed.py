@@ -101,15 +101,21 @@ def process_group(device: torch.device, *, alone: bool = False) -> Iterator[None
 
 @contextmanager
 def _one_tells() -> Iterator[None]:
-    """Let a run that loses a process end with one line: the reason, or that of the loss.
+    """Let a run end with one line, that of the process that ends first.
 
-    A process that ends takes the others with it: what they wait for together fails.
+    It takes the others with it: what they wait for together fails.
 
     Raises:
-        UserError: another process is gone; silent where one has said why.
+        UserError: that of the block, or another process is gone; silent where one has said why.
     """
     try:
         yield
+    except UserError as error:
+        # A silent one leaves it to another process, and what is this one's own is said by it.
+        if not str(error) or _is_first_to_end() or not error.of_all:
+            error.of_all = False
+            raise
+        raise UserError("") from None
     except RuntimeError as error:
         first = _is_first_to_end()
         if not any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PROCESS):
@@ -120,8 +126,9 @@ def _one_tells() -> Iterator[None]:
         )
         lost.of_all = False
         raise (lost if first else UserError("")) from None
-    except BaseException:
-        _is_first_to_end()
+    except BaseException as error:
+        if is_main() or not isinstance(error, KeyboardInterrupt):  # of which the main one tells
+            _is_first_to_end()
         raise
 
 

@@ -35,7 +35,7 @@ def lost_codes(trainer: Trainer) -> None:
 
 def lost_worker(trainer: Trainer) -> None:
     """The kernel ends the loader's processes, as it does when memory is short."""
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "1") == "1":
         for process in multiprocessing.active_children():
             process.kill()
 

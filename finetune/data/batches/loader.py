@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 from collections.abc import Collection, Generator, Iterable
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar
@@ -115,16 +116,15 @@ def _start(loader: DataLoader) -> Any:
 def _next(batches: Any, workers: Collection[BaseProcess]) -> Batch | DataError | None:
     try:
         return next(batches, None)
-    except RuntimeError:
+    except (RuntimeError, OSError, EOFError):  # the latter of a batch whose worker is gone already
+        wait([worker.sentinel for worker in workers], timeout=1)
         lost = [worker for worker in workers if worker.exitcode]
         if not lost:
             raise
-        error = UserError(
+        raise UserError(
             f"a process that loads data was {how_it_ended(lost[0])}; saved checkpoints are intact. Go on "
             "with --resume auto, with fewer data.num_workers where memory is short."
-        )
-        error.of_all = False
-        raise error from None
+        ) from None
 
 
 def _end(batches: Any, workers: Collection[BaseProcess]) -> None:
