@@ -39,7 +39,7 @@ def source(tmp_path_factory):
         channels = 1 if name == "c" else 2
         samples = np.random.default_rng(seed).uniform(-0.3, 0.3, (channels, round(sec * 24000)))
         sphn.write_wav(str(folder / f"{name}.wav"), samples.astype(np.float32).squeeze(), 24000)
-        (folder / f"{name}.json").write_text('{"alignments": []}')
+        (folder / f"{name}.json").write_text('{"alignments": [["Hi", [0.1, 0.2], "SPEAKER_MAIN"]]}')
         os.utime(folder / f"{name}.wav", ns=(0, 10**18))
         lines.append(json.dumps({"path": f"{name}.wav", "duration": sec}) + "\n")
     (folder / "data.jsonl").write_text("".join(lines))

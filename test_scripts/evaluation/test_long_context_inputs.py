@@ -208,14 +208,14 @@ def test_file_that_cannot_be_used_is_a_failure_and_never_a_stream(tmp_path, open
     truncated.write_bytes(truncated.read_bytes()[:-1000])
     (tmp_path / "c" / "1.wav").write_text("no audio")
     for group, failed, streams in (
-        ("single", ["c/1.wav", "b/2.wav"], ["a/1.wav", "b/1.wav"]),
-        ("speaker", ["c", "b"], ["a"]),
+        ("single", ["b/2.wav", "c/1.wav"], ["a/1.wav", "b/1.wav"]),
+        ("speaker", ["b", "c"], ["a"]),
     ):
         opened = open_data(tmp_path, group=group)
         assert names(opened.streams) == streams
         assert list(opened.failures) == failed
-        assert "c/1.wav: cannot be read as audio" in opened.failures[failed[0]]
-        assert "b/2.wav: truncated" in opened.failures[failed[1]]
+        assert "c/1.wav: cannot be read as audio" in opened.failures[failed[1]]
+        assert "b/2.wav: truncated" in opened.failures[failed[0]]
 
 
 def test_manifest_with_another_length_or_a_missing_file_fails_by_name(tmp_path, open_data):

@@ -116,8 +116,8 @@ def _write_data() -> None:
     Path("data/librilight/100/book").mkdir(parents=True)
     write_speech(Path("data/librilight/100/book/a.wav"), np.random.default_rng(0), 40)
     lines = [json.dumps({"path": "100/book/a.wav", "duration": 3.2}), *lines]
-    for name in ("manifest", "train"):
-        Path(f"data/librilight/{name}.jsonl").write_text("\n".join(lines) + "\n")
+    for name, part in (("manifest", lines), ("train", lines[:1])):
+        Path(f"data/librilight/{name}.jsonl").write_text("\n".join(part) + "\n")
     write_swuggy(Path("zerospeech2021"), num_ids=2)
     write_sblimp(Path("zerospeech2021"), num_ids=2)
     shutil.copytree("zerospeech2021", "spoken")
