@@ -69,7 +69,7 @@ def test_accuracies_are_logged_and_the_training_is_bitwise_the_same(
             f"{name}{kind}" for name in ("swuggy", "sblimp", "tstory") for kind in ("", "_semantic")
         }
         assert record["swuggy"] * 6 == pytest.approx(round(record["swuggy"] * 6))  # three ids of two voices
-    assert "sstory is left out" in capsys.readouterr().err
+    assert "sstory is left out" in capsys.readouterr().out
 
 
 def test_it_comes_with_the_losses_as_one_record_and_at_the_end_without_a_frequency(demo, data, tmp_path):
