@@ -17,6 +17,7 @@ from finetune.commands import run_command
 from finetune.demo.assets import DemoAssets, make_demo_assets
 from finetune.demo.model_folder import write_random_repository
 from finetune.demo.tiny_moshi import tiny_moshi_config
+from finetune.distributed import ConsoleHandler
 from finetune.training import run as run_module
 from run_helpers import write_untrained_run
 
@@ -123,6 +124,15 @@ def untrained_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         return made[mode]
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def _end_of_its_own_logging():
+    """What one test sets up to log to the terminal says nothing in the next one."""
+    yield
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, ConsoleHandler):
+            logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture

@@ -197,9 +197,9 @@ def test_what_is_annotated_is_skipped_and_not_overwritten_unless_asked(one, caps
 
 def test_a_file_in_the_way_is_kept_and_listed(one, capsys):
     path = one.with_suffix(".json")
-    path.write_text('{"segments": []}')
+    path.write_text('["segments"]')
     status, output, _ = run_annotate(capsys, one.parent, *POCKETSPHINX)
-    assert (status, path.read_text()) == (1, '{"segments": []}')
+    assert (status, path.read_text()) == (1, '["segments"]')
     assert "--overwrite replaces it" in output.splitlines()[1]
 
 
@@ -254,7 +254,7 @@ def test_a_shard_annotates_its_own_recordings_only(spoken, tmp_path, capsys):
 
 
 BAD = {
-    "mono": "mono, which trains 9 streams instead of 17",
+    "mono": "mono, it has no right channel; --channels left annotates its voice",
     "unreadable": "cannot be read as audio",
     "empty": "holds no samples",
     "no_transcript": "left channel: no transcript; write what is said into no_transcript.left.txt",

@@ -52,8 +52,8 @@ def test_adapters_to_start_from_that_are_not_finite_are_refused(demo, tmp_path, 
 def test_a_training_state_that_is_not_finite_is_refused(demo, tmp_path, monkeypatch, kind):
     original = train_state.collect_state
 
-    def collect_state(*args):
-        tensors = original(*args)
+    def collect_state(*args, **options):
+        tensors = original(*args, **options)
         name = next(name for name in tensors if name.startswith(kind) and tensors[name].dim())
         return tensors | {name: torch.full_like(tensors[name], math.nan)}
 

@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 import sphn
 import torch
 
 from audio_helpers import noise, write_flac
 from finetune.args import ModelPaths, TrainArgs
-from finetune.base_model.codec import load_tokenizer
-from finetune.base_model.locate import find_architecture, find_model_files
+from finetune.base_model.locate import find_architecture, find_model_files, lm_config
+from finetune.base_model.text import load_tokenizer
 from finetune.checkpoint.integrity import content_files, describe_file
 from finetune.checkpoint.layout import DONE_FILE, list_checkpoints
 from finetune.checkpoint.reading import load_checkpoint_model, warm_start
@@ -235,14 +236,14 @@ class Samples:
             read_audio_header(path)
             read_voice(path, sample_rate=RATE)
         finally:
-            tokenizer = load_tokenizer(find_model_files(ModelPaths(hf_repo_id=str(self.base))))
+            tokenizer = _load_tokenizer(ModelPaths(hf_repo_id=str(self.base)))
             for word in load_transcript(path.with_suffix(".json")).words:
                 tokenizer.encode(word.text)
 
     def _read_tokenizer(self, folder: Path) -> None:
         paths = ModelPaths(hf_repo_id=str(self.base), tokenizer_path=str(folder / "tokenizer.model"))
         find_architecture(paths)
-        tokenizer = load_tokenizer(find_model_files(paths))
+        tokenizer = _load_tokenizer(paths)
         tokenizer.encode("hello there")
         for piece in range(tokenizer.get_piece_size()):
             tokenizer.id_to_piece(piece)
@@ -250,3 +251,8 @@ class Samples:
     def _read_code_file(self, folder: Path) -> None:
         entry = read_entry(folder / "codes.safetensors")
         read_codes(entry, 0, entry.num_frames)
+
+
+def _load_tokenizer(paths: ModelPaths) -> sentencepiece.SentencePieceProcessor:
+    info = find_model_files(paths)
+    return load_tokenizer(info, lm_config(info))

@@ -54,8 +54,7 @@ def test_a_run_writes_metrics_plots_and_a_checkpoint(finished, mode):
     for name in ("text_loss", "audio_loss", "text_perplexity", "audio_perplexity", "unigram_text_loss"):
         assert evaluation[-1][name] > 0
     has_ttt = mode.endswith("ttt")
-    rates = {"lr_base"} if mode != "ttt" else set()
-    rates |= {"lr_ttt_weights", "lr_ttt_alpha"} if has_ttt else set()
+    rates = {"lr_base"} | ({"lr_ttt_weights", "lr_ttt_alpha"} if has_ttt else set())
     assert {name for name in train[-1] if name.startswith("lr_")} == rates
     assert ("ttt_alpha" in train[-1]) == has_ttt
     if has_ttt:

@@ -153,7 +153,7 @@ def test_gates_can_be_fixed(demo, tmp_path, dtype):
     tensors = load_file(final_folder(tmp_path / "run") / "ttt.safetensors")
     gates = [tensor for name, tensor in tensors.items() if name.endswith("gating_alpha")]
     assert len(gates) == 2 and all((gate == torch.tensor(0.3)).all() for gate in gates)
-    assert "lr_ttt_alpha" not in read_metrics(tmp_path / "run", "train")[-1]
+    assert read_metrics(tmp_path / "run", "train")[-1]["ttt_delta"] == 0
 
 
 def test_the_last_record_has_its_own_inner_losses(demo, tmp_path):
