@@ -127,7 +127,7 @@ def test_a_configuration_says_all(demo, data, tmp_path, capsys):
     assert len(list(codes.iterdir())) == 4 and not (data.parent / ".moshi_ttt_codes").exists()
 
 
-@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
+@pytest.mark.parametrize("devices", ["cpu", pytest.param("cpu,cpu", marks=pytest.mark.slow)])
 def test_killed_and_started_again_it_gives_what_it_gives_uninterrupted(demo, source, tmp_path, devices):
     noise = np.random.default_rng(0).uniform(-0.3, 0.3, (2, 40 * 24000)).astype(np.float32)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -105,8 +105,10 @@ def test_a_run_that_fails_leaves_no_process_behind(demo, tmp_path):
     "way",
     [
         "lost_rank",
-        "full_disk",
-        *(pytest.param(way, marks=pytest.mark.slow) for way in ("lost_codes", "lost_worker", "divergence")),
+        *(
+            pytest.param(way, marks=pytest.mark.slow)
+            for way in ("full_disk", "lost_codes", "lost_worker", "divergence")
+        ),
     ],
 )
 def test_every_way_out_ends_all_ranks_with_one_line(demo, tmp_path, way):

@@ -205,6 +205,7 @@ def test_diagnostics_part(report):
     assert part["candidates"]["never"]["over_never"] == 1
 
 
+@pytest.mark.slow
 def test_each_candidate_of_the_diagnostics_measures_as_often_as_it_says(monkeypatch):
     counts, measured = [], []
     steps, see = diagnostics._steps, Judge.see

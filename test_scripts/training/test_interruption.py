@@ -137,6 +137,7 @@ def train_with_kills(demo, folder: Path, *, kills: int, steps: int, seed: int) -
     return inside_saves
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_as_if_nothing_had_happened(demo, tmp_path):
     train_with_kills(demo, tmp_path, kills=2, steps=24, seed=1)
 
