@@ -23,6 +23,7 @@ from ttt_inputs import assert_close, make_inputs, needs_compiler, values_and_gra
 
 C = 4
 GROUP = group_length(head_dim=6, mini_batch_size=1)
+OTHER_SETTINGS = {"causal": False, "inner_grad_clip": 0.5}
 _COMPILER = list(needs_compiler("compiled").marks)
 
 
@@ -47,14 +48,17 @@ def run(inputs, *, backend, **settings):
     return [out, *state.weights, *state.biases]
 
 
-@pytest.mark.parametrize("settings", [{}, {"causal": False, "inner_grad_clip": 0.5}], ids=str)
 @pytest.mark.parametrize(
-    ("backend", "dtype", "tolerance"),
+    ("backend", "dtype", "tolerance", "settings"),
     [
-        ("manual", torch.float64, 1e-9),
-        ("manual", torch.float32, 1e-4),
-        pytest.param("compiled", torch.float64, 1e-9, marks=[pytest.mark.slow, *_COMPILER]),
-        pytest.param("compiled", torch.float32, 1e-4, marks=_COMPILER),
+        ("manual", torch.float64, 1e-9, {}),
+        ("manual", torch.float64, 1e-9, OTHER_SETTINGS),
+        ("manual", torch.float32, 1e-4, {}),
+        ("manual", torch.float32, 1e-4, OTHER_SETTINGS),
+        pytest.param("compiled", torch.float32, 1e-4, {}, marks=_COMPILER),
+        pytest.param("compiled", torch.float32, 1e-4, OTHER_SETTINGS, marks=[pytest.mark.slow, *_COMPILER]),
+        pytest.param("compiled", torch.float64, 1e-9, {}, marks=[pytest.mark.slow, *_COMPILER]),
+        pytest.param("compiled", torch.float64, 1e-9, OTHER_SETTINGS, marks=[pytest.mark.slow, *_COMPILER]),
     ],
     ids=str,
 )
