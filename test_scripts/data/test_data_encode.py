@@ -179,6 +179,7 @@ def test_ctrl_c_ends_it_with_one_line_and_keeps_what_is_done(demo, source, tmp_p
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_workers_end_quietly_when_the_command_is_killed(demo, source, tmp_path):
     shutil.copytree(source, tmp_path / "data")
     add_lines(tmp_path / "data/data.jsonl", *({"path": f"long{i}.wav", "duration": 100} for i in range(4)))

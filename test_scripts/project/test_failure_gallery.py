@@ -16,6 +16,7 @@ def status(*arguments):
     return caught.value.code
 
 
+@pytest.mark.slow
 def test_two_cases_give_a_table_results_and_figures(tmp_path, capsys):
     out = tmp_path / "new" / "failures"
     assert main(["healthy", "base_lr_1000", "--steps", "6", "--out", str(out)]) == 0

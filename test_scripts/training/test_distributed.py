@@ -263,6 +263,7 @@ def test_a_fault_that_one_process_meets_ends_all_with_its_line(demo, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_use_is_left_out_by_all(demo, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(demo.train_jsonl.parent, data)
