@@ -22,11 +22,13 @@ _Section = dict[str, Any]
 _DEFAULT_TEXT_CARD = 32000  # Moshi's
 
 
-class _Values(BaseModel):
+class StrictValues(BaseModel):
+    """Keys of a JSON object with the types of their values; others are left alone."""
+
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
 
 
-class _TransformerValues(_Values):
+class _TransformerValues(StrictValues):
     num_heads: _Count = 1
     num_layers: Annotated[int, Field(ge=1, le=512)] = 1
     causal: bool = True
@@ -83,7 +85,7 @@ class _ModelValues(_TransformerValues):
     stt_config: _Section | None = {}
 
 
-class _SeanetValues(_Values):
+class _SeanetValues(StrictValues):
     channels: _Count = 1
     dimension: _Size = 1
     n_filters: _Size = 1
@@ -96,7 +98,7 @@ class _SeanetValues(_Values):
     ratios: Annotated[list[_Count], Field(max_length=16)] = []
 
 
-class _QuantizerValues(_Values):
+class _QuantizerValues(StrictValues):
     dimension: _Size = 1
     n_q: Annotated[int, Field(ge=1, le=256)] = 1
     bins: _Card = 1
@@ -110,7 +112,7 @@ class _CodecTransformerValues(_TransformerValues):
     output_dimensions: Annotated[list[_Size], Field(max_length=16)] = []
 
 
-class _CodecValues(_Values):
+class _CodecValues(StrictValues):
     channels: _Count
     sample_rate: Annotated[int, Field(ge=8000, le=192_000)]
     frame_rate: Annotated[float, Field(ge=1, le=1000, allow_inf_nan=False)]
@@ -129,7 +131,7 @@ def check_model_values(config: Mapping[str, Any], *, source: str) -> None:
     Raises:
         CheckpointError: names key, value and what is allowed.
     """
-    _check(_ModelValues, config, source=source)
+    check_values(_ModelValues, config, source=source)
     text_card = config.get("text_card", _DEFAULT_TEXT_CARD)
     for key in ("existing_text_padding_id", "existing_text_end_padding_id"):
         if config.get(key, 0) >= text_card:
@@ -144,17 +146,28 @@ def check_codec_values(config: object, *, source: str) -> None:
     Raises:
         CheckpointError: names key, value and what is allowed.
     """
-    _check(_CodecValues, config, source=source)
+    check_values(_CodecValues, config, source=source)
 
 
-def _check(values: type[_Values], config: object, *, source: str) -> None:
+def check_values(values: type[StrictValues], config: object, *, source: str) -> None:
+    """Look at the values of a JSON object.
+
+    Args:
+        values: what they must be.
+        config: the object.
+        source: its path, the start of the line.
+
+    Raises:
+        CheckpointError: names the first key that is missing, or key, value and what is allowed.
+    """
     try:
         values.model_validate(config)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = "".join(f"{part}: " for part in [_path(config, first["loc"])] if part)
         if first["type"] == "missing":
-            raise CheckpointError(f"{source}: {where}{first['loc'][-1]} is missing.") from None
+            raise CheckpointError(f"{source}: {'.'.join(map(str, first['loc']))} is missing.") from None
+        path = _path(config, first["loc"])
+        where = f"{path}: " if path else ""
         expected = first["msg"].replace("Input should be", "must be")
         raise CheckpointError(
             f"{source}: {where}{reprlib.repr(first['input'])} is not allowed, {expected}."

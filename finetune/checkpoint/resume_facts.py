@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from finetune.base_model.config_values import StrictValues, check_values
 from finetune.checkpoint.layout import RESUME_FILE, step_of
 from finetune.errors import CheckpointError
 from finetune.files import read_json_object
@@ -15,28 +16,24 @@ _Whole = Annotated[int, Field(ge=0, le=2**62)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Values(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-
-class _Evaluation(_Values):
+class _Evaluation(StrictValues):
     step: _Whole
     loss: _Number
 
 
-class _Data(_Values):
+class _Data(StrictValues):
     num_recordings: _Whole
 
 
-class _Paths(_Values):
+class _Paths(StrictValues):
     moshi_path: str | None
 
 
-class _Args(_Values):
+class _Args(StrictValues):
     moshi_paths: _Paths
 
 
-class _Facts(_Values):
+class _Facts(StrictValues):
     step: _Whole
     num_samples: _Whole
     best_eval: _Evaluation | None
@@ -50,7 +47,7 @@ class _Facts(_Values):
     data: _Data
     base_fingerprint: str
     wandb_run_id: str | None
-    frozen: list[str] = []
+    frozen: list[str] = Field(default_factory=list)
 
 
 def read_resume_facts(folder: Path) -> dict[str, Any]:
@@ -61,17 +58,7 @@ def read_resume_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / RESUME_FILE
     facts = read_json_object(path)
-    try:
-        _Facts.model_validate(facts)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "missing":
-            raise CheckpointError(f"{path}: {key} is missing.") from None
-        expected = first["msg"].replace("Input should be", "must be")
-        raise CheckpointError(
-            f"{path}: {key}: {reprlib.repr(first['input'])} is not allowed, {expected}."
-        ) from None
+    check_values(_Facts, facts, source=str(path))
     _check_sections(facts["args"], path)
     if facts["step"] != step_of(folder):
         raise CheckpointError(f"{path}: step: {facts['step']} is not that of its folder.")

@@ -32,6 +32,19 @@ from finetune.sharding import local_part
 
 # What torch.distributed.checkpoint raises; CheckpointException is no Exception.
 STATE_ERRORS = (OSError, RuntimeError, ValueError, dcp.CheckpointException)
+# What it raises besides when the files are not what it wrote.
+_READ_ERRORS = (
+    *STATE_ERRORS,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    pickle.UnpicklingError,
+)
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
@@ -130,7 +143,7 @@ def load_state(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as in save_state
             dcp.load(targets, storage_reader=reader, no_dist=not dist.is_initialized())
-    except STATE_ERRORS as error:
+    except _READ_ERRORS as error:
         raise CheckpointError(f"{source}: the training state cannot be read: {_first_line(error)}") from None
     _check_finite(targets, source)
     if all(mine + name in saved for name in generators):
@@ -241,7 +254,7 @@ class StateReader(FileSystemReader):
         with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
             try:
                 metadata = _Unpickler(stream).load()
-            except (pickle.UnpicklingError, AttributeError, EOFError, IndexError, TypeError) as error:
+            except _READ_ERRORS as error:  # a pickle's bytes may do anything that Python's types refuse
                 raise ValueError(f"the index is damaged: {error}") from None
         if not isinstance(metadata, Metadata):
             raise ValueError(f"the index is a {type(metadata).__name__}")

@@ -132,7 +132,7 @@ def _header(content: bytes, draw: random.Random) -> bytes:
         except ValueError:
             header["__metadata__"][key] = str(draw.choice(VALUES))
     elif choice < 0.5:
-        first, second = draw.sample(entries, 2)
+        first, second = draw.choice(entries), draw.choice(entries)
         header[first], header[second] = header[second], header[first]
     elif choice < 0.6:
         header[draw.choice(["a.b.c", draw.choice(entries) + ".x"])] = header.pop(draw.choice(entries))
