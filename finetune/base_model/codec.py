@@ -22,6 +22,8 @@ def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
     _check_codec_size(info)
     try:
         mimi = info.get_mimi(device=device).requires_grad_(False)
+        with torch.no_grad():  # a frame of silence, because not all that can be built can hear
+            mimi.decode(mimi.encode(torch.zeros(1, 1, mimi.frame_size, device=device)))
     except MOSHI_ERRORS as error:
         raise CheckpointError(
             f"{info.mimi_weights}: cannot be loaded as Mimi: {describe_error(error)}"

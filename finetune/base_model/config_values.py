@@ -5,7 +5,7 @@ Moshi checks hardly any. What it does not know it refuses by name, so unknown ke
 
 import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -86,6 +86,7 @@ class _ModelValues(_TransformerValues):
 
 
 class _SeanetValues(StrictValues):
+    causal: Literal[True]
     channels: _Count = 1
     dimension: _Size = 1
     n_filters: _Size = 1
@@ -107,6 +108,8 @@ class _QuantizerValues(StrictValues):
 
 
 class _CodecTransformerValues(_TransformerValues):
+    causal: Literal[True]
+    context: _Frames
     d_model: _Size = 1
     input_dimension: _Size = 1
     output_dimensions: Annotated[list[_Size], Field(max_length=16)] = []

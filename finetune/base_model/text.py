@@ -31,7 +31,9 @@ def load_tokenizer(info: CheckpointInfo, config: Mapping[str, Any]) -> sentencep
     try:
         read_regular(Path(info.tokenizer))
         tokenizer = info.get_text_tokenizer()
-    except (RuntimeError, OSError) as error:
+        for piece in range(tokenizer.get_piece_size()):
+            tokenizer.id_to_piece(piece)  # what is no text shows itself here only
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{info.tokenizer}: not a sentencepiece model: {error}") from None
     _check_fits(tokenizer, config, source=str(info.tokenizer))
     return tokenizer

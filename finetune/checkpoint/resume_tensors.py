@@ -45,6 +45,7 @@ _READ_ERRORS = (
     TypeError,
     pickle.UnpicklingError,
 )
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
@@ -201,6 +202,9 @@ def _empty_moments(saved: dict, name: str, parameter: torch.nn.Parameter) -> dic
                 if scalar
                 else torch.zeros_like(parameter)
             )
+    if moments and moments.keys() != _MOMENTS:
+        missing = ", ".join(sorted(_MOMENTS ^ moments.keys()))
+        raise ValueError(f"of the optimiser, {name} has other moments than AdamW ({missing})")
     return moments
 
 

@@ -82,6 +82,8 @@ def load_speech_model(
     if lm.depformer is None:
         raise CheckpointError(f"{info.moshi_weights}: this model writes text only, it cannot speak.")
     check_codec(mimi, lm, info)
+    if None in attention_windows(lm):
+        raise CheckpointError(f"{info.moshi_weights}: its configuration has no context, so it cannot stream.")
     conditions = conditions or {}
     check_conditions(lm, conditions, source="--condition")
     if ttt_layers(lm):

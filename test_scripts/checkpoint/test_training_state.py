@@ -54,6 +54,15 @@ def test_weights_moments_random_states_and_other_tensors_come_back(trained, tmp_
     assert all(np.array_equal(a, b) for a, b in zip(drawn, again, strict=True))
 
 
+def test_a_state_without_some_moments_of_the_optimiser_is_one_line(trained, tmp_path):
+    lm, optimizer = trained
+    tensors = collect_state(lm, optimizer, {})
+    name = next(name for name in tensors if name.endswith(".exp_avg_sq"))
+    save_state({key: value for key, value in tensors.items() if key != name}, tmp_path / "state", None)
+    with pytest.raises(CheckpointError, match=r"other moments than AdamW \(exp_avg_sq\)"):
+        load(tmp_path / "state", lm)
+
+
 @pytest.mark.parametrize("change", ["fewer", "more", "shape"])
 def test_a_state_of_another_model_is_one_line(trained, tmp_path, change):
     lm, optimizer = trained

@@ -14,6 +14,7 @@ from finetune import wrapped_model
 from finetune.args import ModelPaths, TrainArgs
 from finetune.base_model.codec import load_codec
 from finetune.base_model.locate import find_architecture, find_model_files
+from finetune.base_model.text import load_tokenizer
 from finetune.base_model.weight_files import read_header
 from finetune.checkpoint.reading import load_checkpoint_model, open_checkpoint, warm_start
 from finetune.config_io import build_args, load_train_args
@@ -393,6 +394,28 @@ def test_pipes_of_a_base_model_are_not_waited_for(repository, name):
     (repository / name).unlink()
     os.mkfifo(repository / name)
     refusal(load_checkpoint_model, repository)
+
+
+def test_a_codec_that_can_be_built_but_not_hear_is_one_line(repository):
+    config = json.loads((repository / "mimi_config.json").read_text())
+    config["transformer"]["conv_layout"] = False
+    (repository / "mimi_config.json").write_text(json.dumps(config))
+    info = find_model_files(ModelPaths(hf_repo_id=str(repository)))
+    assert "mimi.safetensors: cannot be loaded as Mimi" in refusal(load_codec, info, torch.device("cpu"))
+
+
+def test_pieces_of_a_tokenizer_that_are_no_text_are_one_line(repository):
+    path = repository / "tokenizer.model"
+    content = path.read_bytes()
+    path.write_bytes(content.replace("▁the".encode(), b"\xe2\x96\xffthe", 1))
+    info = find_model_files(ModelPaths(hf_repo_id=str(repository)))
+    assert "tokenizer.model: not a sentencepiece model" in refusal(load_tokenizer, info, {})
+
+
+@pytest.mark.parametrize("value", [[], 7, {"all": 1}])
+def test_a_fingerprint_that_is_no_text_is_one_line(checkpoint, value):
+    edit(checkpoint / "training.json", base_fingerprint=value)
+    assert "training.json is damaged: base_fingerprint: " in refusal(open_checkpoint, checkpoint)
 
 
 def test_a_memory_with_an_enormous_header_is_refused(tmp_path):

@@ -100,6 +100,14 @@ def test_what_names_no_base_model_needs_one(command, finetuned, tiny_base, user,
         assert status == 2 and len(errors) == 1 and message in errors[0]
 
 
+def test_a_base_model_without_a_context_cannot_talk(command, tiny_base, user, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"context": None}))
+    status, _, errors = command(generate, user, tmp_path / "out.wav", "--base", base)
+    assert status == 2 and "its configuration has no context, so it cannot stream" in errors[0]
+
+
 def test_a_checkpoint_with_ttt_is_not_taken_for_one_without(untrained_run, tiny_base, tmp_path):
     shutil.copytree(checkpoint_content(untrained_run("lora_ttt")), tmp_path / "checkpoint")
     (tmp_path / "checkpoint" / "training.json").unlink()
