@@ -14,7 +14,6 @@ from finetune import wrapped_model
 from finetune.args import ModelPaths, TrainArgs
 from finetune.base_model.codec import load_codec
 from finetune.base_model.locate import find_architecture, find_model_files
-from finetune.base_model.text import load_tokenizer
 from finetune.base_model.weight_files import read_header
 from finetune.checkpoint.reading import load_checkpoint_model, open_checkpoint, warm_start
 from finetune.config_io import build_args, load_train_args
@@ -408,8 +407,8 @@ def test_pieces_of_a_tokenizer_that_are_no_text_are_one_line(repository):
     path = repository / "tokenizer.model"
     content = path.read_bytes()
     path.write_bytes(content.replace("▁the".encode(), b"\xe2\x96\xffthe", 1))
-    info = find_model_files(ModelPaths(hf_repo_id=str(repository)))
-    assert "tokenizer.model: not a sentencepiece model" in refusal(load_tokenizer, info, {})
+    line = refusal(find_model_files, ModelPaths(hf_repo_id=str(repository)))
+    assert "tokenizer.model: not a sentencepiece model" in line
 
 
 @pytest.mark.parametrize("value", [[], 7, {"all": 1}])
