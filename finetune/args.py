@@ -1,7 +1,7 @@
 """Every key of a training configuration, with its unit, default and allowed values.
 
 The dataclasses mirror the YAML; `finetune.config_io` reads and writes it, `finetune.training.command` makes
-an option of the command line from each field.
+an option of the command line from each field. `data:` and `eval:` are in the `args.py` of their rooms.
 """
 
 import importlib
@@ -12,62 +12,13 @@ from moshi.models.loaders import FRAME_RATE
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from finetune.data.args import DataArgs, TextOptions
+from finetune.evaluation.args import EvalArgs
 from moshi_ttt.config import STRICT, TTTConfig, TTTOptions
 from moshi_ttt.errors import UserError
 
 _NamedLayers = Literal["none", "all", "middle"]
 _NAMED_LAYERS: tuple[_NamedLayers, ...] = get_args(_NamedLayers)
-
-
-@dataclass(frozen=True, config=STRICT)
-class TextOptions:
-    """Keys of `data:` about the text stream; checkpoints record them."""
-
-    text: Literal["given", "none"] = Field(
-        default="given",
-        description="The words beside the recordings; or none: audio alone is trained, the text stream is "
-        "padding and has no loss.",
-    )
-    keep_and_shift: bool = Field(
-        default=False,
-        description="A word whose tokens do not fit before the next one is not cut, the next one waits.",
-    )
-    keep_main_only: bool = Field(
-        default=True, description="Only words of SPEAKER_MAIN become text; false: those of every speaker."
-    )
-
-
-@dataclass(frozen=True, config=STRICT)
-class DataArgs(TextOptions):
-    """`data:` — recordings and how they are read."""
-
-    train_data: str = Field(
-        default="",
-        description="Manifest (.jsonl) of the training recordings, or a folder of manifests; or several, "
-        "with or without their shares: a.jsonl:0.7,b.jsonl:0.3.",
-    )
-    eval_data: str = Field(default="", description="The same for evaluation; needed with do_eval.")
-    shuffle: bool = Field(
-        default=False,
-        description="Draw a new order every epoch: of chunks, with carried memory of whole recordings.",
-    )
-    num_workers: int = Field(
-        default=2, ge=0, le=256, description="Loader processes; the batches do not depend on it."
-    )
-    cache_dir: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Folder of the audio code cache (null: beside each recording).",
-    )
-    mono: Literal["error", "duplicate", "user_silent"] = Field(
-        default="error",
-        description="Mono recordings: refused; one voice on both channels; or Moshi's, beside a silent user.",
-    )
-    on_error: Literal["raise", "skip"] = Field(
-        default="raise",
-        description="A recording that cannot be used ends the run, or is left out and listed in "
-        "data_skipped.json.",
-    )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -114,69 +65,6 @@ class WandbArgs:
     offline: bool = Field(default=False, description="Write the run to disk for `wandb sync`.")
     key: str | None = Field(default=None, description="API key; never written to the run directory.")
     run_name: str | None = Field(default=None, description="Name of the run (null: name of run_dir).")
-
-
-@dataclass(frozen=True, config=STRICT)
-class SpokenArgs:
-    """`eval.spoken:` — spoken-language accuracies during training, when `data` is given."""
-
-    data: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Folder with lexical/, syntactic/, tstory/ and sstory/, or some of them (null: none).",
-    )
-    tasks: list[Literal["swuggy", "sblimp", "tstory", "sstory"]] = Field(
-        default_factory=list, description="Which of them (empty: all that data holds)."
-    )
-    freq: int = Field(
-        default=0, ge=0, le=10**9, description="Steps between two measurements (0: at the end only)."
-    )
-    limit: int = Field(
-        default=200,
-        ge=1,
-        le=10**6,
-        description="Pairs per task, all voices of a pair counted as one; drawn once, the same in every run.",
-    )
-    conditions: dict[str, str] = Field(
-        default_factory=dict, description="What a model with text conditions is told meanwhile, {name: text}."
-    )
-
-
-@dataclass(frozen=True, config=STRICT)
-class LongContextArgs:
-    """`eval.long_context:` — losses along long recordings during training, when `data` is given."""
-
-    data: str | None = Field(
-        default=None, min_length=1, description="Folder of recordings, manifest or audio file (null: none)."
-    )
-    freq: int = Field(
-        default=0, ge=0, le=10**9, description="Steps between two measurements (0: at the end only)."
-    )
-    limit: int = Field(
-        default=4, ge=1, le=10**6, description="Recordings, evenly spread over the data, the same every time."
-    )
-    max_frames: int = Field(
-        default=24_000, ge=2, le=10**9, description="Frames of a recording that are measured, from its start."
-    )
-    user: Literal["empty", "silent", "real"] = Field(
-        default="empty", description="What is heard: no input; digital silence; or the right channel."
-    )
-    text: Literal["none", "given"] = Field(
-        default="none",
-        description="No text input, or the words beside the recordings (padding, with data.text: none).",
-    )
-    conditions: dict[str, str] = Field(
-        default_factory=dict,
-        description="What a model with text conditions is told meanwhile, {name: text}.",
-    )
-
-
-@dataclass(frozen=True, config=STRICT)
-class EvalArgs:
-    """`eval:` — evaluation beyond the losses."""
-
-    spoken: SpokenArgs = Field(default_factory=SpokenArgs)
-    long_context: LongContextArgs = Field(default_factory=LongContextArgs)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from moshi.models.loaders import CheckpointInfo
 
-from finetune.args import LoraArgs, ModelPaths, TextOptions, TTTArgs
+from finetune.args import LoraArgs, ModelPaths, TTTArgs
 from finetune.base_model.locate import lm_arguments, lm_config
 from finetune.base_model.untrusted import check_config_values
 from finetune.base_model.weight_files import check_headers, read_headers
@@ -32,6 +32,7 @@ from finetune.checkpoint.layout import (
     step_of,
 )
 from finetune.config_io import as_recorded, build_args, yaml_text
+from finetune.data.args import TextOptions
 from finetune.errors import CheckpointError, ConfigError
 from finetune.files import read_json_object
 from finetune.ttt_integration import apply_ttt_to_model

@@ -8,7 +8,7 @@ from typing import Any
 
 from moshi.models.loaders import CheckpointInfo
 
-from finetune.args import DiagnosticsArgs, SpokenArgs, TrainArgs
+from finetune.args import DiagnosticsArgs, TrainArgs
 from finetune.base_model.fingerprint import is_same_base
 from finetune.checkpoint.data_check import check_data
 from finetune.checkpoint.integrity import find_damage, listed_files
@@ -17,6 +17,7 @@ from finetune.checkpoint.resume_facts import read_resume_facts
 from finetune.config_io import as_recorded, public_values, yaml_text
 from finetune.distributed import barrier, gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError, ConfigError
+from finetune.evaluation.args import SpokenArgs
 from finetune.files import rename_to_backup
 from moshi_ttt.config import TTTOptions
 

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from finetune.args import TextOptions
+from finetune.data.args import TextOptions
 from finetune.data.batches.dataset import ChunkDataset
 from finetune.data.batches.interleaver import TextCount
 from finetune.data.words import SPEAKERS

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from finetune import checkpointing
-from finetune.args import DataArgs
 from finetune.checkpoint.layout import list_checkpoints
+from finetune.data.args import DataArgs
 from finetune.data.codes.cache import CodeCache
 from finetune.training.trainer import Trainer
 from project_root import ROOT

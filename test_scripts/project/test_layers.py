@@ -40,7 +40,12 @@ FOUNDATION = [
     "sharding",
 ]
 # They lie outside their room, where people of moshi-finetune look for them.
-AWAY_FROM_HOME = {"finetune.checkpointing": "finetune.checkpoint", "finetune.eval": "finetune.training"}
+AWAY_FROM_HOME = {
+    "finetune.checkpointing": "finetune.checkpoint",
+    "finetune.eval": "finetune.training",
+    "finetune.data.args": "finetune.args",
+    "finetune.evaluation.args": "finetune.args",
+}
 LARGEST_FOLDER = 18
 
 
@@ -73,8 +78,7 @@ def imported_by(source: str) -> set[str]:
 def room(module: str) -> str:
     package, *parts = module.split(".")
     if package == "finetune":
-        name = f"finetune.{parts[0]}" if parts else package
-        return AWAY_FROM_HOME.get(name, name)
+        return AWAY_FROM_HOME.get(module, f"finetune.{parts[0]}" if parts else package)
     return package if (ROOT / package).is_dir() else "scripts"
 
 

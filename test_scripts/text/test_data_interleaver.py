@@ -3,7 +3,7 @@
 import pytest
 
 from conftest import LetterTokenizer
-from finetune.args import TextOptions
+from finetune.data.args import TextOptions
 from finetune.data.batches.interleaver import interleave_text
 from finetune.data.words import Word
 

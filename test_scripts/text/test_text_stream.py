@@ -6,7 +6,7 @@ import pytest
 import sentencepiece
 
 from faulty_data import line_of, write_good
-from finetune.args import TextOptions
+from finetune.data.args import TextOptions
 from finetune.data.batches.interleaver import count_text, interleave_text
 from finetune.data.batches.spelling import spell
 from finetune.data.check.command import check

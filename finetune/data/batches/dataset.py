@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from finetune.args import TextOptions
+from finetune.data.args import TextOptions
 from finetune.data.batches.chunks import Chunk
 from finetune.data.batches.interleaver import TextCount, count_text, interleave_text
 from finetune.data.batches.mixing import Share

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetune.args import TextOptions
+from finetune.data.args import TextOptions
 from finetune.data.batches.spelling import Tokenizer, fitting, spell
 from finetune.data.words import SPEAKERS, Word
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from finetune.args import TextOptions
 from finetune.commands import Parser
+from finetune.data.args import TextOptions
 from finetune.data.check.data_set import CheckedLine, check_data_set, sorted_findings
 from finetune.data.check.fast import MONO
 from finetune.data.check.fix import FIXABLE, fix_durations, is_fixable

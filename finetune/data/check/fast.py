@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
-from finetune.args import TextOptions
+from finetune.data.args import TextOptions
 from finetune.data.audio.checks import AudioHeader, check_duration
 from finetune.data.audio.read import audio_kind, read_audio_header
 from finetune.data.check.findings import Finding, reason_of, reason_of_audio

@@ -8,7 +8,7 @@ from pathlib import Path
 import sentencepiece
 from moshi.models.loaders import FRAME_RATE
 
-from finetune.args import TextOptions
+from finetune.data.args import TextOptions
 from finetune.data.audio.read import read_audio_header, read_pieces
 from finetune.data.batches.interleaver import TextCount, count_text
 from finetune.data.check.fast import check_channels, check_fast, compare_duration, find_file

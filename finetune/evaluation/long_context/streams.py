@@ -18,7 +18,7 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 from tqdm import tqdm
 
-from finetune.args import TextOptions
+from finetune.data.args import TextOptions
 from finetune.data.audio.checks import AudioHeader
 from finetune.data.audio.find import printable
 from finetune.data.batches.interleaver import interleave_text
