@@ -8,8 +8,9 @@ import errno
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +89,6 @@ class Checkpointer:
         self.frozen = frozen
         # A group of its own: background writing must not mix with the collectives of training.
         self._group = dist.new_group(backend="gloo") if get_world_size() > 1 else None
-        self._writer = ThreadPoolExecutor(1) if args.ckpt_async else None
         self._pending: Future[Path] | None = None
 
     def save(self, model: LMModel, step: int, state: ResumeState | None = None) -> Path:
@@ -110,11 +110,11 @@ class Checkpointer:
         """
         self.finish()
         weights = gather_weights(model, self.args, frozen=self.frozen)
-        if self._writer is None:
+        if not self.args.ckpt_async:
             return self._write(step, weights, state)
         if state is not None:
             state = ResumeState(copy_to_host(state.tensors), state.facts)
-        self._pending = self._writer.submit(self._write, step, weights, state)
+        self._pending = self._write_in_background(step, weights, state)
         return self.folder / f"{PREFIX}{step:06d}"
 
     def finish(self) -> None:
@@ -126,6 +126,21 @@ class Checkpointer:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def _write_in_background(
+        self, step: int, weights: WeightFiles, state: ResumeState | None
+    ) -> Future[Path]:
+        written: Future[Path] = Future()
+
+        def write() -> None:
+            try:
+                written.set_result(self._write(step, weights, state))
+            except BaseException as error:  # for who waits
+                written.set_exception(error)
+
+        # No executor: at exit it is waited for, and who interrupts a run twice wants to leave at once.
+        threading.Thread(target=write, name=f"checkpoint_{step:06d}", daemon=True).start()
+        return written
 
     def _write(self, step: int, weights: WeightFiles, state: ResumeState | None) -> Path:
         final = self.folder / f"{PREFIX}{step:06d}"

@@ -162,6 +162,18 @@ class Saver:
                 self._checkpointer.finish()
 
     @contextmanager
+    def completing(self) -> Iterator[None]:
+        """Context whose errors wait for what is written in the background; interruptions do not."""
+        try:
+            yield
+        except Exception:
+            try:
+                self.finish(last=True)
+            except CheckpointError as error:
+                logger.error("%s", error)
+            raise
+
+    @contextmanager
     def _errors_allowed(self, allowed: bool) -> Iterator[None]:
         """Let training go on after a checkpoint that could not be written, where it may."""
         try:

@@ -146,7 +146,11 @@ class Trainer:
             TrainingDivergedError: a loss or gradient is not finite; saved checkpoints stay.
         """
         self.diagnostics.start(self.run_dir, self.step)
-        with stop.on(signal.SIGINT, signal.SIGTERM), closing(self._train_batches()) as batches:
+        with (
+            stop.on(signal.SIGINT, signal.SIGTERM),
+            closing(self._train_batches()) as batches,
+            self.saver.completing(),
+        ):
             bar = tqdm(
                 total=self.args.max_steps,
                 initial=self.step,

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -34,9 +35,10 @@ WAYS = {
 BEGINNINGS = ("error: ", "interrupted: ", "terminated: ")
 
 
-def write_config(demo, folder: Path) -> Path:
+def write_config(demo, folder: Path, **settings) -> Path:
     """A run that loads its data as runs do by default."""
-    values = run_values(demo, folder / "run", duration_sec=1.6, batch_size=1, max_steps=1000, ckpt_freq=2)
+    settings = {"duration_sec": 1.6, "batch_size": 1, "max_steps": 1000, "ckpt_freq": 2} | settings
+    values = run_values(demo, folder / "run", **settings)
     values["data"]["cache_dir"] = str(folder / "codes")
     del values["data"]["num_workers"]
     return write_yaml(folder / "config.yaml", values)
@@ -67,6 +69,27 @@ def test_every_way_out_of_a_run_ends_its_loader_processes(demo, tmp_path, monkey
     assert line.startswith(beginning) and text in line
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[0].name == "checkpoint_000002"
     assert handlers == [signal.getsignal(n) for n in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize("way", ["two_interrupts", "divergence"])
+def test_a_checkpoint_in_the_background_is_finished_unless_somebody_asks_twice_to_end(
+    demo, tmp_path, monkeypatch, way
+):
+    write_json, go_on = checkpointing.write_json, threading.Event()
+
+    def write_slowly(path, value):
+        go_on.wait(0.5 if way == "divergence" else 2 * LIMIT_SEC)
+        write_json(path, value)
+
+    monkeypatch.setattr(checkpointing, "write_json", write_slowly)
+    monkeypatch.setattr(Trainer, "_train_step", with_trouble(way))
+    config = write_config(demo, tmp_path, ckpt_async=True)
+    assert command_line(monkeypatch, config) == WAYS[way][0]
+    (kept_alive,) = [thread for thread in threading.enumerate() if not thread.daemon]
+    assert kept_alive is threading.main_thread()
+    saved = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert saved == ([] if way == "two_interrupts" else ["checkpoint_000002"])
+    go_on.set()
 
 
 def test_a_request_to_end_while_recordings_are_encoded_ends_with_one_line(demo, tmp_path, monkeypatch, capfd):
