@@ -62,6 +62,23 @@ def check_data(
     )
 
 
+def check_eval_data(
+    before: Mapping[str, Any] | None, now: Mapping[str, Any] | None, *, written: Path
+) -> list[str]:
+    """A line where the evaluation data are others; training does not depend on them.
+
+    Args:
+        before, now: facts about them, as in `check_data`; None where there are none, or none were kept.
+        written: the checkpoint.
+    """
+    if before is None or now is None or before == now:
+        return []
+    return [
+        f"data.eval_data: holds other recordings than when {written} was written, or others in them; the "
+        "losses of the evaluations before and after do not compare."
+    ]
+
+
 def _split(facts: Mapping[str, Any], name: str) -> list[str]:
     text = facts.get(name, "")
     return [text[start : start + _DIGEST_LENGTH] for start in range(0, len(text), _DIGEST_LENGTH)]

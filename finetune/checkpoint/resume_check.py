@@ -10,7 +10,7 @@ from moshi.models.loaders import CheckpointInfo
 
 from finetune.args import DiagnosticsArgs, TrainArgs
 from finetune.base_model.fingerprint import is_same_base
-from finetune.checkpoint.data_check import check_data
+from finetune.checkpoint.data_check import check_data, check_eval_data
 from finetune.checkpoint.integrity import find_damage, listed_files
 from finetune.checkpoint.layout import DONE_FILE, RESUME_FILE, STATE_DIR, list_checkpoints, step_of
 from finetune.checkpoint.resume_facts import read_resume_facts
@@ -125,6 +125,7 @@ def check_configuration(
     args: TrainArgs,
     *,
     data: Mapping[str, Any],
+    eval_data: Mapping[str, Any] | None,
     recordings: Sequence[Path],
     info: CheckpointInfo,
 ) -> list[str]:
@@ -133,12 +134,12 @@ def check_configuration(
     Args:
         point: where to go on.
         args: the configuration now.
-        data: facts about the training data now, as in `resume.json`.
+        data, eval_data: facts about the training and evaluation data now, as in `resume.json`.
         recordings: the audio files of the training data now.
         info: files of the base model now.
 
     Returns:
-        A line for each key that has changed, and for codes that have.
+        A line for each key that has changed, and for codes and evaluation data that have.
 
     Raises:
         ConfigError: going on would be meaningless.
@@ -162,6 +163,7 @@ def check_configuration(
             "give the same base model, or start a new run with init_from."
         )
     lines += check_data(point.facts["data"], data, recordings=recordings, written=point.folder)
+    lines += check_eval_data(point.facts.get("eval_data"), eval_data, written=point.folder)
     return lines + _batch_lines(point, args)
 
 

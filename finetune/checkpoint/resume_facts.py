@@ -45,6 +45,7 @@ class _Facts(StrictValues):
     args: _Args
     global_batch: _Whole
     data: _Data
+    eval_data: _Data | None = None
     base_fingerprint: str
     wandb_run_id: str | None
     frozen: list[str] = Field(default_factory=list)

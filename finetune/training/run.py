@@ -161,10 +161,13 @@ def _train(
     for line in model_summary(model, args):
         logger.info("%s", line)
     fingerprint = base_fingerprint(info)
-    data_facts = _data_facts(train_data)
+    data_facts: dict[str, Any] = {
+        "data": _data_facts(train_data),
+        "eval_data": None if eval_data is None else _data_facts(eval_data),
+    }
     if point is not None:
         paths = [recording.path for recording in train_data.recordings]
-        for line in check_configuration(point, args, data=data_facts, recordings=paths, info=info):
+        for line in check_configuration(point, args, **data_facts, recordings=paths, info=info):
             logger.info("%s", line)
         if point.run_dir == Path(args.run_dir).resolve():
             set_aside_newer(point)
@@ -177,7 +180,7 @@ def _train(
     checkpointer = None
     if args.do_ckpt:
         checkpointer = Checkpointer(run_dir, args, lm_config(info), fingerprint, frozen=frozen)
-    facts = {"data": data_facts, "base_fingerprint": fingerprint, FROZEN_FACT: frozen}
+    facts = {**data_facts, "base_fingerprint": fingerprint, FROZEN_FACT: frozen}
     first_step = 1 if point is None else point.step + 1
     run_id = None if point is None else point.facts["wandb_run_id"]
     with MetricsWriter(run_dir, args, first_step=first_step, wandb_run_id=run_id) as writer:

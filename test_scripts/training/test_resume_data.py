@@ -33,8 +33,9 @@ def copied(begun, tmp_path):
 
 
 def train(demo, folder, **settings):
-    data = {"train_data": str(folder / "data" / "train.jsonl"), "num_workers": 0}
-    run_training(run_args(demo, folder / "run", data=data, duration_sec=1.6, batch_size=1, **settings))
+    data = {f"{split}_data": str(folder / "data" / f"{split}.jsonl") for split in ("train", "eval")}
+    settings |= {"data": data | {"num_workers": 0}, "do_eval": True, "duration_sec": 1.6, "batch_size": 1}
+    run_training(run_args(demo, folder / "run", **settings))
 
 
 def second_recording(folder):
@@ -81,6 +82,14 @@ def test_timings_that_are_written_anew_and_say_the_same_are_no_change(demo, copi
     train(demo, copied, max_steps=2, resume="auto")
 
 
+def test_evaluation_recordings_that_changed_are_told(demo, copied, logs, caplog):
+    manifest = copied / "data" / "eval.jsonl"
+    manifest.write_text((copied / "data" / "train.jsonl").read_text().splitlines(keepends=True)[0])
+    train(demo, copied, max_steps=2, resume="auto")
+    (line,) = (line for line in logs(caplog) if line.startswith("data.eval_data: "))
+    assert "holds other recordings than when" in line and "checkpoint_000001" in line
+
+
 def test_codes_that_other_hardware_makes_of_the_same_audio_are_told(demo, copied, monkeypatch, logs, caplog):
     original = cache.encode_recording
     monkeypatch.setattr(cache, "encode_recording", lambda *args: torch.roll(original(*args), 1, -1))
@@ -94,6 +103,7 @@ def test_runs_of_earlier_versions_are_gone_on_with(demo, copied):
     facts = json.loads((folder / "resume.json").read_text())
     for name in ("words", "audio", "codes"):
         del facts["data"][name]
+    del facts["eval_data"]
     (folder / "resume.json").write_text(json.dumps(facts))
     done = json.loads((folder / "DONE.json").read_text())
     done["files"]["resume.json"] = describe_file(folder / "resume.json")
