@@ -3,6 +3,7 @@
     python -m experiments.fine_tuning recall --out runs/fine_tuning
     python -m experiments.fine_tuning retention --out runs/fine_tuning
     python -m experiments.fine_tuning capacity --out runs/fine_tuning
+    python -m experiments.fine_tuning pairs --out runs/fine_tuning
     python -m experiments.fine_tuning learning --out runs/fine_tuning
     python -m experiments.fine_tuning mini-batch --out runs/fine_tuning
     python -m experiments.fine_tuning head-width --out runs/fine_tuning

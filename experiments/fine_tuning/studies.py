@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.fine_tuning.arms import Arm
-from experiments.fine_tuning.tasks import PERIOD, AfterAGap, Filler, Pairs, Task, ThreeTimes
+from experiments.fine_tuning.tasks import PERIOD, AfterAGap, Filler, Pairs, Task, ThreeTimes, Twice
 
 GAPS = (0, 32, 128, 512, 1024, 2048, 4096)
+LENGTHS = (16, 32, 64, 128, 256)
 NUMBERS_OF_PAIRS = (4, 8, 16, 32, 64, 128)
 
 # The layer as it was published and as this project had it before, with its own initialisation of W0.
@@ -96,17 +97,20 @@ def _with_gaps(
 
 def _capacity() -> list[Plan]:
     arms = [
+        Arm("window", "window alone", None),
+        Arm("equal-window", f"window of {EQUAL_WINDOW}: equal bytes", None, window=EQUAL_WINDOW),
+        Arm("gated-delta", "gated delta rule, equal state", variant="gated-delta"),
+        Arm("defaults", "**the defaults**"),
+        Arm("defaults-1x64", "**the defaults**, 1 head of 64: 4 times the state", heads=1),
+    ]
+    return [Plan(arm, Twice(128), LENGTHS) for arm in arms]
+
+
+def _pairs() -> list[Plan]:
+    arms = [
+        Arm("full", "attention to everything, no TTT", None, window=8 * NUMBERS_OF_PAIRS[-1], num_steps=2000),
         Arm("window", "window alone", None, num_steps=2000),
-        Arm(
-            "equal-window",
-            f"window of {EQUAL_WINDOW}: equal bytes",
-            None,
-            window=EQUAL_WINDOW,
-            num_steps=2000,
-        ),
-        Arm("gated-delta", "gated delta rule, equal state", variant="gated-delta", num_steps=2000),
         Arm("defaults", "**the defaults**", num_steps=2000),
-        Arm("defaults-1x64", "**the defaults**, 1 head of 64: 4 times the state", heads=1, num_steps=2000),
     ]
     return [Plan(arm, Pairs(64), NUMBERS_OF_PAIRS) for arm in arms]
 
@@ -147,7 +151,8 @@ def _three_times(arms: list[Arm]) -> Study:
 STUDIES: dict[str, Study] = {
     "recall": _three_times(_recall()),
     "retention": Study(_retention(), "tokens in between"),
-    "capacity": Study(_capacity(), "pairs"),
+    "capacity": Study(_capacity(), "tokens heard once"),
+    "pairs": Study(_pairs(), "pairs"),
     "learning": _three_times(_learning()),
     "mini-batch": _three_times(_mini_batch()),
     "head-width": _three_times(_head_width()),

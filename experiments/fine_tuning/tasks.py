@@ -1,4 +1,4 @@
-"""What is heard again: patterns, at once or after a time.
+"""What is heard again: patterns, at once or after a time, and values of keys.
 
 Shapes: B sequences, T tokens.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 NUM_SYMBOLS = 24
 PERIOD = 32
+SHORTEST = 16
 NUM_KEYS, NUM_VALUES, FEWEST_PAIRS = 128, 64, 4
 
 Filler = Literal["same", "other", "silence"]
@@ -96,6 +97,41 @@ class AfterAGap:
 
 
 @dataclass(frozen=True)
+class Twice:
+    """A random pattern, and at once the pattern again.
+
+    Scored is the second time from its third token on: nobody can know where it begins.
+
+    Attributes:
+        longest: lengths are drawn log-uniformly from 16 to so many tokens.
+    """
+
+    longest: int
+
+    @property
+    def num_tokens_known(self) -> int:
+        """Tokens that the model must know."""
+        return NUM_SYMBOLS
+
+    @property
+    def guessing(self) -> float:
+        """Loss of a token of which nothing is known but its kind, nats."""
+        return math.log(NUM_SYMBOLS)
+
+    @property
+    def remark(self) -> str:
+        """For the tables."""
+        return ""
+
+    def draw(self, size: int, generator: torch.Generator, *, number: int | None = None) -> Episode:
+        """Fresh sequences with patterns of one length, None: drawn."""
+        if number is None:
+            number = _log_uniform(SHORTEST, self.longest, generator)
+        pattern = torch.randint(NUM_SYMBOLS, (size, 1, number), generator=generator)
+        return Episode(pattern.repeat(1, 1, 2), torch.arange(2 * number) >= number + 2)
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Multi-query associative recall (Arora et al. 2023, "Zoology"): keys with values, then every key again.
 
@@ -126,8 +162,7 @@ class Pairs:
     def draw(self, size: int, generator: torch.Generator, *, number: int | None = None) -> Episode:
         """Fresh sequences of one number of pairs, None: drawn."""
         if number is None:
-            exponent = torch.rand((), generator=generator).item() * math.log((self.most + 1) / FEWEST_PAIRS)
-            number = int(FEWEST_PAIRS * math.exp(exponent))
+            number = _log_uniform(FEWEST_PAIRS, self.most, generator)
         keys = torch.rand(size, NUM_KEYS, generator=generator).argsort(1)[:, :number]
         values = NUM_KEYS + torch.randint(NUM_VALUES, (size, number), generator=generator)
         order = torch.rand(size, number, generator=generator).argsort(1)
@@ -138,4 +173,9 @@ class Pairs:
         return Episode(torch.cat([given, asked], 1)[:, None], scored)
 
 
-Task = ThreeTimes | AfterAGap | Pairs
+def _log_uniform(least: int, most: int, generator: torch.Generator) -> int:
+    exponent = torch.rand((), generator=generator).item() * math.log((most + 1) / least)
+    return int(least * math.exp(exponent))
+
+
+Task = ThreeTimes | AfterAGap | Twice | Pairs

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from experiments.fine_tuning.base import token_losses
-from experiments.fine_tuning.tasks import AfterAGap, Episode, Pairs, Task
+from experiments.fine_tuning.tasks import AfterAGap, Episode, Pairs, Task, Twice
 from finetune.args import OptimArgs, TrainArgs, TTTArgs
 from finetune.training.optim import build_optimizer, build_scheduler
 
@@ -80,7 +80,7 @@ def recall_loss(
     Args:
         lm: a trained arm.
         task: what it hears.
-        difficulty: tokens between first and second time, or pairs to hold, where the task has these.
+        difficulty: tokens in between, of a pattern, or pairs, where the task has these.
         streams: False: in one pass.
     """
     was_training = lm.training
@@ -108,7 +108,7 @@ def recall_losses(
 def _draw(task: Task, generator: torch.Generator, difficulty: int | None) -> Episode:
     if isinstance(task, AfterAGap):
         return task.draw(_EVAL_BATCH, generator, gap=difficulty)
-    if isinstance(task, Pairs):
+    if isinstance(task, Twice | Pairs):
         return task.draw(_EVAL_BATCH, generator, number=difficulty)
     return task.draw(_EVAL_BATCH, generator)
 

@@ -12,7 +12,7 @@ from experiments.fine_tuning.__main__ import main
 from experiments.fine_tuning.base import token_losses
 from experiments.fine_tuning.report import recall_table, recalled, write_report
 from experiments.fine_tuning.studies import STUDIES, Study
-from experiments.fine_tuning.tasks import NUM_KEYS, NUM_SYMBOLS, PERIOD, AfterAGap, Pairs, ThreeTimes
+from experiments.fine_tuning.tasks import NUM_KEYS, NUM_SYMBOLS, PERIOD, AfterAGap, Pairs, ThreeTimes, Twice
 from experiments.fine_tuning.training import recall_loss
 from experiments.models import num_parameters
 from finetune.args import TTTArgs
@@ -66,6 +66,14 @@ def test_pairs_are_asked_for_in_another_order_and_their_values_are_scored():
         assert max(given) < NUM_KEYS <= min(given.values())
     numbers = {Pairs(16).draw(1, generator(seed)).codes.shape[2] // 4 for seed in range(300)}
     assert min(numbers) == 4 and max(numbers) == 16
+
+
+def test_patterns_of_all_lengths_come_twice():
+    codes, scored = Twice(64).draw(3, generator(), number=20)
+    assert torch.equal(codes[:, :, :20], codes[:, :, 20:]) and codes.shape[2] == 40
+    assert scored.nonzero().flatten().tolist() == list(range(22, 40))
+    lengths = {Twice(64).draw(1, generator(seed)).codes.shape[2] // 2 for seed in range(300)}
+    assert min(lengths) == 16 and max(lengths) > 56 and max(lengths) <= 64
 
 
 def test_other_memories_are_causal_and_do_what_their_name_says(tmp_path):
