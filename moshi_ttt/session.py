@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from moshi.models import MimiModel
 from moshi.models.lm import LMGen, LMModel
-from moshi.modules.streaming import State
+from moshi.modules.streaming import State, StreamingModule
 from moshi.modules.transformer import RingKVCache
 from moshi.utils.compile import CUDAGraphed
 from torch import Tensor, nn
@@ -114,15 +114,44 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+@torch.no_grad()
+def copy_stream(model: LMModel) -> dict[str, Tensor]:
+    """A copy of everything in a streaming model that changes with the stream, for `restore_stream`.
+
+    Raises:
+        ValueError: the model is not streaming.
+    """
+    return {name: slot.value.clone() for name, slot in _module_slots("model", model).items()}
+
+
+@torch.no_grad()
+def restore_stream(model: LMModel, copied: dict[str, Tensor]) -> None:
+    """Go on where `copy_stream` was called, as often as wanted.
+
+    Args:
+        model: inside the same `streaming()`.
+        copied: by `copy_stream`, which stays as it is.
+    """
+    for name, slot in _module_slots("model", model).items():
+        slot.write(copied[name])
+
+
 def _slots(generator: LMGen, mimi: MimiModel) -> dict[str, _Slot]:
-    slots: dict[str, _Slot] = {}
-    for prefix, module in (("generator", generator), ("model", generator.lm_model), ("codec", mimi)):
-        if not module.is_streaming:
-            raise ValueError(f"The {prefix} is not streaming; a session exists inside `streaming()` only.")
-        for name, state in module.get_streaming_state().items():
-            for part, slot in _state_slots(state):
-                slots[".".join(filter(None, (prefix, name, part)))] = slot
-    return slots
+    return (
+        _module_slots("generator", generator)
+        | _module_slots("model", generator.lm_model)
+        | _module_slots("codec", mimi)
+    )
+
+
+def _module_slots(prefix: str, module: StreamingModule) -> dict[str, _Slot]:
+    if not module.is_streaming:
+        raise ValueError(f"The {prefix} is not streaming; a session exists inside `streaming()` only.")
+    return {
+        ".".join(filter(None, (prefix, name, part))): slot
+        for name, state in module.get_streaming_state().items()
+        for part, slot in _state_slots(state)
+    }
 
 
 def _state_slots(state: State) -> Iterator[tuple[str, _Slot]]:

@@ -9,6 +9,7 @@ from finetune.commands import Parser
 from finetune.distributed import set_up_logging
 from finetune.evaluation import inner_losses as trajectories
 from finetune.evaluation.long_context import command as long_context
+from finetune.evaluation.recall import command as recall
 from finetune.evaluation.spoken import command as spoken
 from finetune.evaluation.spoken.tasks import TASKS
 
@@ -31,6 +32,7 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = (
     Subcommand("long-context", long_context.HELP, long_context.add_options, long_context.run),
+    Subcommand("recall", recall.HELP, recall.add_options, recall.run),
     *(
         Subcommand(name, spoken.help_of(name), spoken.add_options, partial(spoken.run, name))
         for name in (*TASKS, spoken.ALL)

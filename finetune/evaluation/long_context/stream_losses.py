@@ -27,8 +27,15 @@ from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
 class CodeStream(Protocol):
     """A recording as codes."""
 
-    name: str
-    num_frames: int
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def num_frames(self) -> int:
+        """N."""
+        ...
 
     def frames(self, start: int, stop: int) -> Tensor:
         """Codes of frames `start` to `stop`, `[1 + n_q, stop - start]` int64, text first; -1: no token."""
