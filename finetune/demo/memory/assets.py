@@ -14,12 +14,12 @@ from finetune.demo.memory.dialogues import (
     WINDOW,
     Dialogue,
     Kind,
-    Line,
     make_dialogue,
     make_sentences,
 )
-from finetune.demo.memory.speech import num_frames, speak_lines, write_recording
+from finetune.demo.memory.speech import speak_lines
 from finetune.demo.model_folder import TOKENIZER_NAME, write_repository
+from finetune.demo.speech.lines import Line, num_frames, write_lines
 from finetune.demo.speech.word_times import Speech
 from finetune.demo.tiny_mimi import NUM_BINS, tiny_mimi_config
 from finetune.demo.tiny_moshi import make_tiny_moshi, tiny_moshi_config
@@ -147,7 +147,7 @@ def _write_set(
     for index in range(count):
         dialogue: Dialogue = make_dialogue(kind, f"{seed}/{name}/{index}", lengths)
         path = f"{name}/dialogue_{index:04d}.wav"
-        duration_sec = write_recording(dialogue, lines, data_dir / path)
+        duration_sec = write_lines(dialogue.turns, lines, data_dir / path)
         entries.append({"path": path, "duration": duration_sec})
         total_sec += duration_sec
         hearings[path] = Hearings(list(dialogue.first), list(dialogue.second))._asdict()

@@ -7,9 +7,10 @@ words have the same codes both times.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from finetune.demo.speech.dialogues import MAIN, USER
+from finetune.demo.speech.lines import PAUSE_FRAMES, Line
 
 Kind = Literal["echo", "recall"]
 
@@ -21,7 +22,6 @@ WORD_FRAMES = 2  # of a word of a code
 ECHO_WORDS = 3  # so that they come back within the window
 RECALL_WORDS = 8
 
-PAUSE_FRAMES = 1  # before each turn
 _MAX_FRAMES = 101  # of speech; what follows is the silence at the end of a recording
 
 CODE_WORDS = (
@@ -29,18 +29,6 @@ CODE_WORDS = (
     *("cat", "dog", "fox", "bear", "wolf", "deer", "goat", "duck"),
     *("rose", "leaf", "tree", "sun", "moon", "star", "rain", "snow"),
 )
-
-
-class Line(NamedTuple):
-    """Something said without a break, always with the same sound.
-
-    Attributes:
-        speaker: `SPEAKER_MAIN` or `SPEAKER_USER`.
-        text: the words.
-    """
-
-    speaker: str
-    text: str
 
 
 CUE = Line(MAIN, "The code is")

@@ -156,11 +156,11 @@ def measure_items(
                 missing = [coded for coded in batch if known[coded.group.name] is None]
                 num_reused += len(batch) - len(missing)
                 bar.update(how.num_steps(len(batch) - len(missing)))
-                for coded, scores in zip(missing, how.score(missing, arm, bar), strict=True):
+                for coded, new in zip(missing, how.score(missing, arm, bar), strict=True):
                     name = coded.group.name
-                    if is_finite(scores):
-                        file.add(arm, coded.digest, name, scores)
-                        known[name] = scores
+                    if is_finite(new):
+                        file.add(arm, coded.digest, name, new)
+                        known[name] = new
                     else:
                         failures[name] = f"its log-likelihoods under the model are not finite (arm {arm})"
                 found[arm] |= {
