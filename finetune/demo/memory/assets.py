@@ -131,7 +131,7 @@ def _build(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     write_tokenizer_of(tokenizer_path, sentences, max_pieces=_MAX_PIECES)
     recordings = sorted((data_dir / "recall_train").glob("*.wav"))[:_NUM_CODEC_RECORDINGS]
     mimi = fit_codec(recordings, seed=seed)
-    lm_config = memory_moshi_config(_vocabulary_size(tokenizer_path))
+    lm_config = memory_moshi_config(vocabulary_size(tokenizer_path))
     lm = make_tiny_moshi(lm_config, seed=seed)
     write_repository(model_dir, lm=lm, lm_config=lm_config, mimi=mimi, mimi_config=tiny_mimi_config())
     return {"hours": hours}
@@ -161,5 +161,6 @@ def _hearings_path(manifest: Path) -> Path:
     return manifest.with_suffix(".hearings.json")
 
 
-def _vocabulary_size(tokenizer_path: Path) -> int:
+def vocabulary_size(tokenizer_path: Path) -> int:
+    """Pieces of a tokenizer."""
     return int(sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path)).vocab_size())

@@ -1,0 +1,1 @@
+"""Conversations in which something is said once and needed later. `python -m finetune.demo.recall`."""
