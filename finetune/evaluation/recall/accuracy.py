@@ -48,6 +48,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Accuracy, chance and margin of items at a lag, with 95 % intervals over items.
 
+    `told_apart` is the share of answers that are likeliest in the conversation where they are right: unlike
+    the accuracy it does not suffer from answers that are likelier than others everywhere, short ones for
+    example.
+
     Args:
         measured: at least one item.
         lag: in frames.
@@ -55,10 +59,13 @@ def summarise(
         bootstrap: for the intervals, which are None with fewer than two items.
     """
     hits, gains, counts = _sums(measured, lag, measure)
+    apart = np.array([correct(getattr(item.scores[lag], measure).mT) for item in measured])
     return {
         "accuracy": float(hits.sum() / counts.sum()),
         "interval": bootstrap.interval(hits, counts),
         "chance": float(len(measured) / counts.sum()),
+        "told_apart": float(apart.sum() / counts.sum()),
+        "told_apart_interval": bootstrap.interval(apart, counts),
         "margin": float(gains.sum() / counts.sum()),
         "margin_interval": bootstrap.interval(gains, counts),
         "num_items": len(measured),

@@ -26,7 +26,7 @@ from finetune.evaluation.recall.options import ARMS, add_options, check
 from finetune.evaluation.recall.plot import plot_accuracy
 from finetune.evaluation.recall.results import differences, score, write_items
 from finetune.evaluation.recall.score_file import ScoreFile
-from finetune.evaluation.recall.table import lag_name, tables
+from finetune.evaluation.recall.table import comparison_tables, lag_name, tables
 from finetune.evaluation.settings_file import check_settings, write_settings
 from finetune.files import hash_json, write_json
 from finetune.inference.options import load_from_options
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     items = read_items(Path(options.data).expanduser())
     models = [_Model(options, options.checkpoint, items)]
     if options.compare is not None:
-        models.append(_Model(options, options.compare, items))
+        models.append(_Model(options, options.compare, items, is_second=True))
     settings = {
         "models": [weights_key(model.identity) for model in models],
         "data": os.path.abspath(Path(options.data).expanduser()),
@@ -83,10 +83,12 @@ def run(options: argparse.Namespace) -> None:
 class _Model:
     """A checkpoint and what it made of the items."""
 
-    def __init__(self, options: argparse.Namespace, checkpoint: str, items: Items) -> None:
+    def __init__(
+        self, options: argparse.Namespace, checkpoint: str, items: Items, *, is_second: bool = False
+    ) -> None:
         self.options = options
         self.speech = load_from_options(options, checkpoint=checkpoint)
-        self.arms = _arms(self.speech, options.arms)
+        self.arms = _arms(self.speech, options.arms, is_second=is_second)
         self.identity = model_identity(self.speech, fuse_lora=not options.no_fuse_lora)
         self.coder = _coder(self.speech, options)
         checkpoint_ = self.speech.checkpoint
@@ -123,10 +125,10 @@ class _Model:
             say(f"{self.measurement.num_reused} measurements were there already")
 
 
-def _arms(speech: SpeechModel, asked: Sequence[RecallArm] | None) -> Sequence[RecallArm]:
+def _arms(speech: SpeechModel, asked: Sequence[RecallArm] | None, *, is_second: bool) -> Sequence[RecallArm]:
     if ttt_layers(speech.lm):
-        return asked or ARMS
-    if asked is not None:
+        return (asked or ARMS)[:1] if is_second else asked or ARMS
+    if asked is not None and not is_second:
         raise ConfigError(f"--arms: {speech.checkpoint.folder} has no TTT layers; leave it out.")
     return (PLAIN,)
 
@@ -198,6 +200,9 @@ def _report(folder: Path, options: argparse.Namespace, models: Sequence[_Model])
         raise ConfigError(f"--out: {folder}: cannot be written: {error.strerror}.") from None
     for line in tables(results, options.lags):
         say(line)
+    if len(models) > 1:
+        for line in comparison_tables(results["comparison"]["first - second"], options.lags):
+            say(line)
     for name, reason in first.failures.items():
         say(f"failed: {reason if name in reason else f'{name}: {reason}'}")
 

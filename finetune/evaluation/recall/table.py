@@ -41,6 +41,13 @@ def tables(results: Mapping[str, Any], lags: Sequence[int]) -> list[str]:
     return lines
 
 
+def comparison_tables(differences: Mapping[str, Any], lags: Sequence[int]) -> list[str]:
+    """Lines with what the first of two models has more, by measure and lag."""
+    head = ["first - second", *(lag_name(lag) for lag in lags)]
+    rows = [[_NAMES[measure], *_cells(differences, lags, measure, signed=True)] for measure in MEASURES]
+    return ["", *aligned([head, *rows])]
+
+
 def lag_name(lag: int) -> str:
     """Of frames, in seconds or minutes."""
     seconds = lag / FRAME_RATE
