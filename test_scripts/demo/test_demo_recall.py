@@ -82,10 +82,14 @@ class _Default(dict):
         return 9
 
 
-def test_the_same_seed_gives_the_same_files(assets, tmp_path):
-    again = make_recall_assets(tmp_path / "again", **SIZES)
-    for name in ("items/recall.jsonl", "data/recall_train.jsonl", "data/recall_train/dialogue_00002.json"):
-        assert (again.folder / name).read_bytes() == (assets.folder / name).read_bytes()
+def test_the_same_seed_gives_the_same_items_and_dialogues(assets, tmp_path):
+    again = make_recall_assets(
+        tmp_path / "again", **SIZES
+    )  # in a process of its own the sound is the same too
+    assert (again.items_dir / "recall.jsonl").read_bytes() == (assets.items_dir / "recall.jsonl").read_bytes()
+    lengths = _Default()
+    assert make_dialogue("echo", "5", lengths) == make_dialogue("echo", "5", lengths)
+    assert make_dialogue("echo", "5", lengths) != make_dialogue("echo", "6", lengths)
     assert make_recall_assets(assets.folder, **SIZES).reused
 
 

@@ -183,7 +183,7 @@ def _no_estimate(*args, **kwargs):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_builds_in_a_dry_run(path, demo, monkeypatch, capsys):
-    is_tiny = path.stem in ("quickstart", "debian_prompts", "memory", "memory_base")
+    is_tiny = path.stem in ("quickstart", "debian_prompts", "memory", "memory_base", "recall", "recall_base")
     model = ["--moshi_paths.hf_repo_id", str(demo.model_dir)] if is_tiny else []
     monkeypatch.setattr("finetune.training.plan.dry_run.memory_lines", _no_estimate)
     assert command_line(monkeypatch, path, "--dry-run", *model) == 0
@@ -206,6 +206,8 @@ def test_the_examples_promised_are_there():
         "debian_prompts",
         "memory",
         "memory_base",
+        "recall",
+        "recall_base",
         "librilight_pretrain",
         "dailytalk_finetune_from_librilight",
         "dailytalk_finetune_ttt_fixed",
