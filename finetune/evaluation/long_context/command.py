@@ -1,7 +1,6 @@
 """The work of `evaluate.py long-context`: losses along recordings, their scores and pictures."""
 
 import argparse
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +17,8 @@ from finetune.evaluation.long_context.plot import plot_losses
 from finetune.evaluation.long_context.results import ScoreSettings, losses_by_arm, score, write_positions
 from finetune.evaluation.long_context.streams import OpenedStreams, open_streams
 from finetune.evaluation.long_context.table import score_tables
-from finetune.evaluation.out_folder import check_default, check_out
-from finetune.files import hash_json, read_json_object, write_json
+from finetune.evaluation.out_folder import check_default, check_out, check_settings, make_folder_of
+from finetune.files import hash_json, write_json
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
 from finetune.inference.terminal import say
@@ -32,7 +31,6 @@ from moshi_ttt.hybrid_model import ttt_layers
 __all__ = ["HELP", "add_options", "run"]
 
 HELP = "losses at every frame of hours of speech, with the memory learning, frozen and left out"
-SETTINGS_FILE = "settings.json"
 RESULTS_FILE = "results.json"
 POSITIONS_FILE = "positions.csv"
 PLOT_FILE = "losses.png"
@@ -63,12 +61,12 @@ def run(options: argparse.Namespace) -> None:
     _say_model(speech, arms, changed)
     settings = _folder_settings(options, model)
     folder = _folder(options, speech, settings)
-    _check_settings(folder, settings)
+    check_settings(folder, settings)
     check_default(folder)
     streams_are = replace(streams_are, placing=speech.checkpoint.text)
     opened = open_streams(options.data, streams_are, speech, speech.info)
     _say_streams(opened)
-    _make_folder(folder, settings)
+    make_folder_of(folder, settings, STREAMS_DIR)
     say(f"results: {folder}")
     files = LossFiles(folder / STREAMS_DIR, weights_key(model), own_text=options.text == "own")
     measured = measure_recordings(
@@ -126,49 +124,6 @@ def _folder(options: argparse.Namespace, speech: SpeechModel, settings: Mapping[
     home = home_of(speech.checkpoint, given=options.checkpoint)
     name = f"step_{speech.checkpoint.step:06d}-{hash_json(settings)[:8]}"
     return home / "evaluation" / "long_context" / name
-
-
-def _check_settings(folder: Path, ours: Mapping[str, Any]) -> None:
-    """See that a folder holds nothing measured with other settings.
-
-    Raises:
-        ConfigError: it does, or what says so cannot be read.
-    """
-    path = folder / SETTINGS_FILE
-    if not path.exists():
-        return
-    try:
-        theirs = read_json_object(path, error=ConfigError)
-    except ConfigError as error:
-        raise ConfigError(
-            f"--out: {str(error).rstrip('.')}; remove it to go on in this folder, or choose another."
-        ) from None
-    for name in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(name) != ours.get(name):
-            raise ConfigError(
-                f"--out: {folder} holds a measurement with {name} {_short(theirs.get(name))} instead of "
-                f"{_short(ours.get(name))}; choose another folder."
-            )
-
-
-def _make_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make a folder that says what is measured in it.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    try:
-        (folder / STREAMS_DIR).mkdir(parents=True, exist_ok=True)
-        with replacing(folder / SETTINGS_FILE) as partial:
-            write_json(partial, dict(settings))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--out: {folder}: cannot be written: {reason}.") from None
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _report(
