@@ -8,6 +8,7 @@ from typing import NamedTuple
 from finetune.commands import Parser
 from finetune.distributed import set_up_logging
 from finetune.evaluation import inner_losses as trajectories
+from finetune.evaluation.duplex import command as duplex
 from finetune.evaluation.long_context import command as long_context
 from finetune.evaluation.spoken import command as spoken
 from finetune.evaluation.spoken.tasks import TASKS
@@ -35,6 +36,7 @@ SUBCOMMANDS = (
         Subcommand(name, spoken.help_of(name), spoken.add_options, partial(spoken.run, name))
         for name in (*TASKS, spoken.ALL)
     ),
+    Subcommand("duplex", duplex.HELP, duplex.add_options, duplex.run),
     Subcommand("trajectories", trajectories.HELP, trajectories.add_options, trajectories.run),
 )
 
