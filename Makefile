@@ -29,8 +29,8 @@ $(INSTALLED): pyproject.toml
 	  || $(PYTHON) -m venv --without-pip $(VENV)
 	@echo "Installing the packages into $(VENV), the first time takes some minutes ..."
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; \
-	  then $(BIN)/python -m pip install --quiet -e '.[demo,annotate,prompts,dev]'; \
-	  else $(PYTHON) -m pip --python $(BIN)/python install --quiet -e '.[demo,annotate,prompts,dev]'; fi
+	  then $(BIN)/python -m pip install --quiet -e '.[demo,annotate,prompts,wer,dev]'; \
+	  else $(PYTHON) -m pip --python $(BIN)/python install --quiet -e '.[demo,annotate,prompts,wer,dev]'; fi
 	@touch $@
 
 quickstart: $(INSTALLED)

@@ -62,7 +62,7 @@ class Aligner:
     def __init__(self, *, min_score: float = MIN_SCORE, min_local_score: float = MIN_LOCAL_SCORE) -> None:
         self.min_score = min_score
         self.min_local_score = min_local_score
-        self._decoders = [_make_decoder(_BEAMS[0])]
+        self._decoders = [make_decoder(lm=None, **_BEAMS[0])]
 
     def align(self, samples: np.ndarray, text: str) -> Alignment:
         """Find the time of every word.
@@ -85,7 +85,7 @@ class Aligner:
         if not graph.arcs:
             raise DataError("the transcript is empty.")
         sound = without_long_silences(samples, sample_rate=SAMPLE_RATE)
-        pcm = _to_pcm(sound.samples)
+        pcm = to_pcm(sound.samples)
         best: Alignment | None = None
         for search in range(len(_BEAMS)):
             found = self._search(search, graph, written, pcm, sound)
@@ -112,7 +112,7 @@ class Aligner:
         self, search: int, graph: SentenceGraph, written: Sequence[str], pcm: bytes, sound: Condensed
     ) -> Alignment | None:
         if search == len(self._decoders):
-            self._decoders.append(_make_decoder(_BEAMS[search]))
+            self._decoders.append(make_decoder(lm=None, **_BEAMS[search]))
         decoder = self._decoders[search]
         for token in {arc.token for arc in graph.arcs}:
             _make_known(decoder, token)
@@ -125,7 +125,7 @@ class Aligner:
             decoder.end_utt()
         except (KeyError, RuntimeError, ValueError) as error:
             # It may be in the middle of the utterance: the next recording gets a fresh one.
-            self._decoders[search] = _make_decoder(_BEAMS[search])
+            self._decoders[search] = make_decoder(lm=None, **_BEAMS[search])
             raise DataError(f"pocketsphinx failed ({error}).") from error
         if decoder.hyp() is None:
             return None
@@ -137,12 +137,20 @@ class Aligner:
         return _alignment(segments, indices, written, sound)
 
 
-def _make_decoder(beams: dict[str, float]) -> Any:
+def make_decoder(**settings: Any) -> Any:
+    """PocketSphinx's decoder for English at 16 kHz.
+
+    Args:
+        settings: its own, where they are not the defaults.
+
+    Raises:
+        UserError: pocketsphinx is not installed.
+    """
     try:
         from pocketsphinx import Decoder
     except ImportError as error:
         raise UserError("pocketsphinx is not installed: pip install 'moshi-ttt[annotate]'") from error
-    return Decoder(samprate=SAMPLE_RATE, lm=None, loglevel="FATAL", **beams)
+    return Decoder(samprate=SAMPLE_RATE, loglevel="FATAL", **settings)
 
 
 def _make_known(decoder: Any, token: str) -> None:
@@ -157,7 +165,7 @@ def _make_known(decoder: Any, token: str) -> None:
     decoder.add_word(token, " ".join(phones), False)
 
 
-def _to_pcm(samples: np.ndarray) -> bytes:
+def to_pcm(samples: np.ndarray) -> bytes:
     """16-bit samples with faint noise under them and at both ends; the same input gives the same bytes."""
     padded = np.pad(samples.astype(np.float64), round(_PAD_SEC * SAMPLE_RATE))
     padded *= _LEVEL / max(loudest(samples, sample_rate=SAMPLE_RATE), 1e-9)

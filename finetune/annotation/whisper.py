@@ -25,14 +25,22 @@ class Whisper:
         model: a name such as `medium`, or a folder or repository, as whisper-timestamped takes them.
         language: of the recordings, such as `en`; None finds it out per channel.
         device: `cuda`, `cuda:1` or `cpu`.
+        instead: what else a user may do who has not installed it.
 
     Raises:
         UserError: whisper-timestamped is not installed, or the model cannot be loaded.
         ConfigError: there is no such device.
     """
 
-    def __init__(self, *, model: str, language: str | None, device: str) -> None:
-        self._module = _import_whisper()
+    def __init__(
+        self,
+        *,
+        model: str,
+        language: str | None,
+        device: str,
+        instead: str = "use --engine pocketsphinx where there are transcripts",
+    ) -> None:
+        self._module = _import_whisper(instead)
         _check_device(device)
         self._language = language
         try:
@@ -72,13 +80,12 @@ class Whisper:
         ]
 
 
-def _import_whisper() -> ModuleType:
+def _import_whisper(instead: str) -> ModuleType:
     try:
         import whisper_timestamped
     except ImportError as error:
         raise UserError(
-            "whisper_timestamped is not installed: pip install 'moshi-ttt[annotate-whisper]', or use "
-            "--engine pocketsphinx where there are transcripts."
+            f"whisper_timestamped is not installed: pip install 'moshi-ttt[annotate-whisper]', or {instead}."
         ) from error
     return whisper_timestamped
 

@@ -9,7 +9,7 @@ import sphn
 
 import run_helpers
 from evaluation_helpers import failure, run_evaluate
-from recall_helpers import RATE, write_items
+from miniatures.recall import RATE, write_items
 from run_helpers import write_untrained_run
 
 LAGS = ("--lags", "20,4.8")

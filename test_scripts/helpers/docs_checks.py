@@ -28,6 +28,8 @@ from experiments.recall.training import Schedule
 from finetune.annotation import command as annotation
 from finetune.config_io import load_train_args
 from finetune.demo.debian_prompts.prompts import SOUNDS_PACKAGE, TEXTS_PACKAGE
+from finetune.evaluation.duplex import command as duplex
+from finetune.evaluation.duplex import wer
 from finetune.training.command import parse_train_command
 from finetune.training.plan.dry_run import dry_run
 
@@ -226,6 +228,20 @@ def check_whisper(command: Command, monkeypatch: MonkeyPatch) -> None:
         timings.unlink()
     succeed(command.words)
     assert len(reached) == len(list(Path("recordings").glob("*.wav")))
+
+
+def check_word_errors(command: Command, monkeypatch: MonkeyPatch) -> None:
+    """Nothing is installed for it here: all but the count of the errors and the recogniser."""
+    monkeypatch.setattr(duplex, "import_jiwer", lambda: None)
+    counted = []
+    monkeypatch.setattr(
+        wer.WordErrorMeter,
+        "count",
+        lambda _, _output, *, name: counted.append(name) or wer.WordErrors(1, 0, 0, 0, ""),
+    )
+    monkeypatch.setattr(duplex, "make_recogniser", lambda *_, **__: "somebody who hears")
+    succeed(command.words)
+    assert len(counted) == 4
 
 
 def file_is_in_the_repository(name: str) -> Check:

@@ -15,6 +15,7 @@ import numpy as np
 import sphn
 
 from docs_commands import ROOT
+from miniatures.duplex import ANSWERS, write_bench, write_outputs
 from run_helpers import TTT, write_yaml
 from spoken_helpers import write_sblimp, write_speech, write_stories, write_swuggy
 
@@ -123,6 +124,8 @@ def _write_data() -> None:
     shutil.copytree("zerospeech2021", "spoken")
     for name in ("tstory", "sstory"):
         write_stories(Path("spoken") / name, num_ids=2)
+    bench = write_bench(Path("full-duplex-bench/v1_0"), seconds=0.4, num_samples=1)
+    write_outputs(bench, ANSWERS, seconds=0.4, num_samples=1)
     Path("librilight/small").mkdir(parents=True)
     write_speech(Path("librilight/small/a.wav"), np.random.default_rng(0), 40)
 

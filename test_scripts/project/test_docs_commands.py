@@ -73,7 +73,8 @@ RULES = [
     Rule("run", r"python -m finetune\.memory .*", run()),
     Rule("run", r"python -m finetune\.export (?!.*--push-to-hub).*", run()),
     Rule("run", r"python generate\.py .*", run()),
-    Rule("run", r"python evaluate\.py (?!trajectories).*", run()),
+    Rule("run", r"python evaluate\.py (?!trajectories)(?!.* --wer ).*", run()),
+    Rule("checked", r"python evaluate\.py duplex .* --wer \w+", checks.check_word_errors),
     Rule("run", r"python evaluate\.py trajectories runs/\w+", run()),
     Rule(
         "run",

@@ -17,8 +17,7 @@ from finetune.evaluation.long_context.plot import plot_losses
 from finetune.evaluation.long_context.results import ScoreSettings, losses_by_arm, score, write_positions
 from finetune.evaluation.long_context.streams import OpenedStreams, open_streams
 from finetune.evaluation.long_context.table import score_tables
-from finetune.evaluation.out_folder import check_default, check_out, make_folder
-from finetune.evaluation.settings_file import check_settings, write_settings
+from finetune.evaluation.out_folder import check_default, check_out, check_settings, make_folder_of
 from finetune.files import hash_json, write_json
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
@@ -67,8 +66,7 @@ def run(options: argparse.Namespace) -> None:
     streams_are = replace(streams_are, placing=speech.checkpoint.text)
     opened = open_streams(options.data, streams_are, speech, speech.info)
     _say_streams(opened)
-    write_settings(folder, settings)
-    make_folder(folder / STREAMS_DIR)
+    make_folder_of(folder, settings, STREAMS_DIR)
     say(f"results: {folder}")
     files = LossFiles(folder / STREAMS_DIR, weights_key(model), own_text=options.text == "own")
     measured = measure_recordings(

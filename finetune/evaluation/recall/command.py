@@ -18,7 +18,7 @@ from finetune.evaluation.audio_codes import CodeStore
 from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.identity import home_of, model_identity, weights_key
 from finetune.evaluation.long_context.arms import PLAIN
-from finetune.evaluation.out_folder import check_default, check_out
+from finetune.evaluation.out_folder import check_default, check_out, check_settings, make_folder_of
 from finetune.evaluation.recall.conversations import Coder, Pieces
 from finetune.evaluation.recall.items import Group, Items, read_items
 from finetune.evaluation.recall.measure import Lengths, Measurement, Pass, RecallArm, look_at, measure_items
@@ -27,7 +27,6 @@ from finetune.evaluation.recall.plot import plot_accuracy
 from finetune.evaluation.recall.results import differences, score, write_items
 from finetune.evaluation.recall.score_file import ScoreFile
 from finetune.evaluation.recall.table import comparison_tables, lag_name, tables
-from finetune.evaluation.settings_file import check_settings, write_settings
 from finetune.files import hash_json, write_json
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     folder = _folder(options, models[0].speech, settings)
     check_settings(folder, settings)
     check_default(folder)
-    write_settings(folder, settings)
+    make_folder_of(folder, settings)
     say(f"results: {folder}")
     for number, model in enumerate(models):
         model.measure(folder / f"scores{'.second' if number else ''}.jsonl")

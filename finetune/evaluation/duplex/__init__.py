@@ -1,0 +1,1 @@
+"""Behaviour in conversation: waiting in pauses, taking the turn, interruptions and backchannels."""

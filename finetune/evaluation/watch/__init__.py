@@ -1,0 +1,1 @@
+"""Measuring the checkpoints of a run as they appear."""

@@ -1,0 +1,1 @@
+"""Data sets of others in their own layouts, small enough for a test."""
