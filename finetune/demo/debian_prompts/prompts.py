@@ -4,20 +4,20 @@ The packages `asterisk-core-sounds-en-g722` and `asterisk-core-sounds-en`, CC-BY
 """
 
 import gzip
-import io
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import soxr
 
 from finetune.annotation.aligner import SAMPLE_RATE as ALIGNER_RATE
 from finetune.annotation.aligner import Aligner
-from finetune.demo.debian_prompts.package import read_package
+from finetune.demo.debian.fetch import find_package
+from finetune.demo.debian.package import read_package
 from finetune.demo.speech import word_times as speech
+from finetune.demo.speech.decode import decode_sound
 from finetune.demo.speech.word_times import Speech
-from finetune.errors import DataError, UserError
+from finetune.errors import UserError
 
 SOUNDS_PACKAGE = "asterisk-core-sounds-en-g722"
 TEXTS_PACKAGE = "asterisk-core-sounds-en"
@@ -69,47 +69,24 @@ def read_prompts(folder: Path) -> Packages:
     return Packages(prompts, terms[0].decode("utf-8"))
 
 
-def decode_g722(data: bytes) -> np.ndarray:
-    """Samples [num_samples], float32 in -1..1 at 16 kHz.
-
-    Raises:
-        UserError: pyAV is not installed.
-        DataError: the data cannot be decoded.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("PyAV is not installed: pip install 'moshi-ttt[prompts]'") from error
-    try:
-        with av.open(io.BytesIO(data), "r", format="g722") as container:
-            frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
-    except av.FFmpegError as error:
-        raise DataError(f"cannot be decoded ({error}).") from error
-    if not frames:
-        raise DataError("holds no sound.")
-    return np.concatenate(frames).astype(np.float32) / 32768.0
-
-
 def align_prompt(prompt: Prompt, aligner: Aligner) -> Speech:
     """Decode a prompt, find its words and bring it to the sample rate of the demo.
 
     Raises:
         DataError: it cannot be decoded, or the transcript does not match.
     """
-    samples = decode_g722(prompt.g722)
+    samples, _ = decode_sound(prompt.g722, file_format="g722")
     words = aligner.align(samples, prompt.text).words
     return Speech(soxr.resample(samples, ALIGNER_RATE, speech.SAMPLE_RATE), words)
 
 
 def _find(folder: Path, package: str) -> Path:
-    found = sorted(folder.glob(f"{package}_*.deb"))
-    if not found:
+    found = find_package(folder, package)
+    if found is None:
         raise UserError(
             f"{folder}: holds no {package}_*.deb; there: apt-get download {SOUNDS_PACKAGE} {TEXTS_PACKAGE}"
         )
-    if len(found) > 1:
-        raise UserError(f"{folder}: holds {len(found)} versions of {package}; keep one.")
-    return found[0]
+    return found
 
 
 def _transcripts(listing: str) -> dict[str, str]:

@@ -1,0 +1,98 @@
+"""Where an utterance is voiced, by its energy, and word times that are estimated from it."""
+
+import numpy as np
+
+from finetune.data.words import Word
+from finetune.errors import DataError
+
+_FRAME_SEC = 0.01
+_SMOOTH_FRAMES = 5
+_NOISE_SHARE = 0.05  # of the frames are taken for background
+_ABOVE_NOISE_DB = 8.0
+_BELOW_LOUDEST_DB = (20.0, 40.0)  # the threshold stays between these
+_BRIDGED_SEC = 0.1  # a shorter gap is inside a word: the closure of a stop
+_MARGIN_SEC = 0.05  # of what is trimmed that stays
+_FLOOR_DB = -100.0
+_AUDIBLE_DB = -60.0
+
+
+def find_voice(samples: np.ndarray, *, sample_rate: int) -> np.ndarray:
+    """Where there is voice, in seconds: [num_stretches, 2], in order and apart.
+
+    A frame of 10 ms is voiced if it is 8 dB above the background, the quietest twentieth, but no less than
+    40 dB and no more than 20 dB below the loudest.
+
+    Args:
+        samples: [num_samples], float in -1..1.
+        sample_rate: in Hz.
+
+    Raises:
+        DataError: nothing is to be heard.
+    """
+    frame = round(_FRAME_SEC * sample_rate)
+    num_frames = len(samples) // frame
+    levels = np.full(num_frames, _FLOOR_DB)
+    power = (samples[: num_frames * frame].reshape(num_frames, frame).astype(np.float64) ** 2).mean(axis=1)
+    np.log10(power, out=levels, where=power > 1e-10)
+    levels[power > 1e-10] *= 10
+    if not num_frames or levels.max() < _AUDIBLE_DB:
+        raise DataError("is silent.")
+    least, most = _BELOW_LOUDEST_DB
+    noise = float(np.quantile(levels, _NOISE_SHARE)) + _ABOVE_NOISE_DB
+    loudest = float(levels.max())
+    threshold = min(max(noise, loudest - most), loudest - least)
+    width = min(_SMOOTH_FRAMES, num_frames)
+    smooth = 10 * np.log10(np.convolve(np.maximum(power, 1e-10), np.ones(width) / width, mode="same"))
+    stretches = _runs(smooth[:num_frames] > threshold) * _FRAME_SEC
+    gaps = stretches[1:, 0] - stretches[:-1, 1]
+    apart = np.flatnonzero(gaps >= _BRIDGED_SEC)
+    starts = stretches[np.concatenate(([0], apart + 1)), 0]
+    ends = stretches[np.concatenate((apart, [len(stretches) - 1])), 1]
+    return np.stack([starts, ends], axis=1)
+
+
+def trim(samples: np.ndarray, voice: np.ndarray, *, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """The samples from the first voice to the last, with 50 ms around, and the voice's new times."""
+    start = max(round((float(voice[0, 0]) - _MARGIN_SEC) * sample_rate), 0)
+    end = round((float(voice[-1, 1]) + _MARGIN_SEC) * sample_rate)
+    return samples[start:end], voice - start / sample_rate
+
+
+def estimate_words(text: str, voice: np.ndarray) -> list[Word]:
+    """Word times from the text and the voiced stretches alone.
+
+    The words share the voiced time by their number of letters, and no word reaches over a pause's start:
+    each begins where its share begins.
+
+    Args:
+        text: words separated by white space; punctuation that stands alone gets no time.
+        voice: [num_stretches, 2], in seconds.
+    """
+    written = [word for word in text.split() if any(char.isalnum() for char in word)]
+    if not written:
+        return []
+    lengths = [1 + sum(char.isalnum() for char in word) for word in written]
+    done = np.concatenate(([0.0], np.cumsum(voice[:, 1] - voice[:, 0])))  # voiced time before each stretch
+    bounds = np.cumsum([0, *lengths]) / sum(lengths) * done[-1]
+    return [
+        Word(word, _begin(voice, done, start), _end(voice, done, end))
+        for word, start, end in zip(written, bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+def _begin(voice: np.ndarray, done: np.ndarray, voiced_sec: float) -> float:
+    """The time at which so much voice has passed, after a pause that lies there."""
+    index = min(int(np.searchsorted(done, voiced_sec + 1e-6, side="right")) - 1, len(voice) - 1)
+    return float(voice[index, 0] + voiced_sec - done[index])
+
+
+def _end(voice: np.ndarray, done: np.ndarray, voiced_sec: float) -> float:
+    """The same before a pause that lies there."""
+    index = max(int(np.searchsorted(done, voiced_sec - 1e-6, side="left")) - 1, 0)
+    return float(voice[index, 0] + voiced_sec - done[index])
+
+
+def _runs(flags: np.ndarray) -> np.ndarray:
+    """Begin and end of every run of True, [num_runs, 2]."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.astype(np.int8), [0]))))
+    return edges.reshape(-1, 2)
