@@ -14,6 +14,7 @@ from typing import NamedTuple
 from finetune.annotation.aligner import Aligner
 from finetune.commands import Parser
 from finetune.demo.debian.fetch import fetch_packages
+from finetune.demo.human_dialogues import amazon_queen
 from finetune.demo.human_dialogues.fillets import fillets_packages, read_fillets
 from finetune.demo.human_dialogues.material import Material
 from finetune.demo.human_dialogues.recordings import Settings, Total, write_recordings
@@ -45,6 +46,11 @@ SOURCES = {
     )
     for code, language in (("cs", "Czech"), ("nl", "Dutch"))
 }
+SOURCES["amazon-queen"] = Source(
+    (amazon_queen.PACKAGE,),
+    amazon_queen.read_amazon_queen,
+    "many actors, English; to be given away with its readme",
+)
 
 
 def human_dialogues(arguments: Sequence[str] | None = None) -> int:

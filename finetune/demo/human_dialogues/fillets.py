@@ -5,6 +5,7 @@ The packages `fillets-ng-data-cs` and `fillets-ng-data-nl` hold the sound, `fill
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from finetune.demo.debian.package import read_package
@@ -27,7 +28,7 @@ def fillets_packages(language: str) -> tuple[str, str]:
     return f"{SCRIPTS_PACKAGE}-{language}", SCRIPTS_PACKAGE
 
 
-def read_fillets(paths: tuple[Path, ...], language: str) -> Material:
+def read_fillets(paths: Sequence[Path], language: str) -> Material:
     """Read the packages.
 
     Args:

@@ -11,12 +11,14 @@ class Line(NamedTuple):
         by_first: whether the first of the two speakers says it.
         text: what is said.
         sound: the file with the recording.
+        file_format: FFmpeg's name of its format, for a file that does not say itself what it is.
     """
 
     name: str
     by_first: bool
     text: str
     sound: bytes
+    file_format: str | None = None
 
 
 class Conversation(NamedTuple):

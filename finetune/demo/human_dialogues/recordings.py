@@ -27,6 +27,7 @@ from finetune.files import read_json_object, writing_to
 logger = logging.getLogger(__name__)
 
 _GAPS_SEC = (0.2, 1.0)
+_SAME_SPEAKER = 0.5  # of a pause, where nobody else speaks after it
 _PARTIAL = ".partial.wav"
 _SETS = ("train", "eval")
 
@@ -113,7 +114,7 @@ def _write(path: Path, conversation: Conversation, settings: Settings, aligner: 
     speeches: list[Speech] = []
     num_estimated = num_left_out = 0
     for line in conversation.lines:
-        gap_sec = round(rng.uniform(*_GAPS_SEC), 3)
+        gap_sec = rng.uniform(*_GAPS_SEC)
         try:
             speech, is_estimated = _speech(line, aligner)
         except DataError as error:
@@ -121,6 +122,8 @@ def _write(path: Path, conversation: Conversation, settings: Settings, aligner: 
             num_left_out += 1
             continue
         speaker = MAIN if line.by_first == settings.first_is_moshi else USER
+        if turns and turns[-1].speaker == speaker:
+            gap_sec *= _SAME_SPEAKER
         turns.append(Turn(speaker, line.text, gap_sec))
         speeches.append(speech)
         num_estimated += len(speech.words) if is_estimated else 0
@@ -145,7 +148,7 @@ def _speech(line: Line, aligner: Aligner | None) -> tuple[Speech, bool]:
     Raises:
         DataError: it cannot be decoded or is silent.
     """
-    samples, rate = decode_sound(line.sound)
+    samples, rate = decode_sound(line.sound, file_format=line.file_format)
     voice = find_voice(samples, sample_rate=rate)
     samples, voice = trim(samples, voice, sample_rate=rate)
     words = _align(samples, rate, line.text, aligner)
