@@ -1,13 +1,10 @@
 """Dialogues of Debian's prompts, made of packages that these tests build from synthetic speech."""
 
 import gzip
-import io
 import json
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import soxr
@@ -16,12 +13,13 @@ from annotation_helpers import SPEAKERS, read_wav, read_words
 from finetune.commands import run_command
 from finetune.data.audio.read import read_audio
 from finetune.data.recordings.lines import load_manifest
-from finetune.demo.debian_prompts import package
+from finetune.demo.debian import package
+from finetune.demo.debian.package import read_package
 from finetune.demo.debian_prompts.command import debian_prompts
-from finetune.demo.debian_prompts.package import read_package
 from finetune.demo.speech.espeak import Espeak, EspeakVoice
 from finetune.demo.speech.word_times import SAMPLE_RATE, speak
 from finetune.errors import UserError
+from package_helpers import encode_sound, write_package
 
 SOUNDS, TEXTS = "asterisk-core-sounds-en-g722_1_all.deb", "asterisk-core-sounds-en_1_all.deb"
 SMALL = ("--num-train", "2", "--num-eval", "1", "--minutes", "0.3", "--seed", "3")
@@ -47,38 +45,9 @@ NOT_SPOKEN = {
 WRONG = {"vm-wrong": "Something else is written here than what was said."}
 
 
-def write_package(path: Path, files: dict[str, bytes], others: Sequence[tarfile.TarInfo] = ()) -> None:
-    """A `.deb`: an ar archive whose last member is a compressed tar archive."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"./{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-        for info in others:
-            archive.addfile(info)
-    content = b"!<arch>\n"
-    for name, member in (
-        ("debian-binary", b"2.0\n"),
-        ("control.tar.xz", b"odd"),
-        ("data.tar.xz", data.getvalue()),
-    ):
-        content += f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(member):<10}`\n".encode() + member
-        content += b"\n" * (len(member) % 2)
-    path.write_bytes(content)
-
-
 def encode_g722(samples: np.ndarray) -> bytes:
     """Encode [num_samples] at 16 kHz."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="g722") as container:
-        stream = container.add_stream("g722", rate=16_000, layout="mono")
-        pcm = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
-        frame.sample_rate = 16_000
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            container.mux(packet)
-    return file.getvalue()
+    return encode_sound(samples, rate=16_000, file_format="g722", codec="g722")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Flight of the Amazon Queen: an adventure game of 1995 with English voices; Joe's is in every dialogue taken.
+"""Flight of the Amazon Queen: an adventure game of 1995 with English voices; Joe speaks in every dialogue.
 
 The package `flight-of-the-amazon-queen`. Copyright John Passfield and Steve Stamatiadis, who let it be given
 away and modified with its readme and all notices; it must not be sold by itself.

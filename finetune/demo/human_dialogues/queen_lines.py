@@ -12,6 +12,7 @@ from finetune.demo.human_dialogues.material import Line
 from finetune.demo.human_dialogues.queen_archive import Archive
 
 _COMMAND = re.compile(r"\*(?:XY.{11}|.{0,2})")
+_NOTE = re.compile(r"<[^>]*>|\([^)]*\)|\^_")  # of a sound, such as (sigh), and the sign of a trademark
 _SILENT = re.compile(r"[*0#\s]*")  # nothing, or the mark for it
 
 
@@ -27,7 +28,7 @@ def sentence_lines(archive: Archive, prefix: str, sentence: str, *, by_first: bo
     if _SILENT.fullmatch(sentence):
         return
     for index, part in enumerate(_COMMAND.split(sentence)):
-        text = " ".join(part.split())
+        text = " ".join(_NOTE.sub("", part).split())
         name = f"{prefix}{index + 1:X}.SB"
         if name in archive and any(char.isalnum() for char in text):
             yield Line(name, by_first, text, archive.read(name), archive.sound_format)

@@ -120,7 +120,7 @@ def _order(talk: Talk) -> Iterator[tuple[int, bool]]:
 
     yield from once(talk.levels[0][0].number, by_joe=False)
     # The levels that are open, each with what is still to be asked: the last is talked about.
-    stack = [_questions(talk.levels[0])]
+    stack = [_leave_last(talk.levels[0][1:])]
     opened = {0}
     while stack:
         if not stack[-1]:
@@ -137,10 +137,10 @@ def _order(talk: Talk) -> Iterator[tuple[int, bool]]:
             if leads_here and index not in opened and node.number in talk.joe:
                 opened.add(index)
                 if level[0].next > 0:  # asked again, Joe says this instead
-                    stack[-1].append(Node(level[0].next, node.next))
-                stack.append(_questions(level))
+                    stack[-1] = _leave_last([*stack[-1], Node(level[0].next, node.next)])
+                stack.append(_leave_last(level[1:]))
 
 
-def _questions(level: list[Node]) -> list[Node]:
+def _leave_last(nodes: list[Node]) -> list[Node]:
     """What Joe may say, what ends the conversation last."""
-    return sorted(level[1:], key=lambda node: node.next == _LEAVE)
+    return sorted(nodes, key=lambda node: node.next == _LEAVE)

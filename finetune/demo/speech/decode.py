@@ -34,7 +34,7 @@ def decode_sound(data: bytes, *, file_format: str | None = None) -> tuple[np.nda
                 for part in resampler.resample(frame)
             ]
     except av.FFmpegError as error:
-        raise DataError(f"cannot be decoded ({error}).") from error
+        raise DataError(f"cannot be decoded ({error.strerror}).") from error
     if not frames:
         raise DataError("holds no sound.")
     return np.concatenate(frames, axis=1).mean(axis=0, dtype=np.float32), rate
