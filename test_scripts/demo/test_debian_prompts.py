@@ -141,6 +141,36 @@ def test_what_is_not_spoken_or_does_not_match_is_left_out(packages, tmp_path, ca
     assert "left out vm-wrong: the transcript does not match the recording" in caplog.text
 
 
+def test_other_languages_have_estimated_word_times_and_need_no_aligner(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setattr("finetune.demo.debian_prompts.command.Aligner", None)
+    tone = 0.3 * np.sin(2 * np.pi * 300 * np.arange(16_000) / 16_000)
+    spoken = encode_g722(np.concatenate([np.zeros(8_000), tone, np.zeros(8_000)]))
+    texts = {f"so-{number}": f"Умер номер {number}." for number in range(11)} | {
+        "tone": "[тон]",
+        "long": "аб" * 30,
+    }
+    doc = "usr/share/doc/asterisk-core-sounds-ru"
+    listing = "\ufeff; Core\n" + "".join(f"{name}: {text}\n" for name, text in texts.items())
+    sounds = {f"usr/share/asterisk/sounds/ru_RU_f_Voice/{name}.g722": spoken for name in texts}
+    write_package(
+        tmp_path / "asterisk-core-sounds-ru-g722_1_all.deb", sounds | {f"{doc}-g722/copyright": b"CC"}
+    )
+    write_package(
+        tmp_path / "asterisk-core-sounds-ru_1_all.deb",
+        {f"{doc}/core-sounds-ru.txt.gz": gzip.compress(listing.encode())},
+    )
+    out = tmp_path / "out"
+    with caplog.at_level("INFO"):
+        debian_prompts(["--language", "ru", "--out", str(out), "--packages", str(tmp_path), *SMALL])
+    printed = capsys.readouterr().out
+    assert "prompts:    11 of 12 taken, with estimated word times" in printed
+    assert "terms:      CC-BY 3.0" in printed
+    assert "left out long: the transcript is too long for the recording" in caplog.text
+    words = read_words(out / "data" / "train" / "dialogue_000.json", "left")
+    assert [word for word, _, _ in words[:2]] == ["Умер", "номер"]
+    assert words[2][2] - words[0][1] == pytest.approx(1.0, abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
