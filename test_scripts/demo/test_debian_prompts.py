@@ -10,6 +10,7 @@ import pytest
 import soxr
 
 from annotation_helpers import SPEAKERS, read_wav, read_words
+from debian_packages import encode_sound, write_package
 from finetune.commands import run_command
 from finetune.data.audio.read import read_audio
 from finetune.data.recordings.lines import load_manifest
@@ -19,7 +20,6 @@ from finetune.demo.debian_prompts.command import debian_prompts
 from finetune.demo.speech.espeak import Espeak, EspeakVoice
 from finetune.demo.speech.word_times import SAMPLE_RATE, speak
 from finetune.errors import UserError
-from package_helpers import encode_sound, write_package
 
 SOUNDS, TEXTS = "asterisk-core-sounds-en-g722_1_all.deb", "asterisk-core-sounds-en_1_all.deb"
 SMALL = ("--num-train", "2", "--num-eval", "1", "--minutes", "0.3", "--seed", "3")

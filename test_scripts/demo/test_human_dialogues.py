@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from annotation_helpers import read_wav, read_words
+from debian_packages import encode_sound, write_package
 from finetune.commands import run_command
 from finetune.data.audio.read import read_audio
 from finetune.data.recordings.lines import load_manifest
 from finetune.demo.human_dialogues.command import human_dialogues
 from finetune.demo.human_dialogues.lua_dialogs import Dialog, read_dialogs, script_order
-from package_helpers import encode_sound, write_package
 
 SOUNDS, SCRIPTS = "fillets-ng-data-cs_1_all.deb", "fillets-ng-data_1_all.deb"
 RATE = 22_050

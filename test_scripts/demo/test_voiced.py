@@ -61,5 +61,10 @@ def test_a_word_ends_before_a_pause_and_the_next_begins_after_it():
     np.testing.assert_allclose([word[1:3] for word in words], spans, atol=1e-6)
 
 
-def test_what_is_no_word_gets_no_time():
-    assert estimate_words("... - !", np.array([[0.0, 1.0]])) == []
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("... - !", "has no words"), ("twenty-one letters and one", "transcript is too long for the recording")],
+)
+def test_a_text_that_cannot_have_been_said_gets_no_times(text, message):
+    with pytest.raises(DataError, match=message):
+        estimate_words(text, np.array([[0.0, 0.5], [0.6, 1.1]]))

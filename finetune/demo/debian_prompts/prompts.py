@@ -19,7 +19,7 @@ from finetune.demo.speech import word_times as speech
 from finetune.demo.speech.decode import decode_sound
 from finetune.demo.speech.voiced import estimate_words, find_voice
 from finetune.demo.speech.word_times import Speech
-from finetune.errors import DataError, UserError
+from finetune.errors import UserError
 
 # Language and terms.
 LANGUAGES = {
@@ -30,8 +30,6 @@ LANGUAGES = {
     "ru": "CC-BY 3.0",
 }
 ALIGNED = "en"  # what PocketSphinx knows
-
-_FASTEST = 20.0  # letters in a second of voice: no speaker of these is as fast
 _NOTE = re.compile(r"\[[^]]*\]|<[^>]*>")
 
 
@@ -99,11 +97,7 @@ def align_prompt(prompt: Prompt, aligner: Aligner | None) -> Speech:
     if aligner is not None:
         words = aligner.align(samples, prompt.text).words
     else:
-        voice = find_voice(samples, sample_rate=rate)
-        letters = sum(char.isalnum() for char in prompt.text)
-        if letters > _FASTEST * (voice[:, 1] - voice[:, 0]).sum():
-            raise DataError("the transcript is too long for the recording.")
-        words = estimate_words(prompt.text, voice)
+        words = estimate_words(prompt.text, find_voice(samples, sample_rate=rate))
     return Speech(soxr.resample(samples, ALIGNER_RATE, speech.SAMPLE_RATE), words)
 
 

@@ -146,7 +146,7 @@ def _speech(line: Line, aligner: Aligner | None) -> tuple[Speech, bool]:
     """A line at 24 kHz, without silence at its ends, and whether the times of its words are estimated.
 
     Raises:
-        DataError: it cannot be decoded or is silent.
+        DataError: it cannot be decoded, is silent or too short for its text.
     """
     samples, rate = decode_sound(line.sound, file_format=line.file_format)
     voice = find_voice(samples, sample_rate=rate)
@@ -155,8 +155,6 @@ def _speech(line: Line, aligner: Aligner | None) -> tuple[Speech, bool]:
     is_estimated = words is None
     if words is None:
         words = estimate_words(line.text, voice)
-    if not words:
-        raise DataError("has no words.")
     return Speech(soxr.resample(samples, rate, SAMPLE_RATE), words), is_estimated
 
 

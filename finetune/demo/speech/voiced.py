@@ -18,6 +18,7 @@ _AUDIBLE_DB = -60.0
 _LETTERS_MORE = 2
 _PHRASE_END = 1.3  # before a punctuation mark, words are longer by this factor
 _LAST = 1.6  # and at the end
+_FASTEST = 20.0  # letters in a second of voice: nobody speaks as fast
 
 
 def find_voice(samples: np.ndarray, *, sample_rate: int) -> np.ndarray:
@@ -71,16 +72,24 @@ def estimate_words(text: str, voice: np.ndarray) -> list[Word]:
     Args:
         text: words separated by white space; punctuation that stands alone gets no time.
         voice: [num_stretches, 2], in seconds.
+
+    Returns:
+        The words in order, without overlaps.
+
+    Raises:
+        DataError: there is no word, or more of them than anybody says in that time; one line.
     """
     written = [word for word in text.split() if any(char.isalnum() for char in word)]
     if not written:
-        return []
+        raise DataError("has no words.")
     lengths = np.array(
         [_LETTERS_MORE + sum(char.isalnum() for char in word) for word in written], dtype=float
     )
     lengths[:-1] *= [1.0 if word[-1].isalnum() else _PHRASE_END for word in written[:-1]]
     lengths[-1] *= _LAST
     done = np.concatenate(([0.0], np.cumsum(voice[:, 1] - voice[:, 0])))  # voiced time before each stretch
+    if sum(char.isalnum() for char in text) > _FASTEST * done[-1]:
+        raise DataError("the transcript is too long for the recording.")
     bounds = np.cumsum([0, *lengths]) / lengths.sum() * done[-1]
     return [
         Word(word, _begin(voice, done, start), _end(voice, done, end))
