@@ -4,6 +4,7 @@ import json
 import logging
 import random
 import wave
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from finetune.annotation.aligner import SAMPLE_RATE as ALIGNER_RATE
 from finetune.annotation.aligner import Aligner
-from finetune.data.words import Word
+from finetune.data.words import Word, load_alignments
 from finetune.demo.human_dialogues.material import Conversation, Line
 from finetune.demo.speech.decode import decode_sound
 from finetune.demo.speech.dialogues import MAIN, USER, Turn
@@ -30,6 +31,7 @@ _GAPS_SEC = (0.2, 1.0)
 _SAME_SPEAKER = 0.5  # of a pause, where nobody else speaks after it
 _PARTIAL = ".partial.wav"
 _SETS = ("train", "eval")
+_COUNTS = "word_times"  # key beside the words
 
 
 class Settings(NamedTuple):
@@ -135,7 +137,7 @@ def _write(path: Path, conversation: Conversation, settings: Settings, aligner: 
         write_dialogue(turns, speeches, partial)
         timings = partial.with_suffix(".json")
         content = read_json_object(timings)
-        content["word_times"] = {"estimated": num_estimated, "lines_left_out": num_left_out}
+        content[_COUNTS] = {"estimated": num_estimated, "lines_left_out": num_left_out}
         timings.write_text(json.dumps(content), encoding="utf-8")
         timings.rename(path.with_suffix(".json"))
         partial.rename(path)  # last: a recording that is there has its words
@@ -170,13 +172,19 @@ def _align(samples: np.ndarray, rate: int, text: str, aligner: Aligner | None) -
 
 def _total(data_dir: Path, entries: Sequence[dict[str, Any]]) -> Total:
     voice_sec = {MAIN: 0.0, USER: 0.0}
-    words = estimated = left_out = 0
+    counts: Counter[str] = Counter()
     for entry in entries:
-        content = read_json_object((data_dir / entry["path"]).with_suffix(".json"))
-        for _, (start_sec, end_sec), speaker in content["alignments"]:
-            voice_sec[speaker] += end_sec - start_sec
-        words += len(content["alignments"])
-        estimated += content["word_times"]["estimated"]
-        left_out += content["word_times"]["lines_left_out"]
+        path = (data_dir / entry["path"]).with_suffix(".json")
+        for word in load_alignments(path):
+            voice_sec[word.speaker] += word.end_sec - word.start_sec
+            counts["words"] += 1
+        counts.update(read_json_object(path).get(_COUNTS, {}))  # no longer there in a file of somebody else's
     seconds = sum(entry["duration"] for entry in entries)
-    return Total(len(entries), seconds, (voice_sec[MAIN], voice_sec[USER]), words, estimated, left_out)
+    return Total(
+        recordings=len(entries),
+        seconds=seconds,
+        voice_sec=(voice_sec[MAIN], voice_sec[USER]),
+        words=counts["words"],
+        estimated=counts["estimated"],
+        lines_left_out=counts["lines_left_out"],
+    )
