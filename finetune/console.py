@@ -81,6 +81,12 @@ COMMANDS = {
         "python -m finetune.demo.debian_prompts",
         "dialogues of human voices from Debian's packages",
     ),
+    "demo human-dialogues": Command(
+        "finetune.demo.human_dialogues.command",
+        "human_dialogues",
+        "python -m finetune.demo.human_dialogues",
+        "dialogues of actors from games in Debian",
+    ),
 }
 
 

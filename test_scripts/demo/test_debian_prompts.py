@@ -1,24 +1,22 @@
 """Dialogues of Debian's prompts, made of packages that these tests build from synthetic speech."""
 
 import gzip
-import io
 import json
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import soxr
 
 from annotation_helpers import SPEAKERS, read_wav, read_words
+from debian_packages import encode_sound, write_package
 from finetune.commands import run_command
 from finetune.data.audio.read import read_audio
 from finetune.data.recordings.lines import load_manifest
-from finetune.demo.debian_prompts import package
+from finetune.demo.debian import package
+from finetune.demo.debian.package import read_package
 from finetune.demo.debian_prompts.command import debian_prompts
-from finetune.demo.debian_prompts.package import read_package
 from finetune.demo.speech.espeak import Espeak, EspeakVoice
 from finetune.demo.speech.word_times import SAMPLE_RATE, speak
 from finetune.errors import UserError
@@ -47,38 +45,9 @@ NOT_SPOKEN = {
 WRONG = {"vm-wrong": "Something else is written here than what was said."}
 
 
-def write_package(path: Path, files: dict[str, bytes], others: Sequence[tarfile.TarInfo] = ()) -> None:
-    """A `.deb`: an ar archive whose last member is a compressed tar archive."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"./{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-        for info in others:
-            archive.addfile(info)
-    content = b"!<arch>\n"
-    for name, member in (
-        ("debian-binary", b"2.0\n"),
-        ("control.tar.xz", b"odd"),
-        ("data.tar.xz", data.getvalue()),
-    ):
-        content += f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(member):<10}`\n".encode() + member
-        content += b"\n" * (len(member) % 2)
-    path.write_bytes(content)
-
-
 def encode_g722(samples: np.ndarray) -> bytes:
     """Encode [num_samples] at 16 kHz."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="g722") as container:
-        stream = container.add_stream("g722", rate=16_000, layout="mono")
-        pcm = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
-        frame.sample_rate = 16_000
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            container.mux(packet)
-    return file.getvalue()
+    return encode_sound(samples, rate=16_000, file_format="g722", codec="g722")
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +139,36 @@ def test_what_is_not_spoken_or_does_not_match_is_left_out(packages, tmp_path, ca
         debian_prompts(["--out", str(tmp_path / "out"), "--packages", str(packages), *SMALL])
     assert f"prompts:    {len(SPOKEN)} of {len(SPOKEN) + 1} aligned" in capsys.readouterr().out
     assert "left out vm-wrong: the transcript does not match the recording" in caplog.text
+
+
+def test_other_languages_have_estimated_word_times_and_need_no_aligner(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.setattr("finetune.demo.debian_prompts.command.Aligner", None)
+    tone = 0.3 * np.sin(2 * np.pi * 300 * np.arange(16_000) / 16_000)
+    spoken = encode_g722(np.concatenate([np.zeros(8_000), tone, np.zeros(8_000)]))
+    texts = {f"so-{number}": f"Умер номер {number}." for number in range(11)} | {
+        "tone": "[тон]",
+        "long": "аб" * 30,
+    }
+    doc = "usr/share/doc/asterisk-core-sounds-ru"
+    listing = "\ufeff; Core\n" + "".join(f"{name}: {text}\n" for name, text in texts.items())
+    sounds = {f"usr/share/asterisk/sounds/ru_RU_f_Voice/{name}.g722": spoken for name in texts}
+    write_package(
+        tmp_path / "asterisk-core-sounds-ru-g722_1_all.deb", sounds | {f"{doc}-g722/copyright": b"CC"}
+    )
+    write_package(
+        tmp_path / "asterisk-core-sounds-ru_1_all.deb",
+        {f"{doc}/core-sounds-ru.txt.gz": gzip.compress(listing.encode())},
+    )
+    out = tmp_path / "out"
+    with caplog.at_level("INFO"):
+        debian_prompts(["--language", "ru", "--out", str(out), "--packages", str(tmp_path), *SMALL])
+    printed = capsys.readouterr().out
+    assert "prompts:    11 of 12 taken, with estimated word times" in printed
+    assert "terms:      CC-BY 3.0" in printed
+    assert "left out long: the transcript is too long for the recording" in caplog.text
+    words = read_words(out / "data" / "train" / "dialogue_000.json", "left")
+    assert [word for word, _, _ in words[:2]] == ["Умер", "номер"]
+    assert words[2][2] - words[0][1] == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.parametrize(

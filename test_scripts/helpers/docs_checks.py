@@ -27,7 +27,8 @@ from experiments.recall.studies import Plan
 from experiments.recall.training import Schedule
 from finetune.annotation import command as annotation
 from finetune.config_io import load_train_args
-from finetune.demo.debian_prompts.prompts import SOUNDS_PACKAGE, TEXTS_PACKAGE
+from finetune.demo.debian_prompts.prompts import LANGUAGES, prompt_packages
+from finetune.demo.human_dialogues.command import SOURCES
 from finetune.evaluation.duplex import command as duplex
 from finetune.evaluation.duplex import wer
 from finetune.training.command import parse_train_command
@@ -177,7 +178,7 @@ def check_pip(command: Command, _monkeypatch: MonkeyPatch) -> None:
 
 def check_apt(command: Command, _monkeypatch: MonkeyPatch) -> None:
     """The packages are those that the demo reads."""
-    assert set(command.words[2:]) == {SOUNDS_PACKAGE, TEXTS_PACKAGE}
+    assert tuple(command.words[2:]) in map(prompt_packages, LANGUAGES)
 
 
 def check_hub_download(command: Command, _monkeypatch: MonkeyPatch) -> None:
@@ -196,9 +197,17 @@ def check_tensorboard(command: Command, _monkeypatch: MonkeyPatch) -> None:
 
 def check_debian_prompts(command: Command, _monkeypatch: MonkeyPatch) -> None:
     """Without the packages of the network, the command ends with what to download."""
-    shutil.rmtree(command.words[-1])
+    shutil.rmtree("debian_prompts", ignore_errors=True)
     errors = succeed(command.words, 2).errors
-    assert SOUNDS_PACKAGE in errors and "apt-get download" in errors
+    language = command.words[command.words.index("--language") + 1] if "--language" in command.words else "en"
+    assert f"apt-get download {' '.join(prompt_packages(language))}" in errors
+
+
+def check_human_dialogues(command: Command, monkeypatch: MonkeyPatch) -> None:
+    """Without the packages and what downloads them, the command ends with their names."""
+    monkeypatch.setattr("finetune.demo.debian.fetch.shutil.which", lambda _name: None)
+    errors = succeed(command.words, 2).errors
+    assert all(name in errors for name in SOURCES[command.words[3]].packages)
 
 
 def check_demo_memory(command: Command, monkeypatch: MonkeyPatch) -> None:

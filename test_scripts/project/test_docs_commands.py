@@ -109,6 +109,7 @@ RULES = [
     ),
     Rule("checked", r"python -m finetune\.demo\.memory( .*)?", checks.check_demo_memory),
     Rule("checked", r"python -m finetune\.demo\.debian_prompts .*", checks.check_debian_prompts),
+    Rule("checked", r"python -m finetune\.demo\.human_dialogues .*", checks.check_human_dialogues),
     Rule("checked", r"python -m moshi\.client", checks.check_module_is_there),
     Rule("checked", r"huggingface-cli download .*", checks.check_hub_download),
     Rule("checked", r"apt-get download .*", checks.check_apt),

@@ -17,10 +17,11 @@ from finetune.annotation.aligner import Aligner
 from finetune.commands import Parser
 from finetune.data.words import Word
 from finetune.demo.debian_prompts.prompts import (
-    SOUNDS_PACKAGE,
-    TEXTS_PACKAGE,
+    ALIGNED,
+    LANGUAGES,
     Packages,
     align_prompt,
+    prompt_packages,
     read_prompts,
 )
 from finetune.demo.speech.dialogues import MAIN, USER, Turn
@@ -62,21 +63,24 @@ def debian_prompts(arguments: Sequence[str] | None = None) -> int:
     out_dir = options.out.absolute()
     if out_dir.exists():
         raise UserError(f"{options.out}: exists; remove it or choose another --out.")
-    packages = read_prompts(options.packages)
-    accepted, rejected = align_all(packages, Aligner())
+    packages = read_prompts(options.packages, options.language)
+    accepted, rejected = align_all(packages, Aligner() if options.language == ALIGNED else None)
     for name, reason in rejected:
         logger.warning("left out %s: %s", name, reason)
     with new_folder(out_dir) as partial_dir:
         (partial_dir / "copyright").write_text(packages.copyright, encoding="utf-8")
         seconds = write_dialogues(partial_dir / "data", accepted, options)
-    print(f"prompts:    {len(accepted)} of {len(packages.prompts)} aligned")
+    how = "aligned" if options.language == ALIGNED else "taken, with estimated word times"
+    print(f"prompts:    {len(accepted)} of {len(packages.prompts)} {how}")
     for split, total_sec in seconds.items():
         print(f"{split + ':':11} {out_dir / 'data' / split}.jsonl, {total_sec / 60:.1f} minutes")
-    print(f"terms:      CC-BY-SA 3.0, {out_dir / 'copyright'}")
+    print(f"terms:      {LANGUAGES[options.language]}, {out_dir / 'copyright'}")
     return 0
 
 
-def align_all(packages: Packages, aligner: Aligner) -> tuple[list[AlignedPrompt], list[tuple[str, str]]]:
+def align_all(
+    packages: Packages, aligner: Aligner | None
+) -> tuple[list[AlignedPrompt], list[tuple[str, str]]]:
     """Align every prompt; returns those accepted, and name and reason of the others."""
     accepted, rejected = [], []
     for prompt in packages.prompts:
@@ -160,12 +164,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m finetune.demo.debian_prompts",
         description="Makes dialogues of recorded human speech from two packages of Debian.",
-        epilog=f"First: apt-get download {SOUNDS_PACKAGE} {TEXTS_PACKAGE}",
+        epilog=f"First: apt-get download {' '.join(prompt_packages(ALIGNED))}, or those of another language.",
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, required=True, help="directory to make")
     parser.add_argument(
         "--packages", type=Path, default=Path(), help="where the .deb files are (%(default)s)"
+    )
+    parser.add_argument(
+        "--language",
+        choices=LANGUAGES,
+        default=ALIGNED,
+        help="of the prompts; word times are estimated but for en (%(choices)s; %(default)s)",
     )
     parser.add_argument("--minutes", type=float, default=3.0, help="length of each dialogue (%(default)s)")
     parser.add_argument("--num-train", type=int, default=16, help="dialogues to train on (%(default)s)")

@@ -1,28 +1,35 @@
-"""Debian's recorded telephone prompts: a human voice with transcripts, aligned word by word.
+"""Debian's recorded telephone prompts: a human voice in each of five languages, with transcripts.
 
-The packages `asterisk-core-sounds-en-g722` and `asterisk-core-sounds-en`, CC-BY-SA 3.0.
+The packages `asterisk-core-sounds-<language>-g722` and `asterisk-core-sounds-<language>`. English is aligned
+word by word; word times of the others are estimated.
 """
 
 import gzip
-import io
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import soxr
 
 from finetune.annotation.aligner import SAMPLE_RATE as ALIGNER_RATE
 from finetune.annotation.aligner import Aligner
-from finetune.demo.debian_prompts.package import read_package
+from finetune.demo.debian.fetch import find_package
+from finetune.demo.debian.package import read_package
 from finetune.demo.speech import word_times as speech
+from finetune.demo.speech.decode import decode_sound
+from finetune.demo.speech.voiced import estimate_words, find_voice
 from finetune.demo.speech.word_times import Speech
-from finetune.errors import DataError, UserError
+from finetune.errors import UserError
 
-SOUNDS_PACKAGE = "asterisk-core-sounds-en-g722"
-TEXTS_PACKAGE = "asterisk-core-sounds-en"
-
-_LISTING = "core-sounds-en.txt.gz"
+# Language and terms.
+LANGUAGES = {
+    "en": "CC-BY-SA 3.0",
+    "es": "CC-BY-SA 3.0",
+    "fr": "CC-BY-SA 3.0",
+    "it": "CC-BY 3.0",
+    "ru": "CC-BY 3.0",
+}
+ALIGNED = "en"  # what PocketSphinx knows
 _NOTE = re.compile(r"\[[^]]*\]|<[^>]*>")
 
 
@@ -41,75 +48,64 @@ class Packages(NamedTuple):
     copyright: str
 
 
-def read_prompts(folder: Path) -> Packages:
-    """Read the two packages.
+def prompt_packages(language: str) -> tuple[str, str]:
+    """The names of the packages with sounds and texts."""
+    return f"asterisk-core-sounds-{language}-g722", f"asterisk-core-sounds-{language}"
+
+
+def read_prompts(folder: Path, language: str = ALIGNED) -> Packages:
+    """Read the two packages of a language.
 
     Prompts without speech (tones, silences) are left out, and so are those whose description says that
     something else is heard, too.
 
     Args:
         folder: where `apt-get download` put them.
+        language: one of `LANGUAGES`.
 
     Raises:
         UserError: one is missing, damaged or does not hold what is expected.
     """
-    sounds = dict(read_package(_find(folder, SOUNDS_PACKAGE)))
-    texts = dict(read_package(_find(folder, TEXTS_PACKAGE)))
-    listings = [content for name, content in texts.items() if Path(name).name == _LISTING]
+    names = prompt_packages(language)
+    listing = f"core-sounds-{language}.txt.gz"
+    sounds, texts = (dict(read_package(_find(folder, name, names))) for name in names)
+    listings = [content for name, content in texts.items() if Path(name).name == listing]
     terms = [content for name, content in sounds.items() if Path(name).name == "copyright"]
     if not listings or not terms:
         raise UserError(
-            f"{folder}: the packages hold no {_LISTING} or no copyright file; take other versions."
+            f"{folder}: the packages hold no {listing} or no copyright file; take other versions."
         )
-    spoken = _transcripts(gzip.decompress(listings[0]).decode("utf-8"))
+    spoken = _transcripts(gzip.decompress(listings[0]).decode("utf-8-sig"))
     recorded = {_prompt_name(name): data for name, data in sounds.items() if name.endswith(".g722")}
     prompts = [Prompt(name, spoken[name], recorded[name]) for name in sorted(spoken.keys() & recorded.keys())]
     if not prompts:
-        raise UserError(f"{folder}: no prompt of {SOUNDS_PACKAGE} is described in {TEXTS_PACKAGE}.")
+        raise UserError(f"{folder}: no prompt of {names[0]} is described in {names[1]}.")
     return Packages(prompts, terms[0].decode("utf-8"))
 
 
-def decode_g722(data: bytes) -> np.ndarray:
-    """Samples [num_samples], float32 in -1..1 at 16 kHz.
-
-    Raises:
-        UserError: pyAV is not installed.
-        DataError: the data cannot be decoded.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise UserError("PyAV is not installed: pip install 'moshi-ttt[prompts]'") from error
-    try:
-        with av.open(io.BytesIO(data), "r", format="g722") as container:
-            frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
-    except av.FFmpegError as error:
-        raise DataError(f"cannot be decoded ({error}).") from error
-    if not frames:
-        raise DataError("holds no sound.")
-    return np.concatenate(frames).astype(np.float32) / 32768.0
-
-
-def align_prompt(prompt: Prompt, aligner: Aligner) -> Speech:
+def align_prompt(prompt: Prompt, aligner: Aligner | None) -> Speech:
     """Decode a prompt, find its words and bring it to the sample rate of the demo.
+
+    Args:
+        prompt: what is said.
+        aligner: None: the times of the words are estimated.
 
     Raises:
         DataError: it cannot be decoded, or the transcript does not match.
     """
-    samples = decode_g722(prompt.g722)
-    words = aligner.align(samples, prompt.text).words
+    samples, rate = decode_sound(prompt.g722, file_format="g722")
+    if aligner is not None:
+        words = aligner.align(samples, prompt.text).words
+    else:
+        words = estimate_words(prompt.text, find_voice(samples, sample_rate=rate))
     return Speech(soxr.resample(samples, ALIGNER_RATE, speech.SAMPLE_RATE), words)
 
 
-def _find(folder: Path, package: str) -> Path:
-    found = sorted(folder.glob(f"{package}_*.deb"))
-    if not found:
-        raise UserError(
-            f"{folder}: holds no {package}_*.deb; there: apt-get download {SOUNDS_PACKAGE} {TEXTS_PACKAGE}"
-        )
-    if len(found) > 1:
-        raise UserError(f"{folder}: holds {len(found)} versions of {package}; keep one.")
-    return found[0]
+def _find(folder: Path, package: str, packages: tuple[str, str]) -> Path:
+    found = find_package(folder, package)
+    if found is None:
+        raise UserError(f"{folder}: holds no {package}_*.deb; there: apt-get download {' '.join(packages)}")
+    return found
 
 
 def _transcripts(listing: str) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""Debian packages: fetching and reading them."""

@@ -1,0 +1,1 @@
+"""Dialogues of human actors from games that Debian packages."""
