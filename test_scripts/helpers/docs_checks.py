@@ -94,6 +94,11 @@ def check_training(command: Command, monkeypatch: MonkeyPatch) -> None:
     _check_train_arguments(command.words[2:], monkeypatch)
 
 
+def check_training_options(command: Command, _monkeypatch: MonkeyPatch) -> None:
+    """`train.py` with files that another command makes in a minute: parsed."""
+    parse_train_command(command.words[2:])
+
+
 def check_torchrun(command: Command, monkeypatch: MonkeyPatch) -> None:
     """Parse by torchrun's own parser what is its part, by train.py's the rest."""
     options = get_args_parser().parse_args(command.words[1:])

@@ -16,6 +16,7 @@ import sphn
 
 from docs_commands import ROOT
 from miniatures.duplex import ANSWERS, write_bench, write_outputs
+from miniatures.recall import write_items
 from run_helpers import TTT, write_yaml
 from spoken_helpers import write_sblimp, write_speech, write_stories, write_swuggy
 
@@ -126,6 +127,7 @@ def _write_data() -> None:
         write_stories(Path("spoken") / name, num_ids=2)
     bench = write_bench(Path("full-duplex-bench/v1_0"), seconds=0.4, num_samples=1)
     write_outputs(bench, ANSWERS, seconds=0.4, num_samples=1)
+    write_items(Path("runs/recall/assets/items"), num_groups=1)
     Path("librilight/small").mkdir(parents=True)
     write_speech(Path("librilight/small/a.wav"), np.random.default_rng(0), 40)
 
@@ -147,7 +149,8 @@ def _train_runs() -> None:
     }
     train = ["python", "train.py", "--config", str(write_yaml(Path("config.yaml"), values)), *RUN_SIZES]
     results = [succeed(train)]
-    shutil.copytree("runs/first", "runs/second")
+    for copy in ("second", "recall/ttt", "recall/none"):
+        shutil.copytree("runs/first", f"runs/{copy}")
     resume = ["python", "train.py", "--resume", "runs/second", "--max_steps", "4"]
     weights = Path("runs/second/checkpoints/checkpoint_000002/consolidated/ttt.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1])

@@ -73,7 +73,8 @@ RULES = [
     Rule("run", r"python -m finetune\.memory .*", run()),
     Rule("run", r"python -m finetune\.export (?!.*--push-to-hub).*", run()),
     Rule("run", r"python generate\.py .*", run()),
-    Rule("run", r"python evaluate\.py (?!trajectories)(?!.* --wer ).*", run()),
+    Rule("run", r"python evaluate\.py recall .*", run("--lags", "1")),
+    Rule("run", r"python evaluate\.py (?!trajectories)(?!recall)(?!.* --wer ).*", run()),
     Rule("checked", r"python evaluate\.py duplex .* --wer \w+", checks.check_word_errors),
     Rule("run", r"python evaluate\.py trajectories runs/\w+", run()),
     Rule(
@@ -88,6 +89,7 @@ RULES = [
         r"python train\.py --config example/(moshi_7B\w*\.yaml .*|\w+\.yaml --dry-run)",
         checks.check_training,
     ),
+    Rule("checked", r"python train\.py --config example/recall\w*\.yaml.*", checks.check_training_options),
     Rule("checked", r"torchrun .*", checks.check_torchrun),
     Rule("checked", r"sbatch .*", checks.check_sbatch),
     Rule(
@@ -108,6 +110,11 @@ RULES = [
         checks.run_without("benchmarks.report.make_report", lambda *_: ""),
     ),
     Rule("checked", r"python -m finetune\.demo\.memory( .*)?", checks.check_demo_memory),
+    Rule(
+        "run",
+        r"python -m finetune\.demo\.recall",
+        run("--out", "again", "--num-items", "8", "--num-train", "2"),
+    ),
     Rule("checked", r"python -m finetune\.demo\.debian_prompts .*", checks.check_debian_prompts),
     Rule("checked", r"python -m finetune\.demo\.human_dialogues .*", checks.check_human_dialogues),
     Rule("checked", r"python -m moshi\.client", checks.check_module_is_there),
