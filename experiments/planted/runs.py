@@ -1,0 +1,68 @@
+"""One seed: its files, its trainings and its measurement, as a user would make them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.checkpoint.layout import DONE_FILE, list_checkpoints
+from finetune.demo.memory.training import train
+from finetune.demo.recall.assets import make_recall_assets
+from finetune.evaluation.command import evaluate
+
+BASE_CONFIG, CONFIG = "recall_base.yaml", "recall.yaml"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything.
+
+    Attributes:
+        num_items, num_train: of `make_recall_assets`.
+        base_steps, steps: of the trainings, None: the configurations'.
+    """
+
+    num_items: int
+    num_train: int
+    base_steps: int | None
+    steps: int | None
+
+
+def run_seed(folder: Path, sizes: Sizes, *, seed: int, lags: str) -> int:
+    """Make what is not there yet of a seed.
+
+    Args:
+        folder: of the seed.
+        sizes: how much of everything.
+        seed: of items, dialogues, weights and order.
+        lags: of the measurement.
+
+    Returns:
+        The exit status of the first training that did not end well, 0 when all did.
+
+    Raises:
+        UserError: a file cannot be made or used.
+    """
+    assets = make_recall_assets(
+        folder / "assets", num_items=sizes.num_items, num_train=sizes.num_train, seed=seed
+    )
+    shared = {"moshi_paths.hf_repo_id": assets.model_dir, "seed": seed}
+    base = {"data.train_data": assets.manifest("echo_train"), "max_steps": sizes.base_steps}
+    tuned = {
+        "data.train_data": assets.manifest("recall_train"),
+        "data.eval_data": assets.manifest("recall_eval"),
+        "init_from": folder / "base",
+        "max_steps": sizes.steps,
+    }
+    for name, config, changes in (
+        ("base", BASE_CONFIG, base),
+        ("ttt", CONFIG, tuned),
+        ("none", CONFIG, tuned | {"ttt.layers": "none"}),
+    ):
+        run_dir = folder / name
+        if any((path / DONE_FILE).is_file() for path in list_checkpoints(run_dir / "checkpoints")):
+            continue
+        if status := train(config, shared | changes | {"run_dir": run_dir}):
+            return status
+    for name in ("ttt", "none"):
+        where = ["--data", str(assets.items_dir), "--out", str(folder / f"recall_{name}")]
+        evaluate(["recall", "--checkpoint", str(folder / name), *where, "--lags", lags])
+    return 0
