@@ -89,6 +89,8 @@ def test_a_checkpoint_in_the_background_is_finished_unless_somebody_asks_twice_t
     saved = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
     assert saved == ([] if way == "two_interrupts" else ["checkpoint_000002"])
     go_on.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(LIMIT_SEC)  # what is still written shall not be in the way of other tests
 
 
 def test_a_request_to_end_while_recordings_are_encoded_ends_with_one_line(demo, tmp_path, monkeypatch, capfd):
