@@ -99,6 +99,13 @@ def _capacity() -> list[Plan]:
     arms = [
         Arm("window", "window alone", None),
         Arm("equal-window", f"window of {EQUAL_WINDOW}: equal bytes", None, window=EQUAL_WINDOW),
+        Arm(
+            "equal-window-5000",
+            f"window of {EQUAL_WINDOW}, 5,000 steps: equal time",
+            None,
+            window=EQUAL_WINDOW,
+            num_steps=5000,
+        ),
         Arm("gated-delta", "gated delta rule, equal state", variant="gated-delta"),
         Arm("defaults", "**the defaults**"),
         Arm("defaults-1x64", "**the defaults**, 1 head of 64: 4 times the state", heads=1),

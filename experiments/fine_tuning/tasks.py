@@ -4,6 +4,7 @@ Shapes: B sequences, T tokens.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -26,11 +27,8 @@ class Episode(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ThreeTimes:
-    """A random pattern of 32 tokens, three times over; each sequence has one of its own.
-
-    Scored is everything after the first time.
-    """
+class Task(ABC):
+    """What a model hears; of symbols, unless a task says otherwise."""
 
     @property
     def num_tokens_known(self) -> int:
@@ -47,14 +45,32 @@ class ThreeTimes:
         """For the tables."""
         return ""
 
-    def draw(self, size: int, generator: torch.Generator) -> Episode:
-        """Fresh sequences."""
+    @abstractmethod
+    def draw(self, size: int, generator: torch.Generator, *, difficulty: int | None = None) -> Episode:
+        """Fresh sequences of one difficulty.
+
+        Args:
+            size: B.
+            generator: of the draws.
+            difficulty: what makes the task harder, where it has such a thing; None: drawn.
+        """
+
+
+@dataclass(frozen=True)
+class ThreeTimes(Task):
+    """A random pattern of 32 tokens, three times over; each sequence has one of its own.
+
+    Scored is everything after the first time.
+    """
+
+    def draw(self, size: int, generator: torch.Generator, *, difficulty: int | None = None) -> Episode:
+        """Fresh sequences; all are equally difficult."""
         pattern = torch.randint(NUM_SYMBOLS, (size, 1, PERIOD), generator=generator)
         return Episode(pattern.repeat(1, 1, 3), torch.arange(3 * PERIOD) >= PERIOD)
 
 
 @dataclass(frozen=True)
-class AfterAGap:
+class AfterAGap(Task):
     """A random pattern of 32 tokens, random tokens in between, and the pattern again.
 
     Scored is the second time from its third token on: nobody can know where it begins.
@@ -74,17 +90,13 @@ class AfterAGap:
         return NUM_SYMBOLS if self.filler == "same" else 2 * NUM_SYMBOLS
 
     @property
-    def guessing(self) -> float:
-        """Loss of a token of which nothing is known but its kind, nats."""
-        return math.log(NUM_SYMBOLS)
-
-    @property
     def remark(self) -> str:
         """For the tables."""
         return f", {self.filler} symbols in between" if self.filler != "silence" else ", silence in between"
 
-    def draw(self, size: int, generator: torch.Generator, *, gap: int | None = None) -> Episode:
-        """Fresh sequences with one gap, None: drawn."""
+    def draw(self, size: int, generator: torch.Generator, *, difficulty: int | None = None) -> Episode:
+        """Fresh sequences; their difficulty is the gap in tokens."""
+        gap = difficulty
         if gap is None:
             exponent = torch.rand((), generator=generator).item() * math.log(self.longest + 1)
             gap = round(math.exp(exponent)) - 1
@@ -97,7 +109,7 @@ class AfterAGap:
 
 
 @dataclass(frozen=True)
-class Twice:
+class Twice(Task):
     """A random pattern, and at once the pattern again.
 
     Scored is the second time from its third token on: nobody can know where it begins.
@@ -108,31 +120,15 @@ class Twice:
 
     longest: int
 
-    @property
-    def num_tokens_known(self) -> int:
-        """Tokens that the model must know."""
-        return NUM_SYMBOLS
-
-    @property
-    def guessing(self) -> float:
-        """Loss of a token of which nothing is known but its kind, nats."""
-        return math.log(NUM_SYMBOLS)
-
-    @property
-    def remark(self) -> str:
-        """For the tables."""
-        return ""
-
-    def draw(self, size: int, generator: torch.Generator, *, number: int | None = None) -> Episode:
-        """Fresh sequences with patterns of one length, None: drawn."""
-        if number is None:
-            number = _log_uniform(SHORTEST, self.longest, generator)
+    def draw(self, size: int, generator: torch.Generator, *, difficulty: int | None = None) -> Episode:
+        """Fresh sequences; their difficulty is the length of the pattern."""
+        number = _log_uniform(SHORTEST, self.longest, generator) if difficulty is None else difficulty
         pattern = torch.randint(NUM_SYMBOLS, (size, 1, number), generator=generator)
         return Episode(pattern.repeat(1, 1, 2), torch.arange(2 * number) >= number + 2)
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Task):
     """Multi-query associative recall (Arora et al. 2023, "Zoology"): keys with values, then every key again.
 
     Scored are the values of the second time, 64 to choose from. Keys are asked for in another order than
@@ -154,15 +150,9 @@ class Pairs:
         """Loss of a token of which nothing is known but its kind, nats."""
         return math.log(NUM_VALUES)
 
-    @property
-    def remark(self) -> str:
-        """For the tables."""
-        return ""
-
-    def draw(self, size: int, generator: torch.Generator, *, number: int | None = None) -> Episode:
-        """Fresh sequences of one number of pairs, None: drawn."""
-        if number is None:
-            number = _log_uniform(FEWEST_PAIRS, self.most, generator)
+    def draw(self, size: int, generator: torch.Generator, *, difficulty: int | None = None) -> Episode:
+        """Fresh sequences; their difficulty is the number of pairs."""
+        number = _log_uniform(FEWEST_PAIRS, self.most, generator) if difficulty is None else difficulty
         keys = torch.rand(size, NUM_KEYS, generator=generator).argsort(1)[:, :number]
         values = NUM_KEYS + torch.randint(NUM_VALUES, (size, number), generator=generator)
         order = torch.rand(size, number, generator=generator).argsort(1)
@@ -176,6 +166,3 @@ class Pairs:
 def _log_uniform(least: int, most: int, generator: torch.Generator) -> int:
     exponent = torch.rand((), generator=generator).item() * math.log((most + 1) / least)
     return int(least * math.exp(exponent))
-
-
-Task = ThreeTimes | AfterAGap | Twice | Pairs

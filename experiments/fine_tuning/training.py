@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from experiments.fine_tuning.base import token_losses
-from experiments.fine_tuning.tasks import AfterAGap, Episode, Pairs, Task, Twice
+from experiments.fine_tuning.tasks import Task
 from finetune.args import OptimArgs, TrainArgs, TTTArgs
 from finetune.training.optim import build_optimizer, build_scheduler
 
@@ -88,7 +88,7 @@ def recall_loss(
     generator = torch.Generator().manual_seed(_EVAL_SEED)
     parts: list[Tensor] = []
     for _ in range(0, _NUM_EVAL, _EVAL_BATCH):
-        codes, scored = _draw(task, generator, difficulty)
+        codes, scored = task.draw(_EVAL_BATCH, generator, difficulty=difficulty)
         parts.append(_streamed_losses(lm, codes) if streams else token_losses(lm, codes))
     lm.train(was_training)
     by_position = torch.cat(parts).mean(0)
@@ -103,14 +103,6 @@ def recall_losses(
         difficulty: recall_loss(lm, task, difficulty=difficulty, streams=streams)[0]
         for difficulty in difficulties
     }
-
-
-def _draw(task: Task, generator: torch.Generator, difficulty: int | None) -> Episode:
-    if isinstance(task, AfterAGap):
-        return task.draw(_EVAL_BATCH, generator, gap=difficulty)
-    if isinstance(task, Twice | Pairs):
-        return task.draw(_EVAL_BATCH, generator, number=difficulty)
-    return task.draw(_EVAL_BATCH, generator)
 
 
 def _streamed_losses(lm: LMModel, codes: Tensor) -> Tensor:

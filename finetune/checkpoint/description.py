@@ -124,11 +124,12 @@ class CheckpointDescription:
     def _of_ours(
         cls, folder: Path, config: dict[str, Any], training: dict[str, Any]
     ) -> "CheckpointDescription":
+        _check_fingerprint(training.get("base_fingerprint"))
         return cls(
             folder,
             config,
             training,
-            _weight_files(training),
+            tuple(map(_file_name, training["files"])),
             int(training["step"]),
             build_args(ModelPaths, dict(training["moshi_paths"]), "moshi_paths."),
             _adapters(config) if config["lora"] else None,
@@ -248,14 +249,15 @@ def _adapters(config: Mapping[str, Any]) -> LoraArgs:
     return build_args(LoraArgs, {"enable": True} | shape, "lora_")
 
 
-def _weight_files(training: Mapping[str, Any]) -> tuple[str, ...]:
-    """The weight files; what belongs to them is looked at too."""
-    for value in training["files"]:
-        if value not in WEIGHT_FILES:
-            raise ValueError(f"files: {value!r} is no file of a checkpoint")
-    if not isinstance(training.get("base_fingerprint"), str | None):
-        raise ValueError(f"base_fingerprint: {training['base_fingerprint']!r} is no text")
-    return tuple(training["files"])
+def _file_name(value: object) -> str:
+    if value not in WEIGHT_FILES:
+        raise ValueError(f"files: {value!r} is no file of a checkpoint")
+    return str(value)
+
+
+def _check_fingerprint(value: object) -> None:
+    if not isinstance(value, str | None):
+        raise ValueError(f"base_fingerprint: {value!r} is no text")
 
 
 def _first_codebook_weight(training: Mapping[str, Any]) -> float | None:

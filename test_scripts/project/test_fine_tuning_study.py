@@ -44,7 +44,7 @@ def test_what_is_scored_was_heard_before_and_cannot_be_seen_through_the_window()
     assert three.scored.tolist() == [False] * PERIOD + [True] * 2 * PERIOD
     for filler in ("same", "other", "silence"):
         task = AfterAGap(filler, 64)
-        codes, scored = task.draw(4, generator(), gap=20)
+        codes, scored = task.draw(4, generator(), difficulty=20)
         assert torch.equal(codes[:, :, :PERIOD], codes[:, :, PERIOD + 20 :])
         assert scored.nonzero().flatten().tolist() == list(range(PERIOD + 22, 2 * PERIOD + 20))
         between = codes[:, :, PERIOD : PERIOD + 20]
@@ -57,7 +57,7 @@ def test_what_is_scored_was_heard_before_and_cannot_be_seen_through_the_window()
 
 
 def test_pairs_are_asked_for_in_another_order_and_their_values_are_scored():
-    codes, scored = Pairs(64).draw(3, generator(), number=10)
+    codes, scored = Pairs(64).draw(3, generator(), difficulty=10)
     assert codes.shape == (3, 1, 40)
     assert scored.nonzero().flatten().tolist() == list(range(21, 40, 2))
     for row in codes[:, 0].tolist():
@@ -69,7 +69,7 @@ def test_pairs_are_asked_for_in_another_order_and_their_values_are_scored():
 
 
 def test_patterns_of_all_lengths_come_twice():
-    codes, scored = Twice(64).draw(3, generator(), number=20)
+    codes, scored = Twice(64).draw(3, generator(), difficulty=20)
     assert torch.equal(codes[:, :, :20], codes[:, :, 20:]) and codes.shape[2] == 40
     assert scored.nonzero().flatten().tolist() == list(range(22, 40))
     lengths = {Twice(64).draw(1, generator(seed)).codes.shape[2] // 2 for seed in range(300)}
