@@ -39,7 +39,7 @@ def write_report(folder: Path) -> list[Path]:
 def read_arms(folder: Path) -> Arms:
     """The measurements of every arm, in order of the seeds."""
     arms: Arms = {}
-    for seed in sorted(folder.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed"))):
+    for seed in sorted(folder.glob("seed*/"), key=lambda path: int(path.name.removeprefix("seed"))):
         for name in ("ttt", "none"):
             path = seed / f"recall_{name}" / RESULTS_FILE
             if path.is_file():

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.checkpoint.layout import DONE_FILE, list_checkpoints
-from finetune.demo.memory.training import train
+from experiments.trained import train_once
 from finetune.demo.recall.assets import make_recall_assets
 from finetune.evaluation.command import evaluate
 
@@ -57,10 +56,7 @@ def run_seed(folder: Path, sizes: Sizes, *, seed: int, lags: str) -> int:
         ("ttt", CONFIG, tuned),
         ("none", CONFIG, tuned | {"ttt.layers": "none"}),
     ):
-        run_dir = folder / name
-        if any((path / DONE_FILE).is_file() for path in list_checkpoints(run_dir / "checkpoints")):
-            continue
-        if status := train(config, shared | changes | {"run_dir": run_dir}):
+        if status := train_once(config, folder / name, shared | changes):
             return status
     for name in ("ttt", "none"):
         where = ["--data", str(assets.items_dir), "--out", str(folder / f"recall_{name}")]

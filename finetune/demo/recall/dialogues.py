@@ -3,6 +3,7 @@
 Time is counted in frames of 80 ms, see `finetune.demo.memory.dialogues`.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,8 +30,8 @@ def make_dialogue(kind: Kind, seed: str, num_frames: Mapping[Line, int]) -> Turn
     """Write one dialogue.
 
     Args:
-        kind: `echo`, words that somebody says and Moshi repeats at once; `recall`, a plant that Moshi says
-            when it is asked, after a time that is drawn log-uniformly.
+        kind: `echo`, words that somebody says and Moshi repeats at once; `recall`, one to four plants, each
+            of which Moshi says when it is asked for it, after a time that is drawn log-uniformly.
         seed: any text; the same text gives the same dialogue.
         num_frames: how long each line takes.
     """
@@ -82,19 +83,31 @@ class _Writer:
             self.say([remark])
 
     def recall(self) -> Turns:
-        """A plant, talk about something else, a question and the plant again."""
-        kind = self.rng.choice(list(WORDS))
-        plant = draw_plant(self.rng, kind, "train")
-        question = [Line(USER, self.rng.choice(QUESTIONS[kind]))]
-        said, answer = plant.lines(SAID_BY[self.rng.choice(list(SAID_BY))]), plant.lines(MAIN)
-        most = _MAX_FRAMES - sum(map(self.length, (said, question, answer)))
+        """Plants of several kinds, talk about something else, and each plant again when it is asked for."""
+        kinds = self.rng.sample(list(WORDS), self.rng.randint(1, len(WORDS)))
+        plants = [draw_plant(self.rng, kind, "train") for kind in kinds]
+        told = [plant.lines(SAID_BY[self.rng.choice(list(SAID_BY))]) for plant in plants]
+        asked = [
+            ([Line(USER, self.rng.choice(QUESTIONS[plant.kind]))], plant.lines(MAIN))
+            for plant in self.rng.sample(plants, len(plants))
+        ]
+        most = _MAX_FRAMES - sum(map(self.length, (*told, *itertools.chain(*asked))))
         gap = round(math.exp(self.rng.uniform(math.log(REACH), math.log(most))))
-        self.talk(self.rng.randrange(most - gap + 1))
-        self.say(said)
+        pauses = self._split(most - gap, 2 * len(plants))
+        for said, pause in zip(told, pauses[: len(plants)], strict=True):
+            self.talk(pause)
+            self.say(said)
         self.talk(gap)
-        self.say(question)
-        self.say(answer)
+        for (question, answer), pause in zip(asked, pauses[len(plants) :], strict=True):
+            self.say(question)
+            self.say(answer)
+            self.talk(pause)
         return self.turns
+
+    def _split(self, total: int, parts: int) -> list[int]:
+        """Parts of a number, drawn at random."""
+        ends = sorted(self.rng.randint(0, total) for _ in range(parts - 1))
+        return [end - start for start, end in itertools.pairwise([0, *ends, total])]
 
     def talk(self, most: int) -> None:
         """Remarks and answers of no more than so many frames."""

@@ -1,0 +1,116 @@
+"""The steps of the experiment: dialogues, files, trainings and measurements; each is done once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.human_speech.items import write_human_items
+from experiments.human_speech.recordings import read_manifest, write_model, write_set
+from experiments.trained import train_once
+from finetune.demo.human_dialogues.command import human_dialogues
+from finetune.demo.made_folder import make_once
+from finetune.evaluation.command import evaluate
+
+BASE_CONFIG, CONFIG = "human_speech_base.yaml", "human_speech.yaml"
+MODELS = ("ttt", "none")  # with the memory and without
+LAGS = "125f,250f,500f,1000f"
+ITEMS_DIR = "items"
+
+_FORMAT = 1  # raise it when the same settings make other files
+_SEED = 1  # of files and of the base
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is to be done.
+
+    Attributes:
+        sources: of the dialogues, by name.
+        packages: folder of the Debian packages, None: beside the dialogues.
+        groups: of items, by kind and source.
+        base_steps, steps: of the trainings, None: the configurations'.
+    """
+
+    sources: Sequence[str]
+    packages: Path | None
+    groups: int
+    base_steps: int | None
+    steps: int | None
+
+
+def make_base(folder: Path, settings: Settings) -> int:
+    """Fetch dialogues, write files and train the base; returns the exit status of the training.
+
+    Raises:
+        UserError: a file cannot be fetched, made or used.
+    """
+    for source in settings.sources:
+        place = [] if settings.packages is None else ["--packages", str(settings.packages)]
+        human_dialogues([source, "--out", str(dialogues_dir(folder, source)), *place])
+    made = {"kind": "human speech", "format": _FORMAT, "seed": _SEED}
+    choices: dict[str, Any] = {
+        "sources": list(settings.sources),
+        "groups": settings.groups,
+        "dialogues": str(folder.absolute()),
+    }
+    make_once(assets_dir(folder).absolute(), made | choices, _build)
+    return train_once(BASE_CONFIG, folder / "base", _files(folder) | {"max_steps": settings.base_steps})
+
+
+def run_seed(folder: Path, settings: Settings, *, seed: int) -> int:
+    """Fine-tune with TTT and without, and measure both; returns the exit status of the trainings.
+
+    Raises:
+        UserError: a file cannot be used.
+    """
+    tuned = _files(folder) | {"init_from": folder / "base", "seed": seed, "max_steps": settings.steps}
+    own = folder / f"seed{seed}"
+    for name in MODELS:
+        changes = tuned if name == "ttt" else tuned | {"ttt.layers": "none"}
+        if status := train_once(CONFIG, own / name, changes):
+            return status
+    for name in MODELS:
+        model = ["--checkpoint", str(own / name)]
+        data = ["--data", str(assets_dir(folder) / "eval.jsonl"), "--user", "real", "--text", "given"]
+        compared = ["--compare"] if name == "ttt" else []
+        evaluate(["long-context", *model, *data, *compared, "--out", str(own / f"losses_{name}")])
+        items = ["--data", str(assets_dir(folder) / ITEMS_DIR), "--lags", LAGS]
+        evaluate(["recall", *model, *items, "--out", str(own / f"recall_{name}")])
+    return 0
+
+
+def dialogues_dir(folder: Path, source: str) -> Path:
+    """Where the dialogues of a source are."""
+    return folder / "dialogues" / source
+
+
+def assets_dir(folder: Path) -> Path:
+    """Where the model, the manifests and the items are."""
+    return folder / "assets"
+
+
+def _files(folder: Path) -> dict[str, object]:
+    assets = assets_dir(folder)
+    return {
+        "moshi_paths.hf_repo_id": assets / "model",
+        "data.train_data": assets / "train.jsonl",
+        "data.eval_data": assets / "eval.jsonl",
+    }
+
+
+def _build(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Write the files below `folder`; the report is empty."""
+    sources = {source: dialogues_dir(Path(settings["dialogues"]), source) for source in settings["sources"]}
+    splits = {
+        split: {name: read_manifest(path / "data" / f"{split}.jsonl") for name, path in sources.items()}
+        for split in ("train", "eval")
+    }
+    write_set(folder, "train", splits["train"], both=True)
+    write_set(folder, "eval", splits["eval"], both=False)
+    recordings = [dialogue.path for dialogues in splits["train"].values() for dialogue in dialogues]
+    write_model(folder / "model", recordings, seed=settings["seed"])
+    write_human_items(
+        folder / ITEMS_DIR, splits["eval"], groups_per_kind=settings["groups"], seed=settings["seed"]
+    )
+    return {}
