@@ -1,5 +1,6 @@
 """Items and dialogues of `python -m finetune.demo.recall`: disjoint, seeded, as long as they say."""
 
+import itertools
 import json
 import random
 
@@ -54,10 +55,12 @@ def test_training_never_hears_what_is_measured(assets):
         assert recording.duration_sec * 12.5 <= CHUNK_FRAMES
         words = load_alignments(recording.alignment_path)
         text = " ".join(word.text for word in words)
-        kind = next(kind for kind, lead in LEADS.items() if lead in text)
-        first, again = (part.split()[:4] for part in text.split(LEADS[kind])[1:])
-        assert first == again  # the answer is what was planted
-        heard.add("_".join([kind, *first]))
+        kinds = [kind for kind, lead in LEADS.items() if lead in text]
+        assert kinds
+        for kind in kinds:
+            first, again = (part.split()[:4] for part in text.split(LEADS[kind])[1:])
+            assert first == again  # the answer is what was planted
+            heard.add("_".join([kind, *first]))
     assert heard and not heard & measured
     rng = random.Random(0)
     train, held_out = ({draw_plant(rng, "name", split) for _ in range(2000)} for split in ("train", "eval"))
@@ -67,14 +70,17 @@ def test_training_never_hears_what_is_measured(assets):
 def test_gaps_are_from_beyond_the_window_to_the_whole_chunk():
     lengths = dict.fromkeys(word_lines(), 2) | dict.fromkeys(other_lines(), 8)
     lengths = _Default(lengths)
-    gaps = []
+    gaps, numbers = [], set()
     for seed in range(60):
         turns = make_dialogue("recall", str(seed), lengths)
-        said = [number for number, turn in enumerate(turns) if turn[0].text in LEADS.values()]
-        first, last = said
-        gaps.append(sum(1 + sum(lengths[line] for line in turn) for turn in turns[first + 1 : last]))
-        assert sum(1 + sum(lengths[line] for line in turn) for turn in turns) <= CHUNK_FRAMES
-    assert min(gaps) < 2 * REACH and max(gaps) > 150
+        starts = [0, *itertools.accumulate(1 + sum(lengths[line] for line in turn) for turn in turns)]
+        assert starts[-1] <= CHUNK_FRAMES
+        said = [(turn[0].text, number) for number, turn in enumerate(turns) if turn[0].text in LEADS.values()]
+        for lead in {text for text, _ in said}:
+            first, again = (number for text, number in said if text == lead)
+            gaps.append(starts[again] - starts[first + 1])
+        numbers.add(len(said) // 2)
+    assert min(gaps) < 2 * REACH and max(gaps) > 150 and numbers == {1, 2, 3, 4}
 
 
 class _Default(dict):
