@@ -31,7 +31,10 @@ COMMANDS = {
     ),
     "serve": Command("finetune.serving.command", "serve", "serve.py", "talk to it in a browser"),
     "evaluate": Command(
-        "finetune.evaluation.command", "evaluate", "evaluate.py", "measure it: long recordings, spoken tasks"
+        "finetune.evaluation.command",
+        "evaluate",
+        "evaluate.py",
+        "measure it: memory, conversation, spoken tasks",
     ),
     "annotate": Command(
         "finetune.annotation.command", "annotate", "annotate.py", "write word timings beside recordings"
@@ -74,6 +77,12 @@ COMMANDS = {
         "demo_memory",
         "python -m finetune.demo.memory",
         "what the memory gives; in the repository",
+    ),
+    "demo recall": Command(
+        "finetune.demo.recall.command",
+        "demo_recall",
+        "python -m finetune.demo.recall",
+        "conversations to measure with what is remembered",
     ),
     "demo debian-prompts": Command(
         "finetune.demo.debian_prompts.command",

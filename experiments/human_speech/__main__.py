@@ -16,7 +16,7 @@ from pathlib import Path
 from experiments.human_speech.report import write_report
 from experiments.human_speech.runs import Settings, make_base, run_seed
 from finetune.commands import Parser, run_command
-from finetune.demo.human_dialogues.command import SOURCES
+from finetune.demo.human_dialogues.sources import SOURCES
 from finetune.inference.options import positive_integer, whole_number
 from finetune.inference.terminal import say
 
@@ -24,7 +24,7 @@ _MAX_GROUPS = 10_000
 
 
 def main() -> int:
-    """Run everything; the exit status is that of the first training that did not end well."""
+    """Run everything; the exit status is that of the first step that did not end well."""
     options = _parse()
     started = time.monotonic()
     settings = Settings(options.sources, options.packages, options.groups, options.base_steps, options.steps)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.human_speech.recordings import REACH
-from finetune.evaluation.long_context.command import RESULTS_FILE
 from finetune.evaluation.long_context.measure import KIND
 from finetune.evaluation.long_context.statistics import Bootstrap, Estimate, differences, mean_ratio
 from finetune.evaluation.long_context.stream_losses import StreamLosses
+from finetune.evaluation.out_folder import RESULTS_FILE
 from finetune.files import read_json_object
 from moshi_ttt.files.state_file import StateFile
 

@@ -15,7 +15,7 @@ from experiments.human_speech.losses import (
 from experiments.human_speech.recordings import REACH
 from finetune.evaluation.long_context.arms import PLAIN
 from finetune.evaluation.long_context.statistics import Estimate
-from finetune.evaluation.recall.command import RESULTS_FILE
+from finetune.evaluation.out_folder import RESULTS_FILE
 from finetune.files import read_json_object
 
 _ARMS = {"on": "memory on", "frozen": "frozen", "off": "off"}
@@ -27,8 +27,10 @@ _NOTHING = "—"
 def write_report(folder: Path) -> Path:
     """Write `report.md` of the seeds in a folder and return its path."""
     seeds = sorted(folder.glob("seed*/"), key=lambda path: int(path.name.removeprefix("seed")))
-    arms = {name: [read_losses(seed / "losses_ttt", arm) for seed in seeds] for arm, name in _ARMS.items()}
-    arms[_WITHOUT] = [read_losses(seed / "losses_none", PLAIN) for seed in seeds]
+    arms = {
+        name: [read_losses(seed / "long-context_ttt", arm) for seed in seeds] for arm, name in _ARMS.items()
+    }
+    arms[_WITHOUT] = [read_losses(seed / "long-context_none", PLAIN) for seed in seeds]
     parts = []
     for metric in METRICS:
         parts.append(loss_table({name: mean_over_seeds(each) for name, each in arms.items()}, metric))

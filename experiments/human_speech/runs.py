@@ -7,10 +7,8 @@ from typing import Any
 
 from experiments.human_speech.items import write_human_items
 from experiments.human_speech.recordings import read_manifest, write_model, write_set
-from experiments.trained import train_once
-from finetune.demo.human_dialogues.command import human_dialogues
+from experiments.steps import run_python, train_once
 from finetune.demo.made_folder import make_once
-from finetune.evaluation.command import evaluate
 
 BASE_CONFIG, CONFIG = "human_speech_base.yaml", "human_speech.yaml"
 MODELS = ("ttt", "none")  # with the memory and without
@@ -40,14 +38,16 @@ class Settings:
 
 
 def make_base(folder: Path, settings: Settings) -> int:
-    """Fetch dialogues, write files and train the base; returns the exit status of the training.
+    """Fetch dialogues, write files and train the base; returns the first exit status that is not 0.
 
     Raises:
-        UserError: a file cannot be fetched, made or used.
+        UserError: a file cannot be made or used.
     """
     for source in settings.sources:
-        place = [] if settings.packages is None else ["--packages", str(settings.packages)]
-        human_dialogues([source, "--out", str(dialogues_dir(folder, source)), *place])
+        place = [] if settings.packages is None else ["--packages", settings.packages]
+        out = ["--out", dialogues_dir(folder, source), *place]
+        if status := run_python("-m", "finetune.demo.human_dialogues", source, *out):
+            return status
     made = {"kind": "human speech", "format": _FORMAT, "seed": _SEED}
     choices: dict[str, Any] = {
         "sources": list(settings.sources),
@@ -59,7 +59,7 @@ def make_base(folder: Path, settings: Settings) -> int:
 
 
 def run_seed(folder: Path, settings: Settings, *, seed: int) -> int:
-    """Fine-tune with TTT and without, and measure both; returns the exit status of the trainings.
+    """Fine-tune with TTT and without, and measure both; returns the first exit status that is not 0.
 
     Raises:
         UserError: a file cannot be used.
@@ -71,12 +71,14 @@ def run_seed(folder: Path, settings: Settings, *, seed: int) -> int:
         if status := train_once(CONFIG, own / name, changes):
             return status
     for name in MODELS:
-        model = ["--checkpoint", str(own / name)]
-        data = ["--data", str(assets_dir(folder) / "eval.jsonl"), "--user", "real", "--text", "given"]
+        model = ["--checkpoint", own / name]
+        data = ["--data", assets_dir(folder) / "eval.jsonl", "--user", "real", "--text", "given"]
         compared = ["--compare"] if name == "ttt" else []
-        evaluate(["long-context", *model, *data, *compared, "--out", str(own / f"losses_{name}")])
-        items = ["--data", str(assets_dir(folder) / ITEMS_DIR), "--lags", LAGS]
-        evaluate(["recall", *model, *items, "--out", str(own / f"recall_{name}")])
+        items = ["--data", assets_dir(folder) / ITEMS_DIR, "--lags", LAGS]
+        for measurement, options in (("long-context", [*data, *compared]), ("recall", items)):
+            out = ["--out", own / f"{measurement}_{name}"]
+            if status := run_python("evaluate.py", measurement, *model, *options, *out):
+                return status
     return 0
 
 

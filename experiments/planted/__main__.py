@@ -20,7 +20,7 @@ from finetune.inference.terminal import say
 
 
 def main() -> int:
-    """Run all seeds; the exit status is that of the first training that did not end well."""
+    """Run all seeds; the exit status is that of the first step that did not end well."""
     options = _parse()
     sizes = Sizes(options.num_items, options.num_train, options.base_steps, options.steps)
     for seed in options.seeds:

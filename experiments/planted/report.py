@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from moshi.models.loaders import FRAME_RATE
 
-from finetune.evaluation.recall.command import RESULTS_FILE
+from finetune.evaluation.out_folder import RESULTS_FILE
 from finetune.files import read_json_object
 
 MEASURES = {"text": "words", "audio": "all codebooks"}

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.trained import train_once
+from experiments.steps import run_python, train_once
 from finetune.demo.recall.assets import make_recall_assets
-from finetune.evaluation.command import evaluate
 
 BASE_CONFIG, CONFIG = "recall_base.yaml", "recall.yaml"
 
@@ -35,7 +34,7 @@ def run_seed(folder: Path, sizes: Sizes, *, seed: int, lags: str) -> int:
         lags: of the measurement.
 
     Returns:
-        The exit status of the first training that did not end well, 0 when all did.
+        The exit status of the first step that did not end well, 0 when all did.
 
     Raises:
         UserError: a file cannot be made or used.
@@ -59,6 +58,7 @@ def run_seed(folder: Path, sizes: Sizes, *, seed: int, lags: str) -> int:
         if status := train_once(config, folder / name, shared | changes):
             return status
     for name in ("ttt", "none"):
-        where = ["--data", str(assets.items_dir), "--out", str(folder / f"recall_{name}")]
-        evaluate(["recall", "--checkpoint", str(folder / name), *where, "--lags", lags])
+        where = ["--data", assets.items_dir, "--out", folder / f"recall_{name}", "--lags", lags]
+        if status := run_python("evaluate.py", "recall", "--checkpoint", folder / name, *where):
+            return status
     return 0

@@ -11,6 +11,7 @@ from finetune.errors import ConfigError
 from finetune.files import read_json_object, write_json
 from moshi_ttt.files.atomic_file import replacing
 
+RESULTS_FILE = "results.json"  # of every measurement
 SETTINGS_FILE = "settings.json"  # what may not differ between two measurements in one folder
 _FIX = "choose a folder with --out"
 

@@ -90,6 +90,14 @@ def test_each_word_of_the_command_is_the_command_line_of_the_repository(name, mo
     assert options == expected.partition("\n\n")[2]
 
 
+def test_every_module_that_python_starts_has_a_word_of_the_command():
+    started = {
+        f"python -m {'.'.join(path.parent.relative_to(ROOT).parts)}"
+        for path in (ROOT / "finetune").rglob("__main__.py")
+    }
+    assert started and started <= {command.script for command in COMMANDS.values()}
+
+
 def test_a_subcommand_goes_by_its_whole_name(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["moshi-ttt", "memory", "inspect", "--help"])
     with pytest.raises(SystemExit):

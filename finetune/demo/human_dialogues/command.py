@@ -5,52 +5,20 @@ becomes a stereo recording: Moshi on the left, the other on the right, in the or
 """
 
 import argparse
-import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from finetune.annotation.aligner import Aligner
 from finetune.commands import Parser
 from finetune.demo.debian.fetch import fetch_packages
-from finetune.demo.human_dialogues import amazon_queen
-from finetune.demo.human_dialogues.fillets import fillets_packages, read_fillets
 from finetune.demo.human_dialogues.material import Material
 from finetune.demo.human_dialogues.recordings import Settings, Total, write_recordings
+from finetune.demo.human_dialogues.sources import SOURCES
 from finetune.distributed import ConsoleHandler
 from finetune.errors import UserError
 from finetune.evaluation.out_folder import make_folder
 from finetune.files import read_json_object, write_json, writing_to
-
-
-class Source(NamedTuple):
-    """Where dialogues come from.
-
-    Attributes:
-        packages: names of the Debian packages.
-        read: reads them, in the same order.
-        help: what they hold.
-    """
-
-    packages: tuple[str, ...]
-    read: Callable[[Sequence[Path]], Material]
-    help: str
-
-
-SOURCES = {
-    f"fillets-{code}": Source(
-        fillets_packages(code),
-        functools.partial(read_fillets, language=code),
-        f"two actors, {language}; GPL 2",
-    )
-    for code, language in (("cs", "Czech"), ("nl", "Dutch"))
-}
-SOURCES["amazon-queen"] = Source(
-    (amazon_queen.PACKAGE,),
-    amazon_queen.read_amazon_queen,
-    "many actors, English; to be given away with its readme",
-)
 
 
 def human_dialogues(arguments: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from finetune.evaluation.duplex.talk import talking
 from finetune.evaluation.duplex.wer import WordErrorMeter, import_jiwer
 from finetune.evaluation.identity import home_of, model_identity, weights_key
 from finetune.evaluation.out_folder import (
+    RESULTS_FILE,
     check_default,
     check_out,
     check_settings,
@@ -37,7 +38,6 @@ from moshi_ttt.files.atomic_file import replacing
 __all__ = ["HELP", "add_options", "run"]
 
 HELP = "waiting in pauses, taking turns, interruptions and backchannels, on recordings of users"
-RESULTS_FILE = "results.json"
 OUTPUTS_DIR = "outputs"
 TRANSCRIPTS_DIR = "transcripts"
 

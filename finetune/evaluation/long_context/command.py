@@ -17,7 +17,13 @@ from finetune.evaluation.long_context.plot import plot_losses
 from finetune.evaluation.long_context.results import ScoreSettings, losses_by_arm, score, write_positions
 from finetune.evaluation.long_context.streams import OpenedStreams, open_streams
 from finetune.evaluation.long_context.table import score_tables
-from finetune.evaluation.out_folder import check_default, check_out, check_settings, make_folder_of
+from finetune.evaluation.out_folder import (
+    RESULTS_FILE,
+    check_default,
+    check_out,
+    check_settings,
+    make_folder_of,
+)
 from finetune.files import hash_json, write_json
 from finetune.inference.options import load_from_options
 from finetune.inference.speech_model import SpeechModel
@@ -31,7 +37,6 @@ from moshi_ttt.hybrid_model import ttt_layers
 __all__ = ["HELP", "add_options", "run"]
 
 HELP = "losses at every frame of hours of speech, with the memory learning, frozen and left out"
-RESULTS_FILE = "results.json"
 POSITIONS_FILE = "positions.csv"
 PLOT_FILE = "losses.png"
 TRAJECTORIES_DIR = "trajectories"

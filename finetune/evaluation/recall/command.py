@@ -18,7 +18,13 @@ from finetune.evaluation.audio_codes import CodeStore
 from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.identity import home_of, model_identity, weights_key
 from finetune.evaluation.long_context.arms import PLAIN
-from finetune.evaluation.out_folder import check_default, check_out, check_settings, make_folder_of
+from finetune.evaluation.out_folder import (
+    RESULTS_FILE,
+    check_default,
+    check_out,
+    check_settings,
+    make_folder_of,
+)
 from finetune.evaluation.recall.conversations import Coder, Pieces
 from finetune.evaluation.recall.items import Group, Items, read_items
 from finetune.evaluation.recall.measure import Lengths, Measurement, Pass, RecallArm, look_at, measure_items
@@ -38,7 +44,7 @@ from moshi_ttt.hybrid_model import ttt_layers
 __all__ = ["HELP", "add_options", "run"]
 
 HELP = "which answer is likeliest to something said long before, with the memory on, frozen and off"
-RESULTS_FILE, ITEMS_CSV, PLOT_FILE = "results.json", "items.csv", "recall.png"
+ITEMS_CSV, PLOT_FILE = "items.csv", "recall.png"
 _SILENCE_FRAMES = 256
 
 logger = logging.getLogger(__name__)

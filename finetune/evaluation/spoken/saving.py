@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import ConfigError
-from finetune.evaluation.out_folder import make_folder, unwritable
+from finetune.evaluation.out_folder import RESULTS_FILE, make_folder, unwritable
 from finetune.evaluation.spoken.measure import MeasuredItems
 from finetune.evaluation.spoken.results import results_json, submission_file, submission_lines
 from finetune.files import read_json_object, rename_to_backup, write_json
 from finetune.inference.terminal import say
 from moshi_ttt.files.atomic_file import replacing
 
-RESULTS_FILE = "results.json"
 PARTIAL_FILE = "results.partial.json"
 COMPARISON_FILE = "comparison.json"
 SUBMISSION_DIR = "submission"

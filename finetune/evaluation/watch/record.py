@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import ConfigError
-from finetune.evaluation.out_folder import make_folder, unwritable
+from finetune.evaluation.out_folder import RESULTS_FILE, make_folder, unwritable
 from finetune.files import read_json_object, write_json
 from moshi_ttt.files.atomic_file import replacing
 
 RECORD_FILE = "watch.json"
-RESULTS_FILE = "results.json"  # of every measurement
 _KIND = "moshi-ttt watched run"
 _MAX_NAMED = 12
 

@@ -1,10 +1,16 @@
-"""Trainings that are run once: what has ended is not trained again."""
+"""Steps of experiments that use the commands as anybody would: each is shown, a training is run once."""
 
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from finetune.checkpoint.layout import DONE_FILE, list_checkpoints
 from finetune.demo.memory.training import train
+from finetune.inference.terminal import say
+
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 def train_once(config: str, run_dir: Path, changes: Mapping[str, object]) -> int:
@@ -24,3 +30,18 @@ def train_once(config: str, run_dir: Path, changes: Mapping[str, object]) -> int
     if any((path / DONE_FILE).is_file() for path in list_checkpoints(run_dir / "checkpoints")):
         return 0
     return train(config, {**changes, "run_dir": run_dir})
+
+
+def run_python(*arguments: str | Path) -> int:
+    """Run `python …` in a process of its own.
+
+    Args:
+        arguments: a script of the repository's root, or `-m` and a module, and what they are given.
+
+    Returns:
+        The exit status; what went wrong has been said.
+    """
+    first, *others = map(str, arguments)
+    say(f"\n$ python {shlex.join([first, *others])}")
+    started = [first] if first == "-m" else [str(_ROOT / first)]
+    return subprocess.run([sys.executable, *started, *others]).returncode
