@@ -32,11 +32,11 @@ def train_once(config: str, run_dir: Path, changes: Mapping[str, object]) -> int
     return train(config, {**changes, "run_dir": run_dir})
 
 
-def run_python(*arguments: str | Path) -> int:
+def run_python(*arguments: object) -> int:
     """Run `python …` in a process of its own.
 
     Args:
-        arguments: a script of the repository's root, or `-m` and a module, and what they are given.
+        arguments: a script of the repository's root, or `-m` and a module, then texts and paths for it.
 
     Returns:
         The exit status; what went wrong has been said.
