@@ -3,7 +3,8 @@
     python -m experiments.planted --out runs/planted
 
 For each seed: items and dialogues (`finetune.demo.recall`), the base (`example/recall_base.yaml`), the
-fine-tuning with TTT and without (`example/recall.yaml`), and `evaluate.py recall` with the memory on, frozen,
+fine-tuning with TTT on short dialogues (`example/recall_short.yaml`), then on longer ones, where a model
+without TTT is trained too (`example/recall.yaml`), and `evaluate.py recall` with the memory on, frozen,
 off and across sessions. What is there is not made again; report and picture are of all seeds in the folder.
 """
 
@@ -22,7 +23,9 @@ from finetune.inference.terminal import say
 def main() -> int:
     """Run all seeds; the exit status is that of the first step that did not end well."""
     options = _parse()
-    sizes = Sizes(options.num_items, options.num_train, options.base_steps, options.steps)
+    sizes = Sizes(
+        options.num_items, options.num_train, options.base_steps, options.short_steps, options.steps
+    )
     for seed in options.seeds:
         if status := run_seed(options.out / f"seed{seed}", sizes, seed=seed, lags=options.lags):
             return status
@@ -43,8 +46,9 @@ def _parse() -> argparse.Namespace:
     items = partial(whole_number, lowest=MIN_ITEMS, highest=MAX_ITEMS)
     dialogues = partial(whole_number, lowest=MIN_DIALOGUES, highest=MAX_DIALOGUES)
     parser.add_argument("--num-items", type=items, default=400, help="to measure with (%(default)s)")
-    parser.add_argument("--num-train", type=dialogues, default=1000, help="dialogues (%(default)s)")
+    parser.add_argument("--num-train", type=dialogues, default=2000, help="dialogues (%(default)s)")
     parser.add_argument("--base-steps", type=positive_integer, help="instead of the configuration's")
+    parser.add_argument("--short-steps", type=positive_integer, help="of those on short dialogues")
     parser.add_argument(
         "--steps", type=positive_integer, help="of fine-tuning, instead of the configuration's"
     )

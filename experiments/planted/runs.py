@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.steps import run_python, train_once
 from finetune.demo.recall.assets import make_recall_assets
 
-BASE_CONFIG, CONFIG = "recall_base.yaml", "recall.yaml"
+BASE_CONFIG, SHORT_CONFIG, CONFIG = "recall_base.yaml", "recall_short.yaml", "recall.yaml"
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,13 @@ class Sizes:
 
     Attributes:
         num_items, num_train: of `make_recall_assets`.
-        base_steps, steps: of the trainings, None: the configurations'.
+        base_steps, short_steps, steps: of the trainings, None: the configurations'.
     """
 
     num_items: int
     num_train: int
     base_steps: int | None
+    short_steps: int | None
     steps: int | None
 
 
@@ -44,16 +45,21 @@ def run_seed(folder: Path, sizes: Sizes, *, seed: int, lags: str) -> int:
     )
     shared = {"moshi_paths.hf_repo_id": assets.model_dir, "seed": seed}
     base = {"data.train_data": assets.manifest("echo_train"), "max_steps": sizes.base_steps}
+    short = {
+        "data.train_data": assets.manifest("short_train"),
+        "init_from": folder / "base",
+        "max_steps": sizes.short_steps,
+    }
     tuned = {
         "data.train_data": assets.manifest("recall_train"),
         "data.eval_data": assets.manifest("recall_eval"),
-        "init_from": folder / "base",
         "max_steps": sizes.steps,
     }
     for name, config, changes in (
         ("base", BASE_CONFIG, base),
-        ("ttt", CONFIG, tuned),
-        ("none", CONFIG, tuned | {"ttt.layers": "none"}),
+        ("short", SHORT_CONFIG, short),
+        ("ttt", CONFIG, tuned | {"init_from": folder / "short"}),
+        ("none", CONFIG, tuned | {"init_from": folder / "base", "ttt.layers": "none"}),
     ):
         if status := train_once(config, folder / name, shared | changes):
             return status

@@ -52,7 +52,7 @@ def test_training_never_hears_what_is_measured(assets):
     }
     heard = set()
     for recording in load_manifest(str(assets.manifest("recall_train")), key="data.train_data"):
-        assert recording.duration_sec * 12.5 <= CHUNK_FRAMES
+        assert recording.duration_sec * 12.5 <= CHUNK_FRAMES["recall"]
         words = load_alignments(recording.alignment_path)
         text = " ".join(word.text for word in words)
         kinds = [kind for kind, lead in LEADS.items() if lead in text]
@@ -74,7 +74,7 @@ def test_gaps_are_from_beyond_the_window_to_the_whole_chunk():
     for seed in range(60):
         turns = make_dialogue("recall", str(seed), lengths)
         starts = [0, *itertools.accumulate(1 + sum(lengths[line] for line in turn) for turn in turns)]
-        assert starts[-1] <= CHUNK_FRAMES
+        assert starts[-1] <= CHUNK_FRAMES["recall"]
         said = [(turn[0].text, number) for number, turn in enumerate(turns) if turn[0].text in LEADS.values()]
         for lead in {text for text, _ in said}:
             first, again = (number for text, number in said if text == lead)

@@ -40,13 +40,24 @@ def test_the_report_has_every_arm_of_both_models_with_the_seeds_in_their_order(t
 
 @pytest.mark.slow
 def test_a_short_run_measures_both_models_and_a_second_one_makes_nothing_again(tmp_path, monkeypatch, capfd):
-    sizes = ["--num-items", "8", "--num-train", "2", "--base-steps", "1", "--steps", "1"]
+    sizes = [
+        "--num-items",
+        "8",
+        "--num-train",
+        "2",
+        "--base-steps",
+        "1",
+        "--short-steps",
+        "1",
+        "--steps",
+        "1",
+    ]
     arguments = ["planted", "--out", str(tmp_path), "--seeds", "1", "--lags", "30f", *sizes]
     monkeypatch.setattr("sys.argv", arguments)
     assert main() == 0
     arms = read_arms(tmp_path)
     assert list(arms) == ["on", "sessions", "frozen", "off", "plain"]
     assert [arms[arm][0]["30"]["text"]["accuracy"] for arm in ("frozen", "off", "plain")] == [0.25] * 3
-    assert capfd.readouterr().out.count("python train.py") == 3
+    assert capfd.readouterr().out.count("python train.py") == 4
     assert main() == 0
     assert "python train.py" not in capfd.readouterr().out

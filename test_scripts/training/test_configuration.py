@@ -183,7 +183,8 @@ def _no_estimate(*args, **kwargs):
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_builds_in_a_dry_run(path, demo, monkeypatch, capsys):
-    is_tiny = path.stem in ("quickstart", "debian_prompts", "memory", "memory_base", "recall", "recall_base")
+    args = load_train_args(path)
+    is_tiny = not str(args.moshi_paths.hf_repo_id).startswith("kyutai/")
     model = ["--moshi_paths.hf_repo_id", str(demo.model_dir)] if is_tiny else []
     monkeypatch.setattr("finetune.training.plan.dry_run.memory_lines", _no_estimate)
     assert command_line(monkeypatch, path, "--dry-run", *model) == 0
@@ -191,7 +192,6 @@ def test_every_example_builds_in_a_dry_run(path, demo, monkeypatch, capsys):
     base = "2,123,776" if is_tiny else "7,687,729,152"
     assert f"{base} of the base model" in text
     assert "Dry run: nothing was trained or written." in text
-    args = load_train_args(path)
     assert f"{args.chunk_frames:,} frames" in text
     if args.ttt.enable:
         for name in ("ttt_weights", "ttt_alpha"):
@@ -204,10 +204,13 @@ def test_the_examples_promised_are_there():
         "moshi_7B_ttt",
         "quickstart",
         "debian_prompts",
+        "human_speech",
+        "human_speech_base",
         "memory",
         "memory_base",
         "recall",
         "recall_base",
+        "recall_short",
         "librilight_pretrain",
         "dailytalk_finetune_from_librilight",
         "dailytalk_finetune_ttt_fixed",

@@ -19,7 +19,7 @@ from finetune.demo.tiny_moshi import make_tiny_moshi
 from finetune.demo.tokenizer import write_tokenizer_of
 
 MIN_DIALOGUES, MAX_DIALOGUES = 2, 100_000
-MIN_ITEMS, MAX_ITEMS = 8, 10_000  # kinds have 20,736 plants each, of which a third is for measuring
+MIN_ITEMS, MAX_ITEMS = 8, 10_000  # kinds have 11,880 plants each, of which a third is for measuring
 
 _FORMAT = 1  # raise it when the same settings make other files
 _NUM_SENTENCES = 4000  # of the tokenizer
@@ -51,7 +51,7 @@ class RecallAssets(NamedTuple):
         return self.folder / "items"
 
     def manifest(self, name: str) -> Path:
-        """Of `echo_train`, `recall_train` or `recall_eval`."""
+        """Of `echo_train`, `short_train`, `recall_train` or `recall_eval`."""
         return self.folder / "data" / f"{name}.jsonl"
 
 
@@ -61,8 +61,9 @@ def make_recall_assets(folder: Path, *, num_items: int, num_train: int, seed: in
     Args:
         folder: the directory to make.
         num_items: to measure with, rounded up to whole groups of four.
-        num_train: dialogues to train on with a plant that is needed later; half as many in which words are
-            repeated at once, and a tenth as many of the first kind for evaluation.
+        num_train: dialogues to train on with plants that are needed later, and as many short ones with one
+            plant; half as many in which words are repeated at once, and a tenth as many of the first kind for
+            evaluation.
         seed: the same arguments give the same files.
 
     Raises:
@@ -85,6 +86,7 @@ def _build(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     lines, num_train = speak_lines(), settings["num_train"]
     sets: dict[str, tuple[Kind, int]] = {
         "echo_train": ("echo", max(MIN_DIALOGUES, num_train // 2)),
+        "short_train": ("short", num_train),
         "recall_train": ("recall", num_train),
         "recall_eval": ("recall", max(MIN_DIALOGUES, num_train // 10)),
     }

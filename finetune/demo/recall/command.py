@@ -58,7 +58,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num-train",
         type=partial(whole_number, lowest=MIN_DIALOGUES, highest=MAX_DIALOGUES),
-        default=1000,
+        default=2000,
         help="dialogues to train on (%(default)s)",
     )
     parser.add_argument(

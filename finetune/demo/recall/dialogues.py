@@ -14,16 +14,18 @@ from finetune.demo.recall.plants import LEADS, QUESTIONS, SAID_BY, WORDS, draw_p
 from finetune.demo.speech.dialogues import MAIN, USER
 from finetune.demo.speech.lines import PAUSE_FRAMES, Line
 
-Kind = Literal["echo", "recall"]
+Kind = Literal["echo", "short", "recall"]
 Turns = list[Sequence[Line]]
 
 WINDOW = 8  # frames that a layer's attention sees
 NUM_LAYERS = 3
 REACH = (WINDOW - 1) * NUM_LAYERS  # frames back that anything travels by attention
 WORD_FRAMES = 2  # of a word of a plant
-CHUNK_FRAMES = 256  # of the configurations: a dialogue is one chunk
-_MAX_FRAMES = 249  # of speech; what follows is the silence at the end of a recording
+# Of the configurations: a dialogue is one chunk.
+CHUNK_FRAMES: Mapping[Kind, int] = {"echo": 256, "short": 108, "recall": 256}
+_END_FRAMES = 7  # of silence at the end of a recording
 _ECHO_WORDS = 3  # so that they come back within the window
+_MAX_PLANTS: Mapping[Kind, int] = {"short": 1, "recall": len(WORDS)}
 
 
 def make_dialogue(kind: Kind, seed: str, num_frames: Mapping[Line, int]) -> Turns:
@@ -31,12 +33,14 @@ def make_dialogue(kind: Kind, seed: str, num_frames: Mapping[Line, int]) -> Turn
 
     Args:
         kind: `echo`, words that somebody says and Moshi repeats at once; `recall`, one to four plants, each
-            of which Moshi says when it is asked for it, after a time that is drawn log-uniformly.
+            of which Moshi says when it is asked for it, after a time that is drawn log-uniformly; `short`,
+            one plant in a shorter dialogue.
         seed: any text; the same text gives the same dialogue.
         num_frames: how long each line takes.
     """
     writer = _Writer(random.Random(seed), num_frames)
-    return writer.echo() if kind == "echo" else writer.recall()
+    most = CHUNK_FRAMES[kind] - _END_FRAMES
+    return writer.echo(most) if kind == "echo" else writer.recall(most, max_plants=_MAX_PLANTS[kind])
 
 
 def make_filler(seed: str, num_frames: Mapping[Line, int], *, length: int) -> Turns:
@@ -65,7 +69,7 @@ class _Writer:
         self.frame = 0
         self.turns: Turns = []
 
-    def echo(self) -> Turns:
+    def echo(self, most: int) -> Turns:
         """Words that Moshi or the user says, repeated by Moshi at once, with remarks in between."""
         while True:
             kind, speaker = self.rng.choice(list(WORDS)), self.rng.choice([MAIN, USER])
@@ -73,7 +77,7 @@ class _Writer:
             first = [Line(speaker, LEADS[kind]), *(Line(speaker, word) for word in words)]
             again = [Line(MAIN, word) for word in words]
             remark = self.rng.choice(REMARKS)
-            if self.frame + sum(map(self.length, (first, again, [remark]))) > _MAX_FRAMES:
+            if self.frame + sum(map(self.length, (first, again, [remark]))) > most:
                 return self.turns
             if speaker == MAIN:
                 self.say([*first, *again])
@@ -82,18 +86,18 @@ class _Writer:
                 self.say(again)
             self.say([remark])
 
-    def recall(self) -> Turns:
+    def recall(self, most: int, *, max_plants: int) -> Turns:
         """Plants of several kinds, talk about something else, and each plant again when it is asked for."""
-        kinds = self.rng.sample(list(WORDS), self.rng.randint(1, len(WORDS)))
+        kinds = self.rng.sample(list(WORDS), self.rng.randint(1, max_plants))
         plants = [draw_plant(self.rng, kind, "train") for kind in kinds]
         told = [plant.lines(SAID_BY[self.rng.choice(list(SAID_BY))]) for plant in plants]
         asked = [
             ([Line(USER, self.rng.choice(QUESTIONS[plant.kind]))], plant.lines(MAIN))
             for plant in self.rng.sample(plants, len(plants))
         ]
-        most = _MAX_FRAMES - sum(map(self.length, (*told, *itertools.chain(*asked))))
-        gap = round(math.exp(self.rng.uniform(math.log(REACH), math.log(most))))
-        pauses = self._split(most - gap, 2 * len(plants))
+        left = most - sum(map(self.length, (*told, *itertools.chain(*asked))))
+        gap = round(math.exp(self.rng.uniform(math.log(REACH), math.log(left))))
+        pauses = self._split(left - gap, 2 * len(plants))
         for said, pause in zip(told, pauses[: len(plants)], strict=True):
             self.talk(pause)
             self.say(said)

@@ -1,4 +1,4 @@
-"""What is said once and needed later: of four kinds, four words each, drawn anew for every conversation.
+"""What is said once and needed later: of four kinds, four different words, drawn anew for every conversation.
 
 Two in three are for training, the others for measuring, by their words: none is in both.
 """
@@ -92,9 +92,9 @@ class Plant:
 
 
 def draw_plant(rng: random.Random, kind: str, split: Split) -> Plant:
-    """A plant of a kind that is for training or for measuring; a word may come more than once."""
+    """A plant of a kind that is for training or for measuring."""
     while True:
-        plant = Plant(kind, tuple(rng.choices(WORDS[kind], k=NUM_WORDS)))
+        plant = Plant(kind, tuple(rng.sample(WORDS[kind], NUM_WORDS)))
         if plant.split == split:
             return plant
 
