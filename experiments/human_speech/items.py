@@ -5,6 +5,7 @@ the same voice is right. Of the kind `words` somebody says one of four things, a
 recording.
 """
 
+import itertools
 import json
 import random
 import re
@@ -73,18 +74,20 @@ def write_human_items(
         filler = [writer.write(turn, USER, FILLER_DIR) for turn in talk]
         by_voice = _by_voice(turns)
         for number in range(groups_per_kind):
-            cue = writer.write(rng.choice(talk), USER)
             for kind in ("voice", "words"):
                 said_by = "moshi" if kind == "voice" or number % 2 else "user"
                 plants, answers = (_voices if kind == "voice" else _words)(rng, by_voice)
                 speaker = MAIN if said_by == "moshi" else USER
+                cue = rng.choice(
+                    [turn for turn in itertools.chain(*by_voice.values()) if turn not in plants + answers]
+                )
                 entries.append(
                     {
                         "id": f"{source}-{kind}-{number:03d}",
                         "kind": f"{kind}, {source}",
                         "said_by": said_by,
                         "plants": [writer.write(turn, speaker) for turn in plants],
-                        "cue": cue,
+                        "cue": writer.write(cue, USER),
                         "answers": [writer.write(turn, MAIN) for turn in answers],
                         "filler": filler,
                     }
