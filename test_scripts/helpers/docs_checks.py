@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from unittest.mock import MagicMock
 
 from huggingface_hub.commands.download import DownloadCommand
 from pytest import MonkeyPatch
@@ -28,7 +29,8 @@ from experiments.recall.training import Schedule
 from finetune.annotation import command as annotation
 from finetune.config_io import load_train_args
 from finetune.demo.debian_prompts.prompts import LANGUAGES, prompt_packages
-from finetune.demo.human_dialogues.command import SOURCES
+from finetune.demo.human_dialogues.sources import SOURCES
+from finetune.evaluation import command as evaluation
 from finetune.evaluation.duplex import command as duplex
 from finetune.evaluation.duplex import wer
 from finetune.training.command import parse_train_command
@@ -154,6 +156,31 @@ def check_fine_tuning(command: Command, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.fine_tuning.report.write_report", lambda *_: [])
     succeed(command.words)
     assert len(set(planned)) == len(planned) >= 3
+
+
+def check_steps(command: Command, monkeypatch: MonkeyPatch) -> None:
+    """Every step of an experiment would be accepted; nothing is made, trained or measured."""
+    runs, trained, run = f"{command.words[2]}.runs", [], []
+
+    def train_nothing(config: str, run_dir: Path, changes: Mapping[str, object]) -> int:
+        keys = (part for key, value in changes.items() if value for part in (f"--{key}", str(value)))
+        parse_train_command(["--config", f"example/{config}", "--run_dir", str(run_dir), *keys])
+        trained.append(run_dir)
+        return 0
+
+    def run_nothing(first: str, *arguments: object) -> int:
+        if first == "evaluate.py":
+            evaluation._prepare([str(argument) for argument in arguments])
+        run.append(first)
+        return 0
+
+    for making in ("make_recall_assets", "make_once"):
+        monkeypatch.setattr(f"{runs}.{making}", lambda *_, **__: MagicMock(), raising=False)
+    monkeypatch.setattr(f"{runs}.train_once", train_nothing)
+    monkeypatch.setattr(f"{runs}.run_python", run_nothing)
+    monkeypatch.setattr(f"{command.words[2]}.report.write_report", lambda *_: [])
+    succeed([*command.words, "--seeds", "1"])
+    assert len(set(trained)) == len(trained) >= 3 and run.count("evaluate.py") >= 2
 
 
 def check_gallery(command: Command, _monkeypatch: MonkeyPatch) -> None:

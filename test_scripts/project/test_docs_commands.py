@@ -102,6 +102,7 @@ RULES = [
     ),
     Rule("checked", r"python -m experiments\.recall \S+", checks.check_recall),
     Rule("checked", r"python -m experiments\.fine_tuning \S+", checks.check_fine_tuning),
+    Rule("checked", r"python -m experiments\.(planted|human_speech)( .*)?", checks.check_steps),
     Rule("checked", r"python -m experiments\.failures .*", checks.check_gallery),
     Rule("checked", r"python -m experiments\.compare_lr .*", checks.check_comparison),
     Rule(
