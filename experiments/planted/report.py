@@ -86,4 +86,4 @@ def _lags(arms: Arms) -> list[int]:
 
 
 def _cell(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.0f} % ({', '.join(f'{value:.0f}' for value in values)})"
+    return f"{np.mean(values):.1f} % ({', '.join(f'{value:.0f}' for value in values)})"

@@ -29,9 +29,9 @@ def test_the_report_has_every_arm_of_both_models_with_the_seeds_in_their_order(t
     lines = table(read_arms(tmp_path), "text").splitlines()
     assert lines[0] == "| words, lag in frames | 30 | 125 |"
     assert lines[2:] == [
-        "| memory on | 60 % (20, 100) | 50 % (50, 50) |",
-        "| memory off | 25 % (25, 25) | 25 % (25, 25) |",
-        "| fine-tuned without TTT | 25 % (25, 25) | 25 % (25, 25) |",
+        "| memory on | 60.0 % (20, 100) | 50.0 % (50, 50) |",
+        "| memory off | 25.0 % (25, 25) | 25.0 % (25, 25) |",
+        "| fine-tuned without TTT | 25.0 % (25, 25) | 25.0 % (25, 25) |",
         "| chance | 25 % | 25 % |",
     ]
     report, picture = write_report(tmp_path)
