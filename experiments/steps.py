@@ -13,6 +13,11 @@ from finetune.inference.terminal import say
 _ROOT = Path(__file__).resolve().parents[1]
 
 
+def seed_folders(folder: Path) -> list[Path]:
+    """The folders `seed<number>` of an experiment, in order of the numbers."""
+    return sorted(folder.glob("seed*/"), key=lambda path: int(path.name.removeprefix("seed")))
+
+
 def train_once(config: str, run_dir: Path, changes: Mapping[str, object]) -> int:
     """Run `train.py`, unless the run directory holds a checkpoint.
 

@@ -136,7 +136,7 @@ def _by_voice(turns: Sequence[Turn]) -> dict[str, list[Turn]]:
 
 
 def _voices(rng: random.Random, by_voice: Mapping[str, Sequence[Turn]]) -> tuple[list[Turn], list[Turn]]:
-    """Two voices, each once as a plant and with another turn as an answer; the answers are about as long."""
+    """Two voices, each once as a plant and with another turn as an answer."""
     pairs = [rng.sample(by_voice[voice], 2) for voice in rng.sample(sorted(by_voice), 2)]
     plants, answers = zip(*pairs, strict=True)
     return list(plants), list(answers)

@@ -13,6 +13,7 @@ from experiments.human_speech.losses import (
     rows,
 )
 from experiments.human_speech.recordings import REACH
+from experiments.steps import seed_folders
 from finetune.evaluation.long_context.arms import PLAIN
 from finetune.evaluation.long_context.statistics import Estimate
 from finetune.evaluation.out_folder import RESULTS_FILE
@@ -26,7 +27,7 @@ _NOTHING = "—"
 
 def write_report(folder: Path) -> Path:
     """Write `report.md` of the seeds in a folder and return its path."""
-    seeds = sorted(folder.glob("seed*/"), key=lambda path: int(path.name.removeprefix("seed")))
+    seeds = seed_folders(folder)
     arms = {
         name: [read_losses(seed / "long-context_ttt", arm) for seed in seeds] for arm, name in _ARMS.items()
     }

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from moshi.models.loaders import FRAME_RATE
 
+from experiments.steps import seed_folders
 from finetune.evaluation.out_folder import RESULTS_FILE
 from finetune.files import read_json_object
 
@@ -39,7 +40,7 @@ def write_report(folder: Path) -> list[Path]:
 def read_arms(folder: Path) -> Arms:
     """The measurements of every arm, in order of the seeds."""
     arms: Arms = {}
-    for seed in sorted(folder.glob("seed*/"), key=lambda path: int(path.name.removeprefix("seed"))):
+    for seed in seed_folders(folder):
         for name in ("ttt", "none"):
             path = seed / f"recall_{name}" / RESULTS_FILE
             if path.is_file():
