@@ -15,9 +15,10 @@ from pathlib import Path
 
 from experiments.human_speech.report import write_report
 from experiments.human_speech.runs import Settings, make_base, run_seed
-from finetune.commands import Parser, run_command
+from experiments.options import steps_parser
+from finetune.commands import run_command
 from finetune.demo.human_dialogues.sources import SOURCES
-from finetune.inference.options import positive_integer, whole_number
+from finetune.inference.options import whole_number
 from finetune.inference.terminal import say
 
 _MAX_GROUPS = 10_000
@@ -38,24 +39,13 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m experiments.human_speech",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/human_speech"), help="folder of everything")
-    parser.add_argument("--seeds", type=positive_integer, nargs="+", default=[1, 2, 3], help="of fine-tuning")
+    parser = steps_parser("experiments.human_speech", __doc__, out=Path("runs/human_speech"))
     parser.add_argument("--sources", choices=SOURCES, nargs="+", default=list(SOURCES), metavar="SOURCE")
     parser.add_argument(
         "--packages", type=Path, help="where the .deb files are, or are put (beside the dialogues)"
     )
     groups = partial(whole_number, lowest=1, highest=_MAX_GROUPS)
     parser.add_argument("--groups", type=groups, default=40, help="of items by kind and source (%(default)s)")
-    parser.add_argument("--base-steps", type=positive_integer, help="instead of the configuration's")
-    parser.add_argument(
-        "--steps", type=positive_integer, help="of fine-tuning, instead of the configuration's"
-    )
     return parser.parse_args()
 
 

@@ -12,9 +12,10 @@ import argparse
 from functools import partial
 from pathlib import Path
 
+from experiments.options import steps_parser
 from experiments.planted.report import write_report
 from experiments.planted.runs import Sizes, run_seed
-from finetune.commands import Parser, run_command
+from finetune.commands import run_command
 from finetune.demo.recall.assets import MAX_DIALOGUES, MAX_ITEMS, MIN_DIALOGUES, MIN_ITEMS
 from finetune.inference.options import positive_integer, whole_number
 from finetune.inference.terminal import say
@@ -35,23 +36,12 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m experiments.planted",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/planted"), help="folder of everything")
-    parser.add_argument("--seeds", type=positive_integer, nargs="+", default=[1, 2, 3])
+    parser = steps_parser("experiments.planted", __doc__, out=Path("runs/planted"))
     items = partial(whole_number, lowest=MIN_ITEMS, highest=MAX_ITEMS)
     dialogues = partial(whole_number, lowest=MIN_DIALOGUES, highest=MAX_DIALOGUES)
     parser.add_argument("--num-items", type=items, default=400, help="to measure with (%(default)s)")
     parser.add_argument("--num-train", type=dialogues, default=2000, help="dialogues (%(default)s)")
-    parser.add_argument("--base-steps", type=positive_integer, help="instead of the configuration's")
     parser.add_argument("--short-steps", type=positive_integer, help="of those on short dialogues")
-    parser.add_argument(
-        "--steps", type=positive_integer, help="of fine-tuning, instead of the configuration's"
-    )
     parser.add_argument(
         "--lags",
         default="30f,60f,125f,250f,500f,1000f,2000f",
