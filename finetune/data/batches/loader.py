@@ -117,7 +117,10 @@ def _next(batches: Any, workers: Collection[BaseProcess]) -> Batch | DataError |
     try:
         return next(batches, None)
     except (RuntimeError, OSError, EOFError):  # the latter of a batch whose worker is gone already
-        wait([worker.sentinel for worker in workers], timeout=1)
+        ending = wait([worker.sentinel for worker in workers], timeout=1)
+        for worker in workers:
+            if worker.sentinel in ending:
+                worker.join(timeout=1)  # its files are closed before it has ended
         lost = [worker for worker in workers if worker.exitcode]
         if not lost:
             raise
