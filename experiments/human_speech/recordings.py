@@ -18,7 +18,7 @@ from finetune.demo.tiny_moshi import make_tiny_moshi, tiny_moshi_config
 from finetune.demo.tokenizer import write_tokenizer_of
 from finetune.files import read_json_object
 
-WINDOW, NUM_LAYERS = 16, 4
+WINDOW, NUM_LAYERS = 4, 4
 REACH = (WINDOW - 1) * NUM_LAYERS  # frames back that anything travels by attention
 
 _EXCHANGED = {MAIN: USER, USER: MAIN}

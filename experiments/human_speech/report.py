@@ -13,6 +13,7 @@ from experiments.human_speech.losses import (
     rows,
 )
 from experiments.human_speech.recordings import REACH
+from experiments.human_speech.runs import LONG_ATTENTION, MODELS
 from experiments.steps import seed_folders
 from finetune.evaluation.long_context.arms import PLAIN
 from finetune.evaluation.long_context.statistics import Estimate
@@ -21,6 +22,7 @@ from finetune.files import read_json_object
 
 _ARMS = {"on": "memory on", "frozen": "frozen", "off": "off"}
 _WITHOUT = "fine-tuned without TTT"
+_LONG = f"attention of {LONG_ATTENTION} frames"
 _MEASURES = ("text", "audio")
 _NOTHING = "—"
 
@@ -31,13 +33,16 @@ def write_report(folder: Path) -> Path:
     arms = {
         name: [read_losses(seed / "long-context_ttt", arm) for seed in seeds] for arm, name in _ARMS.items()
     }
-    arms[_WITHOUT] = [read_losses(seed / "long-context_none", PLAIN) for seed in seeds]
+    for model, name in (("none", _WITHOUT), ("long", _LONG)):
+        arms[name] = [read_losses(seed / f"long-context_{model}", PLAIN) for seed in seeds]
+    headroom = {name: mean_over_seeds(arms[name]) for name in (_LONG, _WITHOUT)}
     parts = []
     for metric in METRICS:
         parts.append(loss_table({name: mean_over_seeds(each) for name, each in arms.items()}, metric))
         for index, seed in enumerate(seeds):
             own = beyond_reach({name: each[index] for name, each in arms.items()}, metric)
             parts.append(f"{seed.name}, {metric}, {own}")
+        parts.append(f"what lies beyond reach, {metric}, {beyond_reach(headroom, metric)}")
     parts += [recall_table(seeds, measure) for measure in _MEASURES]
     path = folder / "report.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -64,9 +69,10 @@ def recall_table(seeds: Sequence[Path], measure: str) -> str:
     """Markdown: right answers in percent by kind, arm and lag, the mean of the seeds."""
     found: dict[tuple[str, str], list[dict[str, dict[str, dict[str, float]]]]] = {}
     for seed in seeds:
-        for model in ("ttt", "none"):
+        for model in MODELS:
             for kind, arms in read_json_object(seed / f"recall_{model}" / RESULTS_FILE)["kind"].items():
                 for arm, by_lag in arms.items():
+                    arm = model if arm == PLAIN else arm
                     found.setdefault((kind, arm), []).append(by_lag)
     lags = list(next(iter(found.values()))[0])
     heads = " | ".join(f"{int(lag):,}" for lag in lags)

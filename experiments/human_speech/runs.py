@@ -11,8 +11,13 @@ from experiments.steps import run_python, train_once
 from finetune.demo.made_folder import make_once
 
 BASE_CONFIG, CONFIG = "human_speech_base.yaml", "human_speech.yaml"
-MODELS = ("ttt", "none")  # with the memory and without
-LAGS = "125f,250f,500f,1000f"
+LONG_ATTENTION = 512  # frames, a chunk of the fine-tuning
+MODELS: dict[str, dict[str, object]] = {  # what each fine-tuning changes in CONFIG
+    "ttt": {},
+    "none": {"ttt.layers": "none"},
+    "long": {"ttt.layers": "none", "ttt.non_ttt_layer_context": LONG_ATTENTION},
+}
+LAGS = "50f,125f,250f,500f,1000f"
 ITEMS_DIR = "items"
 
 _FORMAT = 1  # raise it when the same settings make other files
@@ -59,16 +64,15 @@ def make_base(folder: Path, settings: Settings) -> int:
 
 
 def run_seed(folder: Path, settings: Settings, *, seed: int) -> int:
-    """Fine-tune with TTT and without, and measure both; returns the first exit status that is not 0.
+    """Fine-tune each of `MODELS` and measure it; returns the first exit status that is not 0.
 
     Raises:
         UserError: a file cannot be used.
     """
     tuned = _files(folder) | {"init_from": folder / "base", "seed": seed, "max_steps": settings.steps}
     own = folder / f"seed{seed}"
-    for name in MODELS:
-        changes = tuned if name == "ttt" else tuned | {"ttt.layers": "none"}
-        if status := train_once(CONFIG, own / name, changes):
+    for name, changes in MODELS.items():
+        if status := train_once(CONFIG, own / name, tuned | changes):
             return status
     for name in MODELS:
         model = ["--checkpoint", own / name]

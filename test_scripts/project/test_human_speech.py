@@ -106,8 +106,8 @@ def test_differences_are_paired_by_frame_and_beyond_reach_apart():
     off["audio"]["a"][:REACH] = 9.0
     on["audio"]["b"][70] = off["audio"]["b"][70] = np.nan
     means, _, difference = rows({"memory on": on, "off": off}, "audio")
-    assert [each.num_frames for each in means.estimates] == [120, 209, 50, 0, 0, 259]
-    assert means.estimates[0].value == pytest.approx((60 * 9 + 60) / 120)
+    assert [each.num_frames for each in means.estimates] == [24, 305, 50, 0, 0, 355]
+    assert means.estimates[0].value == pytest.approx((9 + 1) / 2)
     assert means.estimates[-1].value == 1.0
     assert difference.is_difference and difference.estimates[-1].value == pytest.approx(-0.5)
     assert difference.estimates[0].value == pytest.approx(-0.25)
@@ -115,7 +115,7 @@ def test_differences_are_paired_by_frame_and_beyond_reach_apart():
     table = loss_table({"memory on": on, "off": off}, "audio").splitlines()
     assert len({line.count("|") for line in table}) == 1 and len(SPANS) + 2 == table[0].count("|")
     assert beyond_reach({"memory on": on, "off": off}, "audio") == (
-        "from 60: memory on - off: -0.5000 [-0.5000, -0.5000]"
+        "from 12: memory on - off: -0.5000 [-0.5000, -0.5000]"
     )
     assert mean_over_seeds([on, off])["text"]["b"][0] == 2.5
 
@@ -132,11 +132,15 @@ def test_losses_are_those_that_the_measurement_wrote(tmp_path):
 
 def test_the_table_of_what_is_recalled_has_a_line_per_kind_and_arm(tmp_path):
     for seed, share in ((1, 0.5), (2, 1.0)):
-        for model, arm in (("ttt", "on"), ("none", "plain")):
+        for model, arm in (("ttt", "on"), ("none", "plain"), ("long", "plain")):
             folder = tmp_path / f"seed{seed}" / f"recall_{model}"
             folder.mkdir(parents=True)
             entry = {"125": {"audio": {"accuracy": share if arm == "on" else 0.5, "chance": 0.5}}}
             (folder / "results.json").write_text(json.dumps({"kind": {"voice, cs": {arm: entry}}}))
     lines = recall_table(sorted(tmp_path.iterdir()), "audio").splitlines()
     assert lines[0].endswith("| 125 |")
-    assert lines[2:] == ["| voice, cs | on | 50 % | 75 % |", "| voice, cs | plain | 50 % | 50 % |"]
+    assert lines[2:] == [
+        "| voice, cs | long | 50 % | 50 % |",
+        "| voice, cs | none | 50 % | 50 % |",
+        "| voice, cs | on | 50 % | 75 % |",
+    ]
