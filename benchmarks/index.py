@@ -56,7 +56,7 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def _index(args: TrainArgs, cache: CodeCache, recordings: list) -> None:
     assert not cache.missing(recordings)
-    checked, entries = look_up(args, cache, recordings, {})
+    checked, entries = look_up(args.data.mono, cache, recordings, {})
     assert len(checked.usable) == len(recordings), checked.faults[:1]
     build_index([entry.num_frames for entry in entries.values()], chunk_frames=args.chunk_frames)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import prepare_conditions
+from finetune.base_model.streams import Streams, model_streams
 from finetune.data.batches.contiguous_sampler import follow_recordings
 from finetune.data.batches.dataset import Batch, ChunkDataset
 from finetune.data.batches.loader import build_eval_loader
@@ -27,6 +28,9 @@ from finetune.wrapped_model import autocast
 logger = logging.getLogger(__name__)
 _MAX_CHUNKS = 10_000
 _OF_TEXT = frozenset({"text_loss", "text_perplexity", "unigram_text_loss"})
+_OF_AUDIO = frozenset(
+    {"audio_loss", "audio_perplexity", "semantic_loss", "acoustic_loss", "unigram_audio_loss"}
+)
 
 
 class LossAverage:
@@ -47,30 +51,36 @@ class LossAverage:
         )
         self._rows.append(row)
 
-    def result(self, num_codebooks: int) -> dict[str, float]:
+    def result(self, streams: Streams) -> dict[str, float]:
         """Means over everything added, in all processes.
+
+        Args:
+            streams: of the model.
 
         Returns:
             `text_loss` and `audio_loss` (weighted as in training, nats; NaN without a target), `loss` (their
             sum, or that of the audio alone),
             `text_perplexity` and `audio_perplexity` (exp of the plain mean), and the plain audio loss of
-            the semantic codebook and of the acoustic ones.
+            the semantic codebook of each predicted voice and of the acoustic ones.
         """
+        num_codebooks = streams.num_codebooks * streams.num_predicted
         sums = torch.zeros(6 + 2 * num_codebooks, dtype=torch.float64)
         if self._rows:
             for row in torch.stack(self._rows).cpu().double():  # on the CPU: not every device has float64
                 sums += row
         text, audio, text_nll, text_count, text_weight, audio_weight, *rest = all_reduce_sum(sums).tolist()
         audio_nll, audio_count = rest[:num_codebooks], rest[num_codebooks:]
+        semantic = slice(None, None, streams.num_codebooks)
+        semantic_nll, semantic_count = sum(audio_nll[semantic]), sum(audio_count[semantic])
         text_loss, audio_loss = _ratio(text, text_weight), _ratio(audio, audio_weight)
         return {
-            "loss": audio_loss if text_weight == 0 else text_loss + audio_loss,
+            "loss": sum(loss for loss in (text_loss, audio_loss) if not math.isnan(loss)),
             "text_loss": text_loss,
             "audio_loss": audio_loss,
             "text_perplexity": _exp(_ratio(text_nll, text_count)),
             "audio_perplexity": _exp(_ratio(sum(audio_nll), sum(audio_count))),
-            "semantic_loss": _ratio(audio_nll[0], audio_count[0]),
-            "acoustic_loss": _ratio(sum(audio_nll[1:]), sum(audio_count[1:])),
+            "semantic_loss": _ratio(semantic_nll, semantic_count),
+            "acoustic_loss": _ratio(sum(audio_nll) - semantic_nll, sum(audio_count) - semantic_count),
         }
 
 
@@ -121,14 +131,17 @@ def evaluate(
     finally:
         put_back_into_shards(model)
         model.train()
-    return average.result(model.dep_q)
+    return average.result(model_streams(model))
 
 
-def without_absent(values: dict[str, float], args: TrainArgs) -> dict[str, float]:
-    """Metrics without those of the text, where none is trained."""
-    if args.data.text != "none":
-        return values
-    return {name: value for name, value in values.items() if name not in _OF_TEXT}
+def without_absent(values: dict[str, float], model: LMModel, args: TrainArgs) -> dict[str, float]:
+    """Metrics without those of the text where none is trained, and of the audio where none is predicted."""
+    absent: frozenset[str] = frozenset()
+    if args.data.text == "none":
+        absent |= _OF_TEXT
+    if not model_streams(model).speaks:
+        absent |= _OF_AUDIO
+    return {name: value for name, value in values.items() if name not in absent}
 
 
 def _ratio(value: float, weight: float) -> float:
@@ -194,11 +207,14 @@ def unigram_losses(
             continue
         weights = loss_weights(batch.codes, model, args, batch.context)
         average.add(weighted_sums(*unigram.losses(batch.codes, model), weights), weights)
-    losses = average.result(model.dep_q)
-    text, audio = losses["text_loss"], losses["audio_loss"]
-    shown = f"text {text:.3f}, audio {audio:.3f}" if args.data.text != "none" else f"audio {audio:.3f}"
-    logger.info("Unigram losses on the evaluation data (token frequencies alone): %s", shown)
-    return {"unigram_text_loss": text, "unigram_audio_loss": audio}
+    losses = average.result(model_streams(model))
+    found = {f"unigram_{name}": losses[name] for name in ("text_loss", "audio_loss")}
+    shown = [
+        f"{name.removeprefix('unigram_').removesuffix('_loss')} {loss:.3f}"
+        for name, loss in without_absent(found, model, args).items()
+    ]
+    logger.info("Unigram losses on the evaluation data (token frequencies alone): %s", ", ".join(shown))
+    return found
 
 
 def _count(counts: Tensor, tokens: Tensor, weights: Tensor) -> None:

@@ -11,6 +11,7 @@ from moshi.models.lm import LMModel, LMOutput
 from torch import Tensor
 
 from finetune.args import TrainArgs
+from finetune.base_model.streams import model_streams
 
 
 class LossWeights(NamedTuple):
@@ -71,7 +72,8 @@ def loss_weights(
     text_weights, audio_weights = text_valid.float(), audio_valid.float()
     for token in (model.text_padding_token_id, model.end_of_text_padding_id):
         text_weights = torch.where(text == token, text_weights * args.text_padding_weight, text_weights)
-    audio_weights[:, 0] *= args.first_codebook_weight_multiplier
+    semantic = slice(None, None, model_streams(model).num_codebooks)  # the first codebook of each voice
+    audio_weights[:, semantic] *= args.first_codebook_weight_multiplier
     return LossWeights(text_weights, audio_weights, text_valid, audio_valid)
 
 

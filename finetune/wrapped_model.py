@@ -22,6 +22,7 @@ from finetune.base_model.announced_conditions import (
     with_own_config,
 )
 from finetune.base_model.locate import MOSHI_ERRORS, describe_error
+from finetune.base_model.streams import make_trainable
 from finetune.base_model.weight_files import check_finite_model, count_parameters
 from finetune.errors import CheckpointError, ConfigError
 from finetune.ttt_integration import apply_ttt_to_model
@@ -59,7 +60,7 @@ def load_base(
     check_finite_model(model, source=str(info.moshi_weights))
     if model.condition_provider is not None:
         model.condition_provider.float()  # as Moshi keeps it, but not where it merges adapters
-    return model
+    return make_trainable(model)
 
 
 def build_model(args: TrainArgs, info: CheckpointInfo, *, device: torch.device) -> LMModel:
@@ -113,13 +114,14 @@ def load_without_weights(
     check_condition_config(lm_kwargs, source=source)
     try:
         with torch.device("meta"):
-            return get_moshi_lm(
+            model = get_moshi_lm(
                 None,
                 copy.deepcopy(dict(lm_kwargs)),
                 device="meta",
                 dtype=dtype,
                 lm_kwargs_overrides=overrides,
             )
+            return make_trainable(model)
     except MOSHI_ERRORS as error:
         raise CheckpointError(f"{source} is not one of Moshi: {describe_error(error)}") from None
 
@@ -219,6 +221,8 @@ def set_trainable(model: LMModel, args: TrainArgs) -> None:
             module.requires_grad_(True)
         elif isinstance(module, SSMGating):
             module.requires_grad_(module.trainable)
+    for unused in (model.extra_heads, *([model.depformer_in] if model.depformer is None else [])):
+        unused.requires_grad_(False)  # no loss reaches them
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("ttt.layers: none leaves nothing to train; enable lora or full_finetuning as well.")
 

@@ -1,14 +1,17 @@
 """The codec Mimi of a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from moshi.models import MimiModel
+from moshi.models import MimiModel, loaders
 from moshi.models.lm import LMModel
 from moshi.models.loaders import FRAME_RATE, CheckpointInfo, get_mimi
 
 from finetune.base_model.config_values import check_codec_values
 from finetune.base_model.locate import MOSHI_ERRORS, describe_error
+from finetune.base_model.streams import model_streams, streams_of
 from finetune.base_model.weight_files import check_finite_model, count_parameters
 from finetune.errors import CheckpointError
 
@@ -21,7 +24,9 @@ def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
     """
     _check_codec_size(info)
     try:
-        mimi = info.get_mimi(device=device).requires_grad_(False)
+        mimi = get_mimi(
+            info.mimi_weights, info.mimi_config, device=device, num_codebooks=_num_codebooks(info)
+        ).requires_grad_(False)
         with torch.no_grad():  # a frame of silence, because not all that can be built can hear
             mimi.decode(mimi.encode(torch.zeros(1, 1, mimi.frame_size, device=device)))
     except MOSHI_ERRORS as error:
@@ -30,6 +35,11 @@ def load_codec(info: CheckpointInfo, device: torch.device) -> MimiModel:
         ) from None
     check_finite_model(mimi, source=str(info.mimi_weights))
     return mimi
+
+
+def _num_codebooks(info: CheckpointInfo) -> int:
+    config: Mapping[str, Any] = loaders._lm_kwargs if info.lm_config is None else info.lm_config
+    return streams_of(n_q=config["n_q"], dep_q=config["dep_q"]).num_codebooks
 
 
 def _check_codec_size(info: CheckpointInfo) -> None:
@@ -59,11 +69,12 @@ def check_codec(mimi: MimiModel, model: LMModel, info: CheckpointInfo) -> None:
     Raises:
         CheckpointError: they do not fit each other.
     """
-    if mimi.frame_rate != FRAME_RATE or 2 * mimi.num_codebooks != model.n_q:
+    num_codebooks = model_streams(model).num_codebooks
+    if mimi.frame_rate != FRAME_RATE or mimi.num_codebooks != num_codebooks:
         raise CheckpointError(
             f"{info.mimi_weights}: this codec has {mimi.frame_rate:g} frames a second and "
-            f"{mimi.num_codebooks} codebooks; this model needs {FRAME_RATE:g} and {model.n_q // 2}, "
-            "the same for both voices."
+            f"{mimi.num_codebooks} codebooks; this model needs {FRAME_RATE:g} and {num_codebooks}, "
+            "the same for each voice."
         )
     if mimi.cardinality > model.card:
         raise CheckpointError(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from finetune.args import ModelPaths
 from finetune.base_model.config_values import check_codec_values
 from finetune.base_model.model_kinds import quantised_weights_error
+from finetune.base_model.streams import Streams, streams_of
 from finetune.base_model.text import load_tokenizer
 from finetune.base_model.untrusted import check_config_values, check_weight_file
 from finetune.base_model.weight_files import read_header
@@ -110,6 +111,12 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
     check_config_values(config, source=str(config_path))
     _reject_ttt_exports(config, config_path)
     return lm_arguments(config), str(config_path)
+
+
+def find_streams(paths: ModelPaths) -> Streams:
+    """The audio streams of the base model, before its weights are there; raises as `find_architecture`."""
+    config, _ = find_architecture(paths)
+    return streams_of(n_q=config.get("n_q", 8), dep_q=config.get("dep_q", 8))
 
 
 def is_local_name(name: str | Path) -> bool:

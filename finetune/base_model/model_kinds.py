@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.base_model.streams import streams_of
 from finetune.errors import CheckpointError
 
 
@@ -36,20 +37,18 @@ def _unsupported(config: Mapping[str, Any]) -> str | None:
     if config.get("quantize"):
         return f"quantize: true announces {_QUANTISED}"
     n_q, dep_q = config.get("n_q", 8), config.get("dep_q", 8)
-    if dep_q == 0:
+    delays = config.get("delays")
+    if n_q == dep_q and isinstance(delays, list) and delays[1 : 1 + n_q // 2] != delays[1 + n_q // 2 :]:
         return (
-            "dep_q: 0 is a model that writes text only (speech to text): it has no depth transformer and "
-            "cannot speak; give a Moshi of two voices."
+            f"n_q: {n_q} and dep_q: {dep_q} with these delays is one voice that hears nobody (text to "
+            "speech); a model that predicts two voices delays both alike."
         )
-    if n_q == dep_q:
+    try:
+        streams_of(n_q=n_q, dep_q=dep_q)
+    except ValueError:
         return (
-            f"n_q: {n_q} and dep_q: {dep_q} is a model that writes all of its codebooks itself, one voice "
-            "(text to speech) or both (PersonaPlex); a Moshi hears the user in as many as it speaks in."
-        )
-    if n_q != 2 * dep_q:
-        return (
-            f"n_q: {n_q} and dep_q: {dep_q} are not two voices of the same number of codebooks; a Moshi "
-            "hears the user in as many as it speaks in."
+            f"n_q: {n_q} and dep_q: {dep_q} are neither two voices of the same number of codebooks, of which "
+            "one or both are predicted, nor one voice that is heard (dep_q: 0)."
         )
     norm = config.get("depformer_norm")
     if norm is not None and norm != "layer_norm":

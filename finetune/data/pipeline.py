@@ -17,6 +17,7 @@ from finetune.args import TrainArgs
 from finetune.base_model.codec import check_codec
 from finetune.base_model.conditions import check_recordings, condition_names
 from finetune.base_model.locate import lm_config
+from finetune.base_model.streams import model_streams, text_delay_frames
 from finetune.base_model.text import load_tokenizer
 from finetune.data.audio.checks import check_frames
 from finetune.data.batches.chunks import build_index
@@ -29,7 +30,7 @@ from finetune.data.codes.cache import CodeCache
 from finetune.data.codes.code_file import CacheError, CodeEntry
 from finetune.data.codes.encode_audio import encode_silence
 from finetune.data.codes.leftovers import remove_leftovers
-from finetune.data.codes.mono import TwoVoices, mono_error
+from finetune.data.codes.mono import MonoPolicy, Voices, mono_error, mono_policy
 from finetune.data.recordings.lines import Fault, Recording, check_manifest, raise_first
 from finetune.data.recordings.skipped import CheckedSource, SkipList
 from finetune.data.recordings.sources import DataSource, parse_sources, refuse_weights
@@ -40,6 +41,7 @@ from finetune.errors import ConfigError, DataError
 from finetune.wrapped_model import context_frames
 
 logger = logging.getLogger(__name__)
+_SETTLED_FRAMES = 250  # of silence, after which its codes no longer change
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,12 @@ class Recordings:
     timings: dict[Path, TimingFile] = field(default_factory=dict)
 
 
-def load_recordings(args: TrainArgs) -> Recordings:
+def load_recordings(args: TrainArgs, *, num_voices: int = 2) -> Recordings:
     """Read and check the manifests and all word timings; no audio yet.
+
+    Args:
+        args: the configuration.
+        num_voices: that the model knows.
 
     Raises:
         ConfigError: a key is not set.
@@ -76,12 +82,13 @@ def load_recordings(args: TrainArgs) -> Recordings:
         )
     skipped = SkipList()
     sources = parse_sources(args.data.train_data, key="data.train_data")
-    train = _load(args, sources, "train", skipped)
+    mono = mono_policy(args.data.mono, num_voices=num_voices)
+    train = _load(args, sources, "train", skipped, mono)
     evaluation = []
     if args.do_eval:
         eval_sources = parse_sources(args.data.eval_data, key="data.eval_data")
         refuse_weights(eval_sources, key="data.eval_data")
-        evaluation = _load(args, eval_sources, "eval", skipped)
+        evaluation = _load(args, eval_sources, "eval", skipped, mono)
     paths = [recording.alignment_path for recording in (*train, *evaluation)]
     timings = {path: _look_at_timings(path, args) for path in paths}
     for part, key in ((train, "data.train_data"), (evaluation, "data.eval_data")):
@@ -98,9 +105,11 @@ def _look_at_timings(path: Path, args: TrainArgs) -> TimingFile:
     return look_at_timings(path)
 
 
-def _load(args: TrainArgs, sources: Sequence[DataSource], split: str, skipped: SkipList) -> list[Recording]:
+def _load(
+    args: TrainArgs, sources: Sequence[DataSource], split: str, skipped: SkipList, mono: MonoPolicy
+) -> list[Recording]:
     faults: list[Fault] = []
-    check = partial(refuse_faulty, mono=args.data.mono, text=args.text_options)
+    check = partial(refuse_faulty, mono=mono, text=args.text_options)
     recordings = check_manifest(
         sources,
         key=f"data.{split}_data",
@@ -140,20 +149,22 @@ def build_datasets(
     parts = (
         {"train": recordings.train, "eval": recordings.eval} if args.do_eval else {"train": recordings.train}
     )
-    reasons = _encode(args, cache, [recording for part in parts.values() for recording in part], mimi)
+    mono = mono_policy(args.data.mono, num_voices=model_streams(model).num_voices)
+    reasons = _encode(args, cache, [recording for part in parts.values() for recording in part], mimi, mono)
     frames: dict[str, dict[Recording, CodeEntry]] = {}
     with alike():
-        looked = {split: look_up(args, cache, part, reasons) for split, part in parts.items()}
+        looked = {split: look_up(mono, cache, part, reasons) for split, part in parts.items()}
     for split, (checked, entries) in looked.items():
         usable = _usable(args, checked, split, recordings.skipped)
         frames[split] = {recording: entries[recording] for recording in usable}
     used = [entry for part in frames.values() for entry in part.values()]
-    voices = TwoVoices(cache, args.data.mono, silence=_silence(args, used, mimi))
+    text_delay = text_delay_frames(lm_config(info))
+    voices = Voices(cache, mono, silence=_silence(mono, used, mimi, tail=text_delay))
     tokenizer = load_tokenizer(info, lm_config(info))
     context = context_frames(model) if args.carries_memory else 0
 
     def dataset(split: str, name: str, weights: Sequence[float]) -> ChunkDataset:
-        num_frames = [entry.num_frames for entry in frames[split].values()]
+        num_frames = [entry.num_frames + text_delay for entry in frames[split].values()]
         chunks = build_index(num_frames, chunk_frames=args.chunk_frames)
         hours = sum(num_frames) / FRAME_RATE / 3600
         logger.info("%s: %d recordings, %.2f h, %d chunks.", name, len(num_frames), hours, len(chunks))
@@ -178,6 +189,7 @@ def build_datasets(
                 for timing, entry in zip(timings, frames[split].values(), strict=True)
             ],
             text_options=args.text_options,
+            text_delay_frames=text_delay,
         )
         num_words = [timing.num_words for timing in timings]
         report_text(data, num_words, key=f"data.{split}_data", name=name)
@@ -192,7 +204,7 @@ def build_datasets(
 
 
 def _encode(
-    args: TrainArgs, cache: CodeCache, recordings: Sequence[Recording], mimi: MimiModel
+    args: TrainArgs, cache: CodeCache, recordings: Sequence[Recording], mimi: MimiModel, mono: MonoPolicy
 ) -> dict[Recording, str]:
     """Encode this process's share; returns why what cannot be encoded cannot."""
     missing = len(cache.missing(recordings))
@@ -212,7 +224,7 @@ def _encode(
         cache.fill(
             recordings,
             mimi,
-            allow_mono=args.data.mono != "error",
+            allow_mono=mono != "error",
             on_fault=None if args.data.on_error == "raise" else note,
             rank=get_rank(),
             world_size=get_world_size(),
@@ -222,7 +234,7 @@ def _encode(
 
 
 def look_up(
-    args: TrainArgs, cache: CodeCache, recordings: Sequence[Recording], reasons: Mapping[Recording, str]
+    mono: MonoPolicy, cache: CodeCache, recordings: Sequence[Recording], reasons: Mapping[Recording, str]
 ) -> tuple[CheckedSource, dict[Recording, CodeEntry]]:
     """What the cache has of the recordings, and which of them training cannot use."""
     entries: dict[Recording, CodeEntry] = {}
@@ -233,7 +245,7 @@ def look_up(
             continue
         try:
             entry = cache.entry(recording)
-            if entry.channels == 1 and args.data.mono == "error":
+            if entry.channels == 1 and mono == "error":
                 raise mono_error(recording.path)
             check_frames(
                 recording.path,
@@ -250,10 +262,12 @@ def look_up(
     return CheckedSource(list(entries), faults), entries
 
 
-def _silence(args: TrainArgs, entries: Sequence[CodeEntry], mimi: MimiModel) -> Tensor | None:
-    """Codes of silence beside the longest mono recording, where mono recordings need it."""
+def _silence(mono: MonoPolicy, entries: Sequence[CodeEntry], mimi: MimiModel, *, tail: int) -> Tensor | None:
+    """Codes of silence beside the longest mono recording, or after the end, where they are needed."""
+    if mono == "one_voice" and tail:
+        return encode_silence(mimi, _SETTLED_FRAMES + tail)[:, _SETTLED_FRAMES:]
     longest = max((entry.num_frames for entry in entries if entry.channels == 1), default=0)
-    return encode_silence(mimi, longest) if longest and args.data.mono == "user_silent" else None
+    return encode_silence(mimi, longest) if longest and mono == "user_silent" else None
 
 
 class _Split(TypedDict):

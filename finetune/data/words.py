@@ -4,6 +4,7 @@ import json
 import reprlib
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,16 @@ class TimingFile:
 def load_alignments(path: Path) -> list[Word]:
     """The words of `load_transcript`, which it raises as."""
     return load_transcript(path).words
+
+
+def delayed(words: Iterable[Word], seconds: float) -> list[Word]:
+    """Words that come later; those before the start of the recording stay there."""
+    return [
+        word._replace(start_sec=word.start_sec + seconds, end_sec=word.end_sec + seconds)
+        if word.start_sec >= 0
+        else word
+        for word in words
+    ]
 
 
 def load_transcript(path: Path) -> Transcript:

@@ -13,6 +13,7 @@ from finetune.evaluation.long_context import command as long_context
 from finetune.evaluation.recall import command as recall
 from finetune.evaluation.spoken import command as spoken
 from finetune.evaluation.spoken.tasks import TASKS
+from finetune.evaluation.transcription import command as transcription
 from finetune.evaluation.watch import command as watch
 
 
@@ -49,6 +50,9 @@ SUBCOMMANDS = (
         for name in (*TASKS, spoken.ALL)
     ),
     Subcommand("duplex", duplex.HELP, duplex.add_options, duplex.run, is_resumable=True),
+    Subcommand(
+        "transcription", transcription.HELP, transcription.add_options, transcription.run, is_resumable=True
+    ),
     Subcommand("trajectories", trajectories.HELP, trajectories.add_options, trajectories.run),
     Subcommand("watch", watch.HELP, watch.add_options, _watch),
 )

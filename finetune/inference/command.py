@@ -15,10 +15,13 @@ import torch
 from moshi.models.loaders import SAMPLE_RATE
 from torch import Tensor
 
+from finetune.base_model.streams import model_streams
 from finetune.commands import Parser, StopRequest
-from finetune.data.audio.read import read_voice
+from finetune.data.audio.read import read_channels
+from finetune.data.words import Word
 from finetune.distributed import set_up_logging
 from finetune.errors import ConfigError
+from finetune.files import write_json
 from finetune.inference.conversation import Conversation, Reply
 from finetune.inference.options import (
     add_model_options,
@@ -30,10 +33,11 @@ from finetune.inference.options import (
     sampling_from_options,
     seed,
 )
-from finetune.inference.outputs import check_outputs, output_paths, writing
+from finetune.inference.outputs import check_kind_of_output, check_outputs, output_paths, writing
 from finetune.inference.speech_model import SpeechModel
 from finetune.inference.terminal import say
 from finetune.inference.timing import FrameTimes
+from finetune.inference.transcription import Transcriber
 from moshi_ttt.memory import load_ttt_states, save_ttt_states
 from moshi_ttt.session import load_session, save_session
 
@@ -49,9 +53,10 @@ def generate(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parse(arguments)
     set_up_logging(lines_to_stdout=False)
-    user = torch.from_numpy(read_voice(Path(options.input), sample_rate=SAMPLE_RATE))
-    speech = load_from_options(options)
+    channels = torch.from_numpy(read_channels(Path(options.input), sample_rate=SAMPLE_RATE))
+    speech = load_from_options(options, must_speak=False)
     check_memory_options(options, speech.lm)
+    check_kind_of_output(options, speaks=model_streams(speech.lm).speaks)
     say(f"model: {speech.source}")
     conversation = Conversation(
         speech.lm,
@@ -66,9 +71,23 @@ def generate(arguments: Sequence[str] | None = None) -> None:
         except (RuntimeError, MemoryError):
             raise ConfigError(f"--batch-size: {options.batch_size} rows do not fit into memory.") from None
         _begin(conversation, options)
-        times, replies = _talk(speech, conversation, user)
-        report = _report(speech, conversation, options, times, replies)
-        _write(conversation, options, user, replies, report)
+        times = FrameTimes()
+        if conversation.speaks:
+            user = channels[-1]
+            replies = _talk(speech, conversation, user, times)
+            texts = _texts(speech, replies, options.batch_size)
+            report = _report(speech, conversation, options, times, texts)
+            _save_states(conversation, options)
+            _write_voices(conversation, options, user, replies)
+        else:
+            rows = _write_down(Transcriber(speech, conversation), channels[0], times)
+            texts = [" ".join(word.text for word in row) for row in rows]
+            report = _report(speech, conversation, options, times, texts)
+            _save_states(conversation, options)
+            _write_words(options, rows)
+        if options.report is not None:
+            with writing(options.report) as partial:
+                partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     _print_summary(report)
 
 
@@ -83,9 +102,9 @@ def _begin(conversation: Conversation, options: argparse.Namespace) -> None:
         say(f"memory: starts from {options.load_memory}")
 
 
-def _talk(speech: SpeechModel, conversation: Conversation, user: Tensor) -> tuple[FrameTimes, list[Reply]]:
+def _talk(speech: SpeechModel, conversation: Conversation, user: Tensor, times: FrameTimes) -> list[Reply]:
     """Play the user's voice `[num_samples]` to the model, the last frame filled up with silence."""
-    times, replies = FrameTimes(), []
+    replies = []
     text = speech.text_decoder()
     frames = user.split(conversation.mimi.frame_size)
     stop = StopRequest()
@@ -100,7 +119,34 @@ def _talk(speech: SpeechModel, conversation: Conversation, user: Tensor) -> tupl
                 say(f"\ninterrupted after {len(replies)} of {len(frames)} frames; they are written", end="")
                 break
     say(text.finish())
-    return times, replies
+    return replies
+
+
+def _write_down(transcriber: Transcriber, audio: Tensor, times: FrameTimes) -> list[list[Word]]:
+    """Let a model hear `[num_samples]` and print what it writes; the words of each row."""
+
+    def hear(frame: Tensor) -> Reply:
+        with times.frame():
+            return transcriber.conversation.listen(frame)
+
+    stop = StopRequest()
+    with stop.on(signal.SIGINT, signal.SIGTERM):
+        rows = transcriber.write(
+            audio,
+            on_word=lambda word: say(f"{word.start_sec:8.2f}  {word.text}"),
+            hear=hear,
+            stopped=lambda: bool(stop.requested),
+        )
+    if stop.requested:
+        say("interrupted; the words so far are written")
+    return rows
+
+
+def _texts(speech: SpeechModel, replies: Iterable[Reply], batch_size: int) -> list[str]:
+    """What the model wrote in each row."""
+    tokens = [reply.tokens[:, 0] for reply in replies if reply.tokens is not None]
+    rows = torch.stack(tokens, 1).tolist() if tokens else [[]] * batch_size
+    return [speech.text_decoder().decode(row) for row in rows]
 
 
 def _report(
@@ -108,10 +154,8 @@ def _report(
     conversation: Conversation,
     options: argparse.Namespace,
     times: FrameTimes,
-    replies: Iterable[Reply],
+    texts: list[str],
 ) -> dict[str, Any]:
-    tokens = [reply.tokens[:, 0] for reply in replies if reply.tokens is not None]
-    rows = torch.stack(tokens, 1).tolist() if tokens else [[]] * options.batch_size
     return {
         "model": speech.source,
         "input": options.input,
@@ -123,32 +167,36 @@ def _report(
         "conditions": None if options.load_session is not None else dict(speech.conditions),
         **times.summary(),
         "memory_resets": conversation.check_memory(),
-        "text": [speech.text_decoder().decode(row) for row in rows],
+        "text": texts,
     }
 
 
-def _write(
-    conversation: Conversation,
-    options: argparse.Namespace,
-    user: Tensor,
-    replies: Sequence[Reply],
-    report: dict[str, Any],
-) -> None:
+def _save_states(conversation: Conversation, options: argparse.Namespace) -> None:
     if options.save_memory is not None:
         save_ttt_states(conversation.lm, options.save_memory)
         say(f"memory: saved as {options.save_memory}")
     if options.save_session is not None:
         save_session(conversation.generator, conversation.mimi, options.save_session)
         say(f"session: saved as {options.save_session}")
+
+
+def _write_voices(
+    conversation: Conversation, options: argparse.Namespace, user: Tensor, replies: Sequence[Reply]
+) -> None:
     answers = torch.cat([reply.audio for reply in replies], 1)  # [B, num_samples]
     user = torch.nn.functional.pad(user, (0, max(0, answers.shape[1] - len(user))))[: answers.shape[1]]
     rate = int(conversation.mimi.sample_rate)
     for row, path in enumerate(output_paths(Path(options.output), options.batch_size)):
         _write_wav(path, torch.stack([answers[row], user]).numpy(), rate)
         say(f"wrote {path}: left the model, right the user, {answers.shape[1] / rate:.2f} s")
-    if options.report is not None:
-        with writing(options.report) as partial:
-            partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_words(options: argparse.Namespace, rows: Sequence[Sequence[Word]]) -> None:
+    for words, path in zip(rows, output_paths(Path(options.output), options.batch_size), strict=True):
+        alignments = [[word.text, [word.start_sec, word.end_sec], word.speaker] for word in words]
+        with writing(path) as partial:
+            write_json(partial, {"alignments": alignments})
+        say(f"wrote {path}: {len(words)} words with times")
 
 
 def _write_wav(path: Path, audio: np.ndarray, sample_rate: int) -> None:
@@ -174,11 +222,18 @@ def _print_summary(report: dict[str, Any]) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="generate.py",
-        description="Play a recording of a user to a trained model and write the conversation.",
+        description="Play a recording of a user to a trained model and write the conversation, or its words.",
         allow_abbrev=False,
     )
-    parser.add_argument("input", help="the user's voice: mono, or the right channel of a stereo file")
-    parser.add_argument("output", help="stereo wav to write: left the model, right the user")
+    parser.add_argument(
+        "input",
+        help="the user's voice: mono, or the right channel of a stereo file (speech to text: the left one)",
+    )
+    parser.add_argument(
+        "output",
+        help="stereo wav to write: left the model, right the user; of a speech-to-text model a .json of "
+        "words with times",
+    )
     add_model_options(parser)
     add_sampling_options(parser)
     parser.add_argument(

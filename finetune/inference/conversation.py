@@ -14,6 +14,7 @@ from moshi.models.lm import LMGen, LMModel
 from torch import Tensor
 
 from finetune.base_model.conditions import TextConditions, condition_tensors
+from finetune.base_model.streams import model_streams
 from moshi_ttt.hybrid_model import non_finite_resets, ttt_layers
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Conversation:
             top_k_text=sampling.top_k_text,
             condition_tensors=condition_tensors(lm, conditions or {}, batch_size=batch_size),
         )
+        self.speaks = model_streams(lm).speaks
         self.num_frames = 0
         self.num_resets = 0
         self._streaming = ExitStack()
@@ -142,6 +144,8 @@ class Conversation:
             self.check_memory()
         if tokens is None:
             return Reply(None, torch.zeros(self.batch_size, self.mimi.frame_size))
+        if not self.speaks:
+            return Reply(tokens[:, :, 0].cpu(), torch.zeros(self.batch_size, self.mimi.frame_size))
         heard = self.mimi.decode(tokens[:, 1:])[:, 0]
         return Reply(tokens[:, :, 0].cpu(), heard.float().cpu())
 

@@ -91,12 +91,15 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_from_options(options: argparse.Namespace, *, checkpoint: str | None = None) -> SpeechModel:
+def load_from_options(
+    options: argparse.Namespace, *, checkpoint: str | None = None, must_speak: bool = True
+) -> SpeechModel:
     """The model that the options name.
 
     Args:
         options: of `add_model_options`.
         checkpoint: instead of the one they name.
+        must_speak: refuse a model that writes text only.
 
     Raises:
         UserError: it cannot be loaded, or an option does not fit it.
@@ -111,6 +114,7 @@ def load_from_options(options: argparse.Namespace, *, checkpoint: str | None = N
         fuse_lora=not options.no_fuse_lora,
         mode=options.ttt,
         conditions=conditions_from_options(options),
+        must_speak=must_speak,
     )
 
 

@@ -27,8 +27,11 @@ def check_outputs(options: argparse.Namespace) -> None:
         ConfigError: a name has the wrong ending, is given twice, or is that of a file to read.
         StateError: a file cannot be written, or exists and is something else.
     """
-    if Path(options.output).suffix.lower() != ".wav":
-        raise ConfigError(f"{options.output}: the output is a wav file, its name must end with .wav.")
+    if Path(options.output).suffix.lower() not in (".wav", ".json"):
+        raise ConfigError(
+            f"{options.output}: the output is a wav file, its name must end with .wav (or .json, for the "
+            "words of a speech-to-text model)."
+        )
     if options.report is not None and Path(options.report).suffix.lower() != ".json":
         raise ConfigError(f"--report: {options.report} is written as JSON, its name must end with .json.")
     outputs: list[tuple[Path | None, str | None, Path | None]]
@@ -48,6 +51,22 @@ def check_outputs(options: argparse.Namespace) -> None:
             raise ConfigError(f"{path}: names another file of this command too; give each its own name.")
         taken.add(real)
         check_writable(path, kind=kind)
+
+
+def check_kind_of_output(options: argparse.Namespace, *, speaks: bool) -> None:
+    """See that the name of the output fits what the model makes.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    suffix = Path(options.output).suffix.lower()
+    if speaks and suffix != ".wav":
+        raise ConfigError(f"{options.output}: this model speaks, the name of its output must end with .wav.")
+    if not speaks and suffix != ".json":
+        raise ConfigError(
+            f"{options.output}: this model writes text only (dep_q: 0), words with times; the name of its "
+            "output must end with .json."
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from moshi.models.loaders import CheckpointInfo
 from finetune.base_model.codec import check_codec, load_codec
 from finetune.base_model.conditions import TextConditions, check_conditions, condition_names
 from finetune.base_model.locate import find_model_files, lm_config
+from finetune.base_model.streams import model_streams, speak_only
 from finetune.base_model.text import TextDecoder, load_tokenizer
 from finetune.checkpoint.description import CheckpointDescription
 from finetune.checkpoint.reading import load_model, open_checkpoint
@@ -56,6 +57,7 @@ def load_speech_model(
     fuse_lora: bool = True,
     mode: TTTMode = "on",
     conditions: TextConditions | None = None,
+    must_speak: bool = True,
 ) -> SpeechModel:
     """Load a checkpoint with the codec and tokenizer of its base model.
 
@@ -66,6 +68,7 @@ def load_speech_model(
         fuse_lora: merge the adapters into the base weights, which is faster.
         mode: what the memory does, see `moshi_ttt.hybrid_model.set_ttt_mode`.
         conditions: texts by the name of the condition.
+        must_speak: refuse a model that writes text only.
 
     Raises:
         CheckpointError: files are missing, corrupt or do not fit each other, or the model cannot speak.
@@ -79,9 +82,13 @@ def load_speech_model(
         )
     mimi = load_codec(info, device)
     lm = load_model(checkpoint, info, device=device, dtype=dtype, fuse_lora=fuse_lora)
-    if lm.depformer is None:
-        raise CheckpointError(f"{info.moshi_weights}: this model writes text only, it cannot speak.")
+    if must_speak and not model_streams(lm).speaks:
+        raise CheckpointError(
+            f"{info.moshi_weights}: this model writes text only (dep_q: 0), it cannot speak; generate.py, "
+            "serve.py and evaluate.py transcription take it."
+        )
     check_codec(mimi, lm, info)
+    speak_only(lm)
     if None in attention_windows(lm):
         raise CheckpointError(f"{info.moshi_weights}: its configuration has no context, so it cannot stream.")
     conditions = conditions or {}

@@ -52,7 +52,9 @@ def plot_trajectories(losses: Mapping[int, Tensor], folder: Path, *, title: str)
 
 def _plot_losses(train: Sequence[LogRecord], evaluation: Sequence[LogRecord], path: Path) -> Path:
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("text_loss", "audio_loss"), strict=True):
+    both = ("text_loss", "audio_loss")
+    names = [name for name in both if any(name in record.values for record in train)] or both
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         axes.plot(*_series(train, name), alpha=0.6, label="training")
         if evaluation:
             axes.plot(*_series(evaluation, name), marker="o", label="held out")

@@ -246,7 +246,7 @@ class Chat:
         raise Ended(CloseCode.NORMAL, f"conversations last {limits.conversation_sec / 60:g} minutes at most")
 
     async def _speak(self, spoken: SpokenFrame, opus: sphn.OpusStreamWriter, number: int) -> None:
-        audio = opus.append_pcm(spoken.audio)
+        audio = b"" if spoken.audio is None else opus.append_pcm(spoken.audio)
         if audio:
             await self._send(message(MessageKind.AUDIO, audio))
         if spoken.text:

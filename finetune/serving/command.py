@@ -52,7 +52,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     set_up_logging(lines_to_stdout=False)
     context = _ssl_context(options.ssl)
     page = find_page(options.static)
-    speech = load_from_options(options)
+    speech = load_from_options(options, must_speak=False)
     check_memory_options(options, speech.lm)
     logger.info("model: %s", speech.source)
     files = MemoryFiles(options.load_memory, options.save_memory)

@@ -32,14 +32,14 @@ class SpokenFrame:
     """What the model says in one frame.
 
     Attributes:
-        audio: float32 `[frame_size]`.
+        audio: float32 `[frame_size]`; None of a model that writes text only.
         text: what is added to the transcript.
         activity: size of the gated TTT update relative to the residual stream, by layer.
         frame_ms: how long it took.
         num_resets: of fast weights that were no longer finite, in this conversation.
     """
 
-    audio: np.ndarray
+    audio: np.ndarray | None
     text: str
     activity: dict[int, float]
     frame_ms: float
@@ -151,7 +151,8 @@ class Voice:
         activity = {index: state.activity[0].item() for index, state in states.items()}
         frame_ms = (time.perf_counter() - start) * 1000
         self._recent_ms.append(frame_ms)
-        return SpokenFrame(reply.audio[0].numpy(), text, activity, frame_ms, self._conversation.num_resets)
+        audio = reply.audio[0].numpy() if self._conversation.speaks else None
+        return SpokenFrame(audio, text, activity, frame_ms, self._conversation.num_resets)
 
     def _end(self) -> None:
         self._conversation.check_memory()

@@ -17,7 +17,8 @@ from finetune.args import TrainArgs
 from finetune.base_model.codec import load_codec
 from finetune.base_model.conditions import check_conditions
 from finetune.base_model.fingerprint import base_fingerprint
-from finetune.base_model.locate import find_model_files, lm_config
+from finetune.base_model.locate import find_model_files, find_streams, lm_config
+from finetune.base_model.streams import Streams
 from finetune.checkpoint.data_check import shorten
 from finetune.checkpoint.layout import FULL_FILE, run_dir_of
 from finetune.checkpoint.reading import find_checkpoint, warm_start
@@ -96,12 +97,32 @@ def run_training(args: TrainArgs) -> None:
         if point is not None and point.step >= args.max_steps:
             logger.info("%s is complete: step %d of %d.", point.run_dir, point.step, args.max_steps)
             return
-        recordings, benchmarks = load_recordings(args), load_spoken(args)
+        streams = find_streams(args.moshi_paths)
+        _check_kind(args, streams)
+        recordings = load_recordings(args, num_voices=streams.num_voices)
+        benchmarks = load_spoken(args)
         check_long_context(args)
         if args.init_from is not None and not args.full_finetuning:
             args = _with_base_of(args, args.init_from, point)
         info = find_model_files(args.moshi_paths)
         _train(args, recordings, benchmarks, info, device, point=point, lock=lock, stop=stop)
+
+
+def _check_kind(args: TrainArgs, streams: Streams) -> None:
+    """Refuse what a model that writes text only cannot do."""
+    if streams.speaks:
+        return
+    if args.data.text == "none":
+        raise ConfigError("data.text: none leaves nothing to train; this model writes text only (dep_q: 0).")
+    for key, value in (
+        ("sample_freq", args.sample_freq),
+        ("eval.spoken.data", args.eval.spoken.data),
+        ("eval.long_context.data", args.eval.long_context.data),
+    ):
+        if value:
+            raise ConfigError(
+                f"{key}: {value} needs a model that speaks, this one writes text only (dep_q: 0); leave it out."
+            )
 
 
 def _check_backend(args: TrainArgs, device: torch.device) -> None:

@@ -8,6 +8,7 @@ from moshi.models.lm import LMModel
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import condition_parameters
 from finetune.base_model.locate import find_architecture
+from finetune.base_model.streams import speak_only
 from finetune.distributed import is_main
 from finetune.sharding import full_tensor, is_sharded
 from finetune.ttt_integration import float32_parameters
@@ -62,5 +63,7 @@ def _kept(speaker: LMModel) -> set[int]:
 
 
 def _without_checkpointing(speaker: LMModel) -> LMModel:
-    speaker.transformer.checkpointing = speaker.depformer.checkpointing = False
-    return speaker.eval()
+    speaker.transformer.checkpointing = False
+    if speaker.depformer is not None:
+        speaker.depformer.checkpointing = False
+    return speak_only(speaker).eval()

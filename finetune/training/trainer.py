@@ -340,7 +340,7 @@ class Trainer:
             **self._utilisation(result.num_frames / total / get_world_size()),
             "peak_memory_gb": _peak_memory_gb(self.device),
         }
-        values = without_absent(values, self.args)
+        values = without_absent(values, self.model, self.args)
         self.writer.write("train", self.step, values)
         logger.info("%s", train_line(self.step, values))
 
@@ -367,7 +367,7 @@ class Trainer:
         if self.long_context is not None and self.long_context.is_due(self.step):
             values |= self.long_context.measure(self.model)
         if values:
-            values = without_absent(values, self.args)
+            values = without_absent(values, self.model, self.args)
             self.writer.write("eval", self.step, values)
             logger.info("%s", eval_line(self.step, values))
 

@@ -11,7 +11,7 @@ import torch
 
 from finetune.base_model.codec import load_codec
 from finetune.base_model.locate import find_model_files
-from finetune.data.codes.mono import TwoVoices
+from finetune.data.codes.mono import Voices
 from finetune.data.pipeline import build_datasets, load_recordings
 from finetune.data.recordings.skipped import MAX_WARNINGS, SKIPPED_FILE
 from finetune.errors import ConfigError, DataError
@@ -107,7 +107,7 @@ def test_codes_of_mono_recordings_are_never_taken_for_two_voices():
 
     recording = type("R", (), {"path": "a.wav"})
     with pytest.raises(DataError, match="mono"):
-        TwoVoices(Codes(), "error").load(recording)
+        Voices(Codes(), "error").load(recording)
 
 
 def broken_manifest(tmp_path):

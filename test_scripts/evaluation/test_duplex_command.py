@@ -12,7 +12,7 @@ from finetune.data.words import Word
 from finetune.evaluation.duplex import command as duplex_command
 from finetune.evaluation.duplex.layout import find_sets
 from finetune.evaluation.duplex.talk import Talker
-from finetune.evaluation.duplex.wer import count_errors, normal_words
+from finetune.evaluation.word_errors import count_errors, normal_words
 from miniatures.duplex import ANSWERS, INTERRUPTS, WAITS, write_bench, write_outputs, write_words
 
 NAMES = list(WAITS)

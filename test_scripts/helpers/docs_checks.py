@@ -33,6 +33,7 @@ from finetune.demo.human_dialogues.sources import SOURCES
 from finetune.evaluation import command as evaluation
 from finetune.evaluation.duplex import command as duplex
 from finetune.evaluation.duplex import wer
+from finetune.evaluation.word_errors import WordErrors
 from finetune.training.command import parse_train_command
 from finetune.training.plan.dry_run import dry_run
 
@@ -278,7 +279,7 @@ def check_word_errors(command: Command, monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(
         wer.WordErrorMeter,
         "count",
-        lambda _, _output, *, name: counted.append(name) or wer.WordErrors(1, 0, 0, 0, ""),
+        lambda _, _output, *, name: counted.append(name) or WordErrors(1, 0, 0, 0, ""),
     )
     monkeypatch.setattr(duplex, "make_recogniser", lambda *_, **__: "somebody who hears")
     succeed(command.words)

@@ -1,6 +1,6 @@
 """Chunks of text and audio tokens, alone and in batches.
 
-Shapes: B batch rows, K codebooks of one channel, T frames of a chunk, L frames of context.
+Shapes: B batch rows, V voices, K codebooks of one voice, T frames of a chunk, L frames of context.
 """
 
 from collections import Counter, OrderedDict
@@ -17,9 +17,9 @@ from finetune.data.batches.chunks import Chunk
 from finetune.data.batches.interleaver import TextCount, count_text, interleave_text
 from finetune.data.batches.mixing import Share
 from finetune.data.batches.spelling import Tokenizer
-from finetune.data.codes.mono import TwoVoices
+from finetune.data.codes.mono import Voices
 from finetune.data.recordings.lines import Recording
-from finetune.data.words import Word, load_alignments
+from finetune.data.words import Word, delayed, load_alignments
 
 ZERO_TOKEN_ID = -1
 MAX_CACHED_TEXTS = 256
@@ -28,7 +28,7 @@ MAX_CACHED_TEXTS = 256
 class Batch(NamedTuple):
     """Chunks of a batch and where they come from, all tensors int64."""
 
-    codes: Tensor  # [B, 1 + 2K, L + T]: text, left channel, right channel; ZERO_TOKEN_ID after the end
+    codes: Tensor  # [B, 1 + V K, L + T]: text, Moshi's voice, the user's; ZERO_TOKEN_ID after the end
     recording: Tensor  # [B], index of the recording
     start_frame: Tensor  # [B], first frame of the chunk within the recording
     context: Tensor  # [B], frames in front of the chunk: L, or as many as the recording has there
@@ -50,7 +50,7 @@ class Digests(NamedTuple):
 
 
 class ChunkDataset(Dataset[Tensor]):
-    """The token streams of chunks: item i is `[1 + 2K, L + T]`, int64, the text row first.
+    """The token streams of chunks: item i is `[1 + V K, L + T]`, int64, the text row first.
 
     A chunk is a cut through its recording, text included. It is preceded by up to L frames of context, and
     followed by `ZERO_TOKEN_ID`.
@@ -60,7 +60,7 @@ class ChunkDataset(Dataset[Tensor]):
         self,
         recordings: Sequence[Recording],
         chunks: Sequence[Chunk],
-        voices: TwoVoices,
+        voices: Voices,
         *,
         chunk_frames: int,
         context_frames: int = 0,
@@ -72,13 +72,14 @@ class ChunkDataset(Dataset[Tensor]):
         source_weights: Sequence[float] = (1.0,),
         digests: Sequence[Digests] = (),
         text_options: TextOptions = TextOptions(),  # noqa: B008 - frozen
+        text_delay_frames: int = 0,
     ) -> None:
         """Keep the pieces; files are read when items are asked for.
 
         Args:
             recordings: what the chunks' `recording` counts.
             chunks: the items.
-            voices: codes of all recordings, both channels.
+            voices: codes of all recordings.
             chunk_frames: T.
             context_frames: L.
             frame_rate: frames per second.
@@ -89,6 +90,7 @@ class ChunkDataset(Dataset[Tensor]):
             source_weights: shares of the recordings' sources.
             digests: of each recording, where somebody wants to know them again.
             text_options: whether there is text, and how it is placed.
+            text_delay_frames: by how much text is later than the audio.
         """
         self.recordings = recordings
         self.chunks = chunks
@@ -100,6 +102,7 @@ class ChunkDataset(Dataset[Tensor]):
         self.source_weights = source_weights
         self.digests = digests
         self.text_options = text_options
+        self.text_delay_frames = text_delay_frames
         self._tokenizer = tokenizer
         self._interleave_text = partial(
             interleave_text,
@@ -117,7 +120,7 @@ class ChunkDataset(Dataset[Tensor]):
         return len(self.chunks)
 
     def __getitem__(self, index: int) -> Tensor:
-        """The codes of one chunk, `[1 + 2K, L + T]`.
+        """The codes of one chunk, `[1 + V K, L + T]`.
 
         Raises:
             DataError: the codes or the word timings of the recording cannot be used.
@@ -166,7 +169,8 @@ class ChunkDataset(Dataset[Tensor]):
     def _words(self, recording: int) -> list[Word]:
         if self.text_options.text == "none":
             return []
-        return load_alignments(self.recordings[recording].alignment_path)
+        words = load_alignments(self.recordings[recording].alignment_path)
+        return delayed(words, self.text_delay_frames / self.frame_rate)
 
     def _text(self, recording: int) -> Tensor:
         """The text tokens of a whole recording, one per frame."""

@@ -20,7 +20,7 @@ from finetune.evaluation.duplex.options import (
 )
 from finetune.evaluation.duplex.results import result_lines, results_json
 from finetune.evaluation.duplex.talk import talking
-from finetune.evaluation.duplex.wer import WordErrorMeter, import_jiwer
+from finetune.evaluation.duplex.wer import WordErrorMeter
 from finetune.evaluation.identity import home_of, model_identity, weights_key
 from finetune.evaluation.out_folder import (
     RESULTS_FILE,
@@ -30,6 +30,7 @@ from finetune.evaluation.out_folder import (
     make_folder_of,
     unwritable,
 )
+from finetune.evaluation.word_errors import import_jiwer
 from finetune.files import hash_json, write_json
 from finetune.inference.options import load_from_options, sampling_from_options
 from finetune.inference.terminal import say

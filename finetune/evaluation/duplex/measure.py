@@ -18,7 +18,8 @@ from finetune.evaluation.duplex.outputs import (
 )
 from finetune.evaluation.duplex.speech import ModelSpeech
 from finetune.evaluation.duplex.talk import Talker
-from finetune.evaluation.duplex.wer import WordErrorMeter, WordErrors
+from finetune.evaluation.duplex.wer import WordErrorMeter
+from finetune.evaluation.word_errors import WordErrors
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from finetune.args import TrainArgs
+from finetune.base_model.streams import depth_layers
 from finetune.training.plan.fake_step import (
     LayerKind,
     StepPart,
@@ -106,7 +107,7 @@ def step_peak(args: TrainArgs, lm_kwargs: dict[str, Any], model: LMModel) -> Ste
     """
     kinds = layer_kinds(model)
     small_args, small_kwargs, chosen = reduced(args, lm_kwargs, kinds)
-    num_depformer_layers = len(model.depformer.layers)
+    num_depformer_layers = len(depth_layers(model))
     small_kwargs["depformer_num_layers"] = min(2, num_depformer_layers)
     context = context_frames(model) if args.carries_memory else 0
     curves = trace_step(small_args, small_kwargs, num_frames=context + args.chunk_frames)

@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import Conditions, condition_names
 from finetune.base_model.locate import MOSHI_ERRORS, describe_error
+from finetune.base_model.streams import depth_layers
 from finetune.errors import CheckpointError
 from finetune.loss import loss_sums, loss_weights, total_loss
 from finetune.wrapped_model import autocast, build_meta_model
@@ -44,9 +45,9 @@ class StepPart:
     """A part of a step.
 
     `embedding`, the transformer's `layer`s, what is `between` them and the depformer, its
-    `depformer` layers, and the `loss` with the output layers, forward and backward at once. With gradient
-    checkpointing the backward part of a hybrid layer is two parts: once its TTT layer has run again, the
-    second one starts, `rerun`.
+    `depformer` layers (neither in a model without one), and the `loss` with the output layers, forward and
+    backward at once. With gradient checkpointing the backward part of a hybrid layer is two parts: once its
+    TTT layer has run again, the second one starts, `rerun`.
     """
 
     name: PartName
@@ -107,11 +108,9 @@ def fake_model(args: TrainArgs, lm_kwargs: dict[str, Any]) -> Iterator[LMModel]:
     """A prepared model of fake tensors on the CPU; they exist inside the context only.
 
     Raises:
-        CheckpointError: an architecture that cannot train.
+        CheckpointError: Moshi refuses the architecture.
     """
     model = build_meta_model(args, lm_kwargs)
-    if model.depformer is None:
-        raise CheckpointError("moshi_paths: models without a depformer cannot train.")
     with FakeTensorMode():
         for module in model.modules():
             for name, meta in module._parameters.items():
@@ -167,7 +166,7 @@ def _marking(model: LMModel, mark: Mark) -> Iterator[Callable[[], None]]:
     Gradient checkpointing runs the layers again during backward, which starts no forward part.
     """
     marker = _Marker(mark)
-    main, depformer = model.transformer.layers, model.depformer.layers
+    main, depformer = list(model.transformer.layers), depth_layers(model)
     handles = [
         *(
             handle
@@ -179,8 +178,8 @@ def _marking(model: LMModel, mark: Mark) -> Iterator[Callable[[], None]]:
             for index, layer in enumerate(depformer)
             for handle in marker.watch(layer, StepPart("depformer", index))
         ),
-        *marker.watch_ends(main, "embedding", "between"),
-        *marker.watch_ends(depformer, "between", "loss"),
+        *marker.watch_ends(main, "embedding", "between" if depformer else "loss"),
+        *(marker.watch_ends(depformer, "between", "loss") if depformer else ()),
         *marker.watch_reruns(ttt_layers(model)),
     ]
     try:
@@ -213,7 +212,9 @@ class _Marker:
 
         return [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
 
-    def watch_ends(self, layers: nn.ModuleList, before: PartName, after: PartName) -> list[RemovableHandle]:
+    def watch_ends(
+        self, layers: Sequence[nn.Module], before: PartName, after: PartName
+    ) -> list[RemovableHandle]:
         """Mark what comes after a stack of layers: `after` in the forward pass, `before` in the backward."""
 
         def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from finetune.args import TrainArgs
 from finetune.base_model.locate import find_architecture
+from finetune.base_model.streams import depth_layers
 from finetune.training.plan.fake_step import StepPart, fake_model, layer_kinds, reduced, run_step, walk
 from finetune.ttt_integration import attention_windows
 from finetune.wrapped_model import build_meta_model
@@ -100,8 +101,7 @@ def attention_flops(args: TrainArgs, lm_kwargs: dict[str, Any]) -> float:
         before = [*layer.norm1.parameters(), *layer.self_attn.parameters()]
         has_gradient = kind.input_grad or any(parameter.requires_grad for parameter in before)
         total += 4 * model.dim * _mean_visible(num_frames, window) * (3 if has_gradient else 1)
-    assert model.depformer is not None
-    for layer in transformer_layers(model.depformer):
+    for layer in depth_layers(model):
         # Its input holds the main transformer's output, which has a gradient in all modes.
         total += 3 * 4 * layer.self_attn.embed_dim * model.dep_q * _mean_visible(model.dep_q, None)
     return total
@@ -125,7 +125,7 @@ def peak_flops(device: torch.device, override_tflops: float | None) -> float | N
 def _count(args: TrainArgs, lm_kwargs: dict[str, Any], *, num_frames: int) -> float:
     """FLOPs of a step of one row without attention, layer by layer of each kind."""
     model = build_meta_model(args, lm_kwargs)
-    num_depformer_layers = len(model.depformer.layers)
+    num_depformer_layers = len(depth_layers(model))
     kinds = [kind._replace(first=False) for kind in layer_kinds(model)]
     small_args, small_kwargs, chosen = reduced(args, lm_kwargs, kinds)
     small_kwargs["depformer_num_layers"] = 1

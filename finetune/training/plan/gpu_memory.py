@@ -10,6 +10,7 @@ from moshi.models.lm import LMModel
 from torch import nn
 
 from finetune.args import TrainArgs
+from finetune.base_model.streams import depth_layers
 from finetune.training.parallel import choose_strategy, gradients_wait
 from finetune.training.plan.activations import StepPeak, step_peak
 from finetune.wrapped_model import build_meta_model
@@ -104,7 +105,7 @@ def _working_set(model: LMModel) -> int:
     The root group, all parameters outside the layers, stays gathered through forward and backward pass,
     and its gradients are scattered at the end.
     """
-    layers = [*model.transformer.layers, *model.depformer.layers]
+    layers = [*model.transformer.layers, *depth_layers(model)]
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     root = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     weights = [_num_bytes(layer.parameters()) for layer in layers]
