@@ -29,7 +29,8 @@ from finetune.ttt_utils import is_ttt_parameter
 
 WeightFiles = dict[str, dict[str, Tensor]]  # tensors by name, by file name
 
-_LORA_PARTS = {"lora_A", "lora_B", "frozen_W"}
+_ADAPTERS = {"lora_A", "lora_B"}
+_LORA_PARTS = _ADAPTERS | {"frozen_W"}
 
 
 def gather_weights(model: LMModel, args: TrainArgs, *, frozen: Collection[str] = ()) -> WeightFiles:
@@ -47,7 +48,12 @@ def gather_weights(model: LMModel, args: TrainArgs, *, frozen: Collection[str] =
     Returns:
         Empty in processes other than the main one.
     """
-    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad or name in frozen}
+    own = {
+        name
+        for name, parameter in model.named_parameters()
+        # Adapters that no loss reaches are saved too: who loads them expects one of every linear layer.
+        if parameter.requires_grad or name in frozen or not _ADAPTERS.isdisjoint(name.split("."))
+    }
     merged = args.lora.enable and not args.save_adapters
     files: WeightFiles = {}
     for name, tensor in model.state_dict().items():
