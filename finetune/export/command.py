@@ -6,8 +6,8 @@ from pathlib import Path
 from finetune.commands import Parser
 from finetune.errors import ConfigError
 from finetune.export.card import DEFAULT_LICENSE
-from finetune.export.formats.folder import FORMATS, export_in_format
 from finetune.export.folder import export_checkpoint, local_files, push_to_hub
+from finetune.export.formats.folder import FORMATS, export_in_format
 
 
 def export(arguments: list[str] | None = None) -> int:
@@ -78,9 +78,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        help="for other libraries: peft and peft-transformers write the adapters as PEFT loads them, for Moshi's "
-        "own class and for that of transformers; transformers the whole model; kyutai turns such a model, given "
-        "with --checkpoint, into a base model for here",
+        help="for other libraries: peft and peft-transformers write the adapters as PEFT loads them, for "
+        "Moshi's own class and for that of transformers; transformers the whole model; kyutai turns such a "
+        "model, given with --checkpoint, into a base model for here",
     )
     parser.add_argument(
         "--dtype",

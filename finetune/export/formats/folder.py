@@ -61,16 +61,16 @@ def export_in_format(
 
     Raises:
         ConfigError: an argument is wrong.
-        CheckpointError: the checkpoint is damaged or of a kind that the format has no place for, or the folder
-            exists or cannot be written.
+        CheckpointError: the checkpoint is damaged or of a kind that the format has no place for, or the
+            folder exists or cannot be written.
     """
     if os.path.lexists(out):
         raise CheckpointError(f"{out} exists already; choose another --out, nothing is overwritten.")
     if name == "kyutai":
         if base_model is None:
             raise ConfigError(
-                "--format kyutai: give with --base-model the Moshi repository whose codec and tokenizer belong "
-                "to the model, which transformers stores in another form."
+                "--format kyutai: give with --base-model the Moshi repository whose codec and tokenizer "
+                "belong to the model, which transformers stores in another form."
             )
         _write_base_model(Path(checkpoint), out, base_model)
         return
@@ -85,13 +85,14 @@ def export_in_format(
 def _refuse_ttt(source: CheckpointDescription, name: str) -> None:
     if TTT_FILE in source.files:
         raise CheckpointError(
-            f"{source.folder}: has TTT layers, which --format {name} has no place for; export without --format."
+            f"{source.folder}: has TTT layers, which --format {name} has no place for; "
+            "export without --format."
         )
     windows = (source.ttt.ttt_layer_context, source.ttt.non_ttt_layer_context)
     if source.ttt.enable and any(window is not None for window in windows):
         raise CheckpointError(
-            f"{source.folder}: was trained with attention windows of its own (ttt.non_ttt_layer_context), which "
-            f"--format {name} has no place for; export without --format."
+            f"{source.folder}: was trained with attention windows of its own (ttt.non_ttt_layer_context), "
+            f"which --format {name} has no place for; export without --format."
         )
 
 

@@ -1,8 +1,8 @@
 """What the tensors of a Moshi are called in Hugging Face transformers, both ways.
 
 `MoshiForConditionalGeneration` computes the same with other tensors: queries, keys and values are three
-matrices and not one; the matrices of the depth transformer, one per codebook, are stacked into one tensor; and
-a head's rotary halves lie one behind the other, while in Moshi they alternate.
+matrices and not one; the matrices of the depth transformer, one per codebook, are stacked into one tensor;
+and a head's rotary halves lie one behind the other, while in Moshi they alternate.
 """
 
 from collections.abc import Iterator, Mapping

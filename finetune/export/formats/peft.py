@@ -41,8 +41,8 @@ def adapter_of_moshi(tensors: Mapping[str, Tensor], lora: LoraArgs, *, base_mode
     for name in beside:
         if not _EMBEDDING.fullmatch(name):
             raise CheckpointError(
-                f"{name} was changed beside the adapters, which PEFT has no place for; export with --merged, or "
-                "with --format transformers."
+                f"{name} was changed beside the adapters, which PEFT has no place for; export with --merged, "
+                "or with --format transformers."
             )
     modules = sorted(name.removesuffix(_A) for name in tensors if name.endswith(_A))
     saved = [name.removesuffix(".weight") for name in beside] or None
@@ -53,9 +53,10 @@ def adapter_of_moshi(tensors: Mapping[str, Tensor], lora: LoraArgs, *, base_mode
 def adapter_of_transformers(tensors: Mapping[str, Tensor], lora: LoraArgs, sizes: Sizes) -> Adapter:
     """An adapter for transformers' `MoshiForConditionalGeneration`.
 
-    The joint adapter of queries, keys and values becomes three, with the same `A` and their rows of `B`. In the
-    depth transformer, whose weights are one tensor [dep_q, out, in], PEFT has one adapter for all codebooks: `A`
-    is [dep_q * rank, in], codebook by codebook, and `B` [out, rank * dep_q], in which the codebook runs fastest.
+    The joint adapter of queries, keys and values becomes three, with the same `A` and their rows of `B`. In
+    the depth transformer, whose weights are one tensor [dep_q, out, in], PEFT has one adapter for all
+    codebooks: `A` is [dep_q * rank, in], codebook by codebook, and `B` [out, rank * dep_q], in which the
+    codebook runs fastest.
     No base model is named: in the repository of a Moshi, transformers finds nothing that it could read.
 
     Args:
@@ -63,8 +64,8 @@ def adapter_of_transformers(tensors: Mapping[str, Tensor], lora: LoraArgs, sizes
         sizes: of the model.
 
     Raises:
-        CheckpointError: embeddings changed beside the adapters, whose names in transformers PEFT takes for those
-            of others; or an adapter has no place there.
+        CheckpointError: embeddings changed beside the adapters, whose names in transformers PEFT takes for
+            those of others; or an adapter has no place there.
     """
     beside = [name for name in tensors if ".lora_" not in name]
     if beside:
