@@ -264,6 +264,26 @@ def test_a_base_model_with_other_text_is_refused(tiny_base, their_base, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("decoder.model.layers.0.mlp.fc2.weight", r"does not fit the tensors beside it \('decoder"),
+        ("depth_decoder.input_projections.weight", "is no Moshi of transformers"),
+        ("decoder.model.layers.1.input_layernorm.weight", r"input_layernorm\.weight is missing"),
+    ],
+)
+def test_a_model_of_transformers_without_one_of_its_tensors_is_one_line(
+    tiny_base, their_base, tmp_path, name, message
+):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(their_base, theirs)
+    tensors = load_file(theirs / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, theirs / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        export_in_format("kyutai", theirs, tmp_path / "out", base_model=str(tiny_base))
+
+
 def test_windows_of_ones_own_are_refused(untrained_run, tmp_path):
     folder = tmp_path / "checkpoint"
     shutil.copytree(checkpoint_content(untrained_run("lora")), folder)

@@ -153,13 +153,19 @@ def _write_base_model(theirs: Path, out: Path, base_model: str) -> None:
     headers = read_headers(theirs, names)
     shapes = {name: header.shape for name, header in headers.items() if not name.startswith(_CODEC_NAMES)}
     source = str(theirs / CONFIG_FILE)
-    ours = moshi_config(config, shapes, lm_config(base), source=source)
+    try:
+        ours = moshi_config(config, shapes, lm_config(base), source=source)
+    except (ArithmeticError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{source}: does not fit the tensors beside it ({error}).") from None
     check_config_values(ours, source=source)
     ours |= {"moshi_name": MOSHI_NAME, "mimi_name": MIMI_NAME, "tokenizer_name": TEXT_TOKENIZER_NAME}
     expected = _announced_shapes(lm_arguments(ours), source=source)
     with _folder(out) as partial:
         tensors = {n: t for file in names for n, t in read_tensors(theirs / file).items() if n in shapes}
-        found = to_ours(tensors, their_sizes(config, shapes, source=source))
+        try:
+            found = to_ours(tensors, their_sizes(config, shapes, source=source))
+        except RuntimeError as error:
+            raise CheckpointError(f"{source}: does not fit the tensors beside it ({error}).") from None
         check_finite(found, source=str(theirs))
         save_file(found, partial / MOSHI_NAME)
         written = read_headers(partial, [MOSHI_NAME])

@@ -38,6 +38,17 @@ _FIXED: dict[str, tuple[Any, Any]] = {
     "causal": (True, True),
     "quantize": (False, False),
 }
+# Of LMModel, where a config.json leaves a key out.
+_OUR_DEFAULTS: dict[str, Any] = {
+    "n_q": 8,
+    "dep_q": 8,
+    "card": 1024,
+    "text_card": 32000,
+    "dim": 128,
+    "num_heads": 8,
+    "depformer_dim": 256,
+    "delays": [0],
+}
 # What MoshiConfig and MoshiDepthConfig of transformers have where a config.json leaves a key out.
 _THEIR_DEFAULTS = {"num_attention_heads": 32, "sliding_window": 3000, "rms_norm_eps": 1e-8}
 _THEIR_DEPTH_HEADS = 16
@@ -58,6 +69,7 @@ def transformers_config(
     Raises:
         CheckpointError: it is a model that transformers' class cannot be; names the key.
     """
+    config = _OUR_DEFAULTS | dict(config)
     _check_kind(config, source=source)
     sizes = sizes_of(config, shapes)
     period = float(config.get("max_period", 10000))
@@ -101,7 +113,9 @@ def transformers_config(
 
 def sizes_of(config: Mapping[str, Any], shapes: Shapes) -> Sizes:
     """The sizes of a Moshi whose kind was checked."""
-    heads, depth_heads = config["num_heads"], config["depformer_num_heads"]
+    config = _OUR_DEFAULTS | dict(config)
+    heads = config["num_heads"]
+    depth_heads = config.get("depformer_num_heads", heads)
     return Sizes(
         dim=config["dim"],
         depth_dim=config["depformer_dim"],
@@ -201,6 +215,9 @@ def moshi_config(
 
 
 def _check_kind(config: Mapping[str, Any], *, source: str) -> None:
+    dep_q = config["dep_q"]
+    if dep_q < 2 or config["n_q"] != 2 * dep_q:
+        raise _unlike(source, "dep_q", dep_q, "two voices of the same number of codebooks, at least 2")
     for key, (fixed, missing) in _FIXED.items():
         value = config.get(key, missing)
         if key == "depformer_gating" and value is None:
@@ -209,9 +226,6 @@ def _check_kind(config: Mapping[str, Any], *, source: str) -> None:
             raise _unlike(source, key, value, f"only {fixed}")
     if config.get("norm") not in _EPS:
         raise _unlike(source, "norm", config.get("norm"), "only RMS norms")
-    dep_q = config["dep_q"]
-    if dep_q < 2 or config["n_q"] != 2 * dep_q:
-        raise _unlike(source, "dep_q", dep_q, "two voices of the same number of codebooks, at least 2")
     if list(config["delays"]) != _their_delays(dep_q):
         raise _unlike(source, "delays", config["delays"], f"only {_their_delays(dep_q)}")
     if config.get("context") is None:
