@@ -48,6 +48,12 @@ COMMANDS = {
     "data check": Command(
         "finetune.data.check.command", "check", "python -m finetune.data.check", "find faults in a data set"
     ),
+    "data convert": Command(
+        "finetune.data.convert.command",
+        "convert",
+        "python -m finetune.data.convert",
+        "data sets in the layouts of others",
+    ),
     "data encode": Command(
         "finetune.data.encode",
         "encode",

@@ -12,7 +12,7 @@ import numpy as np
 from finetune.annotation.engines import Engine
 from finetune.annotation.recordings import CHANNELS, AudioRecording, read_transcript
 from finetune.data.audio.read import read_audio_header, read_channels
-from finetune.data.words import SPEAKERS, Word, load_alignments, look_at_timings
+from finetune.data.words import SPEAKERS, Word, alignment_entries, load_alignments, look_at_timings
 from finetune.errors import DataError
 
 _INAUDIBLE = 1e-3  # a channel whose samples all stay below says nothing; full scale is 1
@@ -69,13 +69,9 @@ def write_alignments(path: Path, words: dict[str, list[Word]]) -> None:
         OSError: it cannot be written; an older file is intact.
     """
     speakers = dict(zip(CHANNELS, SPEAKERS, strict=True))
-    ordered = sorted(
-        ((word, speakers[channel]) for channel, spoken in words.items() for word in spoken),
-        key=lambda entry: round(entry[0].start_sec, 3),
+    entries = alignment_entries(
+        word._replace(speaker=speakers[channel]) for channel, spoken in words.items() for word in spoken
     )
-    entries = [
-        [word.text, [round(word.start_sec, 3), round(word.end_sec, 3)], speaker] for word, speaker in ordered
-    ]
     kept = _kept(path)
     # Not .json while it is being written: a killed process leaves nothing that looks like word timings.
     partial = path.with_name(f".alignments.partial-{os.getpid()}")

@@ -95,6 +95,15 @@ def load_transcript(path: Path) -> Transcript:
     return Transcript(sorted(words, key=lambda word: word.start_sec), conditions)
 
 
+def alignment_entries(words: Iterable[Word]) -> list[list[Any]]:
+    """Words as the entries of `"alignments"`, sorted by their start, in milliseconds."""
+    rounded = [
+        word._replace(start_sec=round(word.start_sec, 3), end_sec=round(word.end_sec, 3)) for word in words
+    ]
+    rounded.sort(key=lambda word: word.start_sec)
+    return [[word.text, [word.start_sec, word.end_sec], word.speaker] for word in rounded]
+
+
 def look_at_timings(path: Path) -> TimingFile:
     """Read the text conditions, and the words only to count them and to know them again.
 

@@ -7,6 +7,7 @@ from finetune.commands import Parser
 from finetune.errors import ConfigError
 from finetune.export.card import DEFAULT_LICENSE
 from finetune.export.folder import export_checkpoint, local_files, push_to_hub
+from finetune.export.formats.folder import FORMATS, export_in_format
 
 
 def export(arguments: list[str] | None = None) -> int:
@@ -22,6 +23,16 @@ def export(arguments: list[str] | None = None) -> int:
         UserError: the user has to mend something.
     """
     options = _parse(arguments)
+    if options.format is not None:
+        export_in_format(
+            options.format,
+            options.checkpoint,
+            options.out,
+            base_model=options.base_model,
+            dtype=options.dtype or "auto",
+        )
+        print(f"Exported to {options.out}")
+        return 0
     base = export_checkpoint(
         options.checkpoint,
         options.out,
@@ -65,7 +76,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="write the whole model, the adapters merged into the base weights, instead of adapters",
     )
     parser.add_argument(
-        "--dtype", choices=("bfloat16", "float32"), help="of the merged weights (default: that of training)"
+        "--format",
+        choices=FORMATS,
+        help="for other libraries: peft and peft-transformers write the adapters as PEFT loads them, for "
+        "Moshi's own class and for that of transformers; transformers the whole model; kyutai turns such a "
+        "model, given with --checkpoint, into a base model for here",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="of the merged weights, or those for transformers (default: that of training)",
     )
     parser.add_argument("--title", metavar="TEXT", help="heading of the model card")
     parser.add_argument(
@@ -83,6 +103,23 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         options.checkpoint, options.base_model = options.base_model, None
     if options.private and options.push_to_hub is None:
         raise ConfigError("--private: goes with --push-to-hub.")
-    if options.dtype is not None and not options.merged:
-        raise ConfigError("--dtype: goes with --merged; adapters and TTT weights stay in float32.")
+    is_whole = options.merged or options.format == "transformers"
+    if options.dtype is not None and not is_whole:
+        raise ConfigError(
+            "--dtype: goes with --merged or --format transformers; adapters and TTT weights stay in float32."
+        )
+    if options.format is not None:
+        _refuse_beside_format(options)
     return options
+
+
+def _refuse_beside_format(options: argparse.Namespace) -> None:
+    given = {
+        "--merged": options.merged,
+        "--title": options.title is not None,
+        "--license": options.license != DEFAULT_LICENSE,
+        "--push-to-hub": options.push_to_hub is not None,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"{name}: goes without --format, which writes no model card and is not pushed.")

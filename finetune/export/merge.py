@@ -65,7 +65,16 @@ def plan_merge(checkpoint: CheckpointDescription, training: Mapping[str, Any], *
 
 
 def write_merged(plan: MergePlan, out: Path) -> None:
-    """Write the base weights, `W + scaling * B A` where there is an adapter.
+    """Write what `merged_tensors` returns, which it raises as.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be written.
+    """
+    save_file(merged_tensors(plan), out)
+
+
+def merged_tensors(plan: MergePlan) -> dict[str, Tensor]:
+    """The base weights, `W + scaling * B A` where there is an adapter, by Moshi's names.
 
     The sum is computed in float32 and rounded once; conditioners stay float32, as Moshi keeps them. The base
     model stays in the dtype of its file and each tensor is replaced by its merged one, so that memory holds
@@ -73,7 +82,6 @@ def write_merged(plan: MergePlan, out: Path) -> None:
 
     Raises:
         CheckpointError: the adapters do not fit the base model, or values are not finite.
-        OSError, SafetensorError: the file cannot be written.
     """
     folder, info = plan.checkpoint.folder, plan.info
     state = load_base(info, device="cpu", dtype=_stored_dtype(Path(info.moshi_weights))).state_dict()
@@ -87,7 +95,7 @@ def write_merged(plan: MergePlan, out: Path) -> None:
             state[name] = value.contiguous()
     if trained:
         raise CheckpointError(f"{folder}: {LORA_FILE}: {min(trained)} has no place in {info.moshi_weights}.")
-    save_file(state, out)
+    return state
 
 
 def merged_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,15 @@ def run_pocketsphinx(command: Command, _monkeypatch: MonkeyPatch) -> None:
     assert re.search(r"1 recordings: (1 annotated|0 annotated, 0 skipped .*, 1 rejected)", result.output)
 
 
+def run_back_from_transformers(command: Command, monkeypatch: MonkeyPatch) -> None:
+    """The model is one that the export wrote, of the tiny base model."""
+    export = ["python", "-m", "finetune.export", "--checkpoint", "demo_assets/model"]
+    succeed(
+        [*export, "--format", "transformers", "--out", command.words[command.words.index("--checkpoint") + 1]]
+    )
+    run(replace={"kyutai/moshiko-pytorch-bf16": "demo_assets/model"})(command, monkeypatch)
+
+
 def run_trajectories_of_a_recording(command: Command, monkeypatch: MonkeyPatch) -> None:
     """The file is one that the evaluation of a recording wrote."""
     options = ["--checkpoint", "runs/first", "--data", "librilight/small", "--compare", "--trajectories"]

@@ -1,6 +1,7 @@
 """A folder in which the commands of the documentation find the files that they name, all of them tiny."""
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import sphn
 from docs_commands import ROOT
 from miniatures.duplex import ANSWERS, write_bench, write_outputs
 from miniatures.recall import write_items
-from run_helpers import TTT, write_yaml
+from run_helpers import TTT, write_untrained_run, write_yaml
 from spoken_helpers import write_sblimp, write_speech, write_stories, write_swuggy
 
 DEMO_SIZES = ("--num-train", "1", "--num-eval", "2", "--minutes", "0.05")
@@ -128,8 +129,32 @@ def _write_data() -> None:
     bench = write_bench(Path("full-duplex-bench/v1_0"), seconds=0.4, num_samples=1)
     write_outputs(bench, ANSWERS, seconds=0.4, num_samples=1)
     write_items(Path("runs/recall/assets/items"), num_groups=1)
+    _write_other_layouts()
     Path("librilight/small").mkdir(parents=True)
     write_speech(Path("librilight/small/a.wav"), np.random.default_rng(0), 40)
+
+
+def _write_other_layouts() -> None:
+    """The first dialogue as J-Moshi, lhotse and Hugging Face lay it out."""
+    wav = sorted(Path("recordings").glob("*.wav"))[0]
+    words = json.loads(wav.with_suffix(".json").read_text())["alignments"]
+    for name in ("audio", "text"):
+        Path(f"dialogues/{name}").mkdir(parents=True)
+    shutil.copy(wav, "dialogues/audio/one.wav")
+    entries = [
+        {"speaker": "AB"[speaker == "SPEAKER_USER"], "word": word, "start": start, "end": end}
+        for word, (start, end), speaker in words
+    ]
+    Path("dialogues/text/one.json").write_text(json.dumps(entries))
+    items = [[word, start, end - start] for word, (start, end), _ in words]
+    sources = [{"type": "file", "channels": [0, 1], "source": str(wav)}]
+    cut = {"id": "one", "type": "MonoCut", "start": 0, "duration": SECONDS, "channel": 0}
+    cut |= {"supervisions": [{"alignment": {"word": items}}], "recording": {"sources": sources}}
+    with gzip.open("cuts.jsonl.gz", "wt") as file:
+        file.write(json.dumps(cut) + "\n")
+    Path("speech").mkdir()
+    write_speech(Path("speech/one.wav"), np.random.default_rng(0), 40)
+    Path("speech/metadata.csv").write_text("file_name,text\none.wav,hello\n")
 
 
 def _train_runs() -> None:
@@ -147,6 +172,7 @@ def _train_runs() -> None:
         "param_dtype": "float32",
         "run_dir": "runs/first",
     }
+    write_untrained_run(Path("runs/adapters"), "lora", Path("demo_assets/model"))
     train = ["python", "train.py", "--config", str(write_yaml(Path("config.yaml"), values)), *RUN_SIZES]
     results = [succeed(train)]
     for copy in ("second", "recall/ttt", "recall/none"):

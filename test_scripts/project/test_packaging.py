@@ -121,8 +121,11 @@ def test_the_help_maps_every_command_and_each_stands_where_it_says(installed, tm
     [
         (["trian"], "moshi-ttt trian: unknown command, did you mean train?"),
         (["xyzzy"], "moshi-ttt xyzzy: unknown command, see moshi-ttt --help."),
-        (["data"], "moshi-ttt data: which one? data manifest, data check, data encode."),
-        (["data", "chek"], "moshi-ttt data: which one? data manifest, data check, data encode."),
+        (["data"], "moshi-ttt data: which one? data manifest, data check, data convert, data encode."),
+        (
+            ["data", "chek"],
+            "moshi-ttt data: which one? data manifest, data check, data convert, data encode.",
+        ),
     ],
 )
 def test_a_word_that_is_no_command_is_one_line_and_status_2(arguments, message, monkeypatch, capsys):

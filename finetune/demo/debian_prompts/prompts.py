@@ -13,11 +13,11 @@ import soxr
 
 from finetune.annotation.aligner import SAMPLE_RATE as ALIGNER_RATE
 from finetune.annotation.aligner import Aligner
+from finetune.data.audio.voiced import estimate_words, find_voice
 from finetune.demo.debian.fetch import find_package
 from finetune.demo.debian.package import read_package
 from finetune.demo.speech import word_times as speech
 from finetune.demo.speech.decode import decode_sound
-from finetune.demo.speech.voiced import estimate_words, find_voice
 from finetune.demo.speech.word_times import Speech
 from finetune.errors import UserError
 

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from finetune.annotation.aligner import SAMPLE_RATE as ALIGNER_RATE
 from finetune.annotation.aligner import Aligner
+from finetune.data.audio.voiced import estimate_words, find_voice, trim
 from finetune.data.words import Word, load_alignments
 from finetune.demo.human_dialogues.material import Conversation, Line
 from finetune.demo.speech.decode import decode_sound
 from finetune.demo.speech.dialogues import MAIN, USER, Turn
 from finetune.demo.speech.render import write_dialogue
-from finetune.demo.speech.voiced import estimate_words, find_voice, trim
 from finetune.demo.speech.word_times import SAMPLE_RATE, Speech
 from finetune.errors import DataError
 from finetune.files import read_json_object, writing_to

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from finetune.demo.speech.voiced import estimate_words, find_voice, trim
+from finetune.data.audio.voiced import estimate_words, find_voice, trim
 from finetune.errors import DataError
 
 RATE = 11_025  # no whole number of samples in 10 ms

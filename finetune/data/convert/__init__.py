@@ -1,0 +1,1 @@
+"""Data sets in the layouts of others, made into ours: files in, files out."""

@@ -1,0 +1,1 @@
+"""Weights under the names of other libraries: Hugging Face transformers and PEFT."""
