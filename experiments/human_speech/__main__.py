@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from experiments.human_speech.report import write_report
-from experiments.human_speech.runs import Settings, make_base, run_seed
+from experiments.human_speech.runs import Settings, fine_tune, make_base, recall
 from experiments.options import steps_parser
 from finetune.commands import run_command
 from finetune.demo.human_dialogues.sources import SOURCES
@@ -32,7 +32,10 @@ def main() -> int:
     if status := make_base(options.out, settings):
         return status
     for seed in options.seeds:
-        if status := run_seed(options.out, settings, seed=seed):
+        if status := fine_tune(options.out, settings, seed=seed):
+            return status
+    for seed in options.seeds:
+        if status := recall(options.out, seed=seed):
             return status
     say(f"written: {write_report(options.out)} ({(time.monotonic() - started) / 60:.0f} minutes)")
     return 0

@@ -63,8 +63,8 @@ def make_base(folder: Path, settings: Settings) -> int:
     return train_once(BASE_CONFIG, folder / "base", _files(folder) | {"max_steps": settings.base_steps})
 
 
-def run_seed(folder: Path, settings: Settings, *, seed: int) -> int:
-    """Fine-tune each of `MODELS` and measure it; returns the first exit status that is not 0.
+def fine_tune(folder: Path, settings: Settings, *, seed: int) -> int:
+    """Fine-tune each of `MODELS` and measure its losses; returns the first exit status that is not 0.
 
     Raises:
         UserError: a file cannot be used.
@@ -74,15 +74,24 @@ def run_seed(folder: Path, settings: Settings, *, seed: int) -> int:
     for name, changes in MODELS.items():
         if status := train_once(CONFIG, own / name, tuned | changes):
             return status
+    data = ["--data", assets_dir(folder) / "eval.jsonl", "--user", "real", "--text", "given"]
     for name in MODELS:
-        model = ["--checkpoint", own / name]
-        data = ["--data", assets_dir(folder) / "eval.jsonl", "--user", "real", "--text", "given"]
         compared = ["--compare"] if name == "ttt" else []
-        items = ["--data", assets_dir(folder) / ITEMS_DIR, "--lags", LAGS]
-        for measurement, options in (("long-context", [*data, *compared]), ("recall", items)):
-            out = ["--out", own / f"{measurement}_{name}"]
-            if status := run_python("evaluate.py", measurement, *model, *options, *out):
-                return status
+        out = ["--out", own / f"long-context_{name}"]
+        model = ["--checkpoint", own / name]
+        if status := run_python("evaluate.py", "long-context", *model, *data, *compared, *out):
+            return status
+    return 0
+
+
+def recall(folder: Path, *, seed: int) -> int:
+    """Measure what each of `MODELS` recalls of voices and words; returns the first exit status that is not 0."""
+    own = folder / f"seed{seed}"
+    items = ["--data", assets_dir(folder) / ITEMS_DIR, "--lags", LAGS]
+    for name in MODELS:
+        options = ["--checkpoint", own / name, *items, "--out", own / f"recall_{name}"]
+        if status := run_python("evaluate.py", "recall", *options):
+            return status
     return 0
 
 
