@@ -85,7 +85,7 @@ def fine_tune(folder: Path, settings: Settings, *, seed: int) -> int:
 
 
 def recall(folder: Path, *, seed: int) -> int:
-    """Measure what each of `MODELS` recalls of voices and words; returns the first exit status that is not 0."""
+    """Measure what each of `MODELS` recalls; returns the first exit status that is not 0."""
     own = folder / f"seed{seed}"
     items = ["--data", assets_dir(folder) / ITEMS_DIR, "--lags", LAGS]
     for name in MODELS:
