@@ -121,7 +121,7 @@ def _check_kind(args: TrainArgs, streams: Streams) -> None:
     ):
         if value:
             raise ConfigError(
-                f"{key}: {value} needs a model that speaks, this one writes text only (dep_q: 0); leave it out."
+                f"{key}: {value} needs a model that speaks; this one only writes (dep_q: 0), leave it out."
             )
 
 
