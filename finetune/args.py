@@ -1,7 +1,8 @@
 """Every key of a training configuration, with its unit, default and allowed values.
 
 The dataclasses mirror the YAML; `finetune.config_io` reads and writes it, `finetune.training.command` makes
-an option of the command line from each field. `data:` and `eval:` are in the `args.py` of their rooms.
+an option of the command line from each field. `data:`, `eval:` and `optim:` are in the `args.py` of their
+rooms.
 """
 
 import importlib
@@ -14,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from finetune.data.args import DataArgs, TextOptions
 from finetune.evaluation.args import EvalArgs
+from finetune.training.args import OptimArgs
 from moshi_ttt.config import STRICT, TTTConfig, TTTOptions
 from moshi_ttt.errors import UserError
 
@@ -43,18 +45,6 @@ class LoraArgs:
     rank: int = Field(default=64, ge=1, le=65536, description="Rank of the adapters.")
     scaling: float = Field(default=2.0, gt=0, le=1e6, description="Factor of the adapters' output.")
     ft_embed: bool = Field(default=False, description="Train the embedding tables as well.")
-
-
-@dataclass(frozen=True, config=STRICT)
-class OptimArgs:
-    """`optim:` — AdamW and its OneCycle schedule."""
-
-    lr: float = Field(default=1e-4, gt=0, le=1e6, description="Peak learning rate of the group `base`.")
-    weight_decay: float = Field(
-        default=0.1, ge=0, le=1e6, description="AdamW weight decay; never on the gates."
-    )
-    pct_start: float = Field(default=0.05, gt=0, lt=1, description="Share of the steps spent warming up.")
-    decay_norms_and_biases: bool = Field(default=False, description="Decay norms and biases as well.")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -323,9 +313,25 @@ class TrainArgs:
         for name, data in (("spoken", self.eval.spoken.data), ("long_context", self.eval.long_context.data)):
             if data is not None and self.ttt.enable and not self.ttt.causal:
                 raise ValueError(f"eval.{name}.data: a model with ttt.causal: false sees what it predicts")
+        self._check_schedule()
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
         return self
+
+    def _check_schedule(self) -> None:
+        """Of steps that the keys give themselves; shares fit any number of steps."""
+        optim, num_steps = self.optim, self.max_steps
+        if optim.warmup_steps is not None and optim.warmup_steps >= num_steps:
+            raise ValueError(
+                f"optim.warmup_steps: {optim.warmup_steps} warm up of {num_steps} steps in all (max_steps); "
+                "lower it"
+            )
+        warm_up, decay = optim.num_warmup_steps(num_steps), optim.num_decay_steps(num_steps)
+        if optim.schedule == "wsd" and warm_up + decay > num_steps * (1 + 1e-9):
+            raise ValueError(
+                f"optim.pct_decay: {optim.pct_decay:g} of {num_steps} steps (max_steps) and a warm-up of "
+                f"{warm_up:g} are more than there are; lower one of them"
+            )
 
     @classmethod
     def load(cls, path: str, drop_extra_fields: bool = False) -> "TrainArgs":

@@ -5,7 +5,12 @@ from moshi.models.lm import LMModel
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import describe_conditions
 from finetune.ttt_integration import _ranges, attention_windows, window_lines
-from finetune.ttt_utils import get_parameter_groups, is_ttt_parameter, outer_learning_rates
+from finetune.ttt_utils import (
+    get_parameter_groups,
+    is_depformer_parameter,
+    is_ttt_parameter,
+    outer_learning_rates,
+)
 from finetune.wrapped_model import context_frames
 from moshi_ttt.hybrid_model import ttt_layers
 
@@ -17,10 +22,18 @@ def model_summary(model: LMModel, args: TrainArgs) -> list[str]:
         *_layer_lines(model, args),
         *_condition_lines(model),
         _chunk_line(args),
-        f"Steps: {args.max_steps}, of which {round(args.optim.pct_start * args.max_steps)} warm up "
-        f"({args.optim.pct_start:.0%}); batch {args.batch_size} x {args.num_microbatches} micro-batches "
-        f"per process; a line every {args.log_freq} steps.",
+        f"Steps: {args.max_steps}, {_schedule(args)}; batch {args.batch_size} x {args.num_microbatches} "
+        f"micro-batches per process; a line every {args.log_freq} steps.",
     ]
+
+
+def _schedule(args: TrainArgs) -> str:
+    optim, num_steps = args.optim, args.max_steps
+    warm_up = optim.num_warmup_steps(num_steps)
+    text = f"of which {round(warm_up)} warm up ({warm_up / num_steps:.0%})"
+    if optim.schedule == "wsd":
+        text += f" and the last {round(optim.num_decay_steps(num_steps))} decay ({optim.pct_decay:.0%})"
+    return text if optim.schedule == "onecycle" else f"{text}, schedule {optim.schedule}"
 
 
 def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
@@ -43,7 +56,24 @@ def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
         count = sum(parameter.numel() for parameter in parameters)
         rate = rates[name]
         lines.append(f"  {name}: {count:,} params, lr={rate:.2e} ({rate / args.optim.lr:g}x base)")
+        if name == "base":
+            lines += _depformer_lines(model, args)
     return lines
+
+
+def _depformer_lines(model: LMModel, args: TrainArgs) -> list[str]:
+    """Those of its own rate inside the group `base`, where it has one."""
+    multiplier = args.optim.depformer_lr_multiplier
+    if multiplier == 1:
+        return []
+    count = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and is_depformer_parameter(name)
+    )
+    if not count:
+        return ["    optim.depformer_lr_multiplier applies to nothing: the depth transformer does not train."]
+    return [f"    of which depth transformer: {count:,} params, lr={args.optim.lr * multiplier:.2e}"]
 
 
 def _layer_lines(model: LMModel, args: TrainArgs) -> list[str]:
