@@ -31,6 +31,11 @@ class ModelPaths:
         default="kyutai/moshiko-pytorch-bf16",
         description="Hugging Face repository of the base model, or a local folder with the same files.",
     )
+    revision: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Commit, tag or branch of hf_repo_id on the Hub (null: the newest of its main branch).",
+    )
     mimi_path: str | None = Field(default=None, description="Mimi weights, instead of the repository's.")
     moshi_path: str | None = Field(default=None, description="Moshi weights, instead of the repository's.")
     tokenizer_path: str | None = Field(default=None, description="Tokenizer, instead of the repository's.")
