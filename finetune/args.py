@@ -229,6 +229,11 @@ class TrainArgs:
     moshi_paths: ModelPaths = Field(default_factory=ModelPaths)
 
     full_finetuning: bool = Field(default=False, description="Train every parameter of Moshi.")
+    quantise: Literal["int8"] | None = Field(
+        default=None,
+        description="Round the frozen linear layers of the base model to int8, which takes less memory; for "
+        "LoRA and TTT in one process.",
+    )
     lora: LoraArgs = Field(default_factory=LoraArgs)
     ttt: TTTArgs = Field(default_factory=TTTArgs)
 
@@ -311,6 +316,7 @@ class TrainArgs:
             raise ValueError(
                 "full_finetuning, lora.enable and ttt.enable are all false: nothing to train; set one to true"
             )
+        self._check_quantise()
         if self.sample_freq and self.ttt.enable and not self.ttt.causal:
             raise ValueError(
                 "sample_freq: a model with ttt.causal: false cannot stream; set sample_freq to 0"
@@ -322,6 +328,25 @@ class TrainArgs:
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
         return self
+
+    def _check_quantise(self) -> None:
+        if self.quantise is None:
+            return
+        what = None
+        if self.full_finetuning:
+            what = "full_finetuning: true trains the weights that it rounds; set lora.enable instead"
+        elif self.lora.enable and not self.save_adapters:
+            what = "save_adapters: false would merge the adapters into rounded weights; set it to true"
+        elif not self.lora.enable:
+            for key, used in (
+                ("sample_freq", self.sample_freq),
+                ("eval.spoken.data", self.eval.spoken.data),
+                ("eval.long_context.data", self.eval.long_context.data),
+            ):
+                if used:
+                    what = f"{key} needs lora.enable: Moshi's code streams no other rounded model"
+        if what is not None:
+            raise ValueError(f"quantise: {self.quantise} is not possible, {what}")
 
     def _check_schedule(self) -> None:
         """Of steps that the keys give themselves; shares fit any number of steps."""

@@ -4,6 +4,7 @@ from moshi.models.lm import LMModel
 
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import describe_conditions
+from finetune.base_model.int8_linear import SCALE, quantised_parameters
 from finetune.ttt_integration import _ranges, attention_windows, window_lines
 from finetune.ttt_utils import (
     get_parameter_groups,
@@ -38,17 +39,19 @@ def _schedule(args: TrainArgs) -> str:
 
 def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
     added = {"lora_A", "lora_B"}
+    counts = {name: p.numel() for name, p in model.named_parameters() if not name.endswith(f".{SCALE}")}
     base = sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
+        count
+        for name, count in counts.items()
         if not is_ttt_parameter(name) and added.isdisjoint(name.split("."))
     )
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(counts.values())
     groups = get_parameter_groups(model, args)
     trainable = sum(parameter.numel() for group in groups.values() for parameter in group)
     lines = [
         f"Parameters: {total:,} in all, {base:,} of the base model, {trainable:,} trainable "
         f"({trainable / total:.2%}).",
+        *_quantised_lines(model, base),
         "Trainable parameters by group, with their peak outer learning rates:",
     ]
     rates = outer_learning_rates(args)
@@ -59,6 +62,15 @@ def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
         if name == "base":
             lines += _depformer_lines(model, args)
     return lines
+
+
+def _quantised_lines(model: LMModel, base: int) -> list[str]:
+    count = sum(parameter.numel() for parameter in quantised_parameters(model) if parameter.ndim == 2)
+    if not count:
+        return []
+    return [
+        f"Rounded to int8: {count:,} parameters of the base model ({count / base:.0%}), in linear layers."
+    ]
 
 
 def _depformer_lines(model: LMModel, args: TrainArgs) -> list[str]:
