@@ -68,9 +68,7 @@ def _quantised_lines(model: LMModel, base: int) -> list[str]:
     count = sum(parameter.numel() for parameter in quantised_parameters(model) if parameter.ndim == 2)
     if not count:
         return []
-    return [
-        f"Rounded to int8: {count:,} parameters of the base model ({count / base:.0%}), in linear layers."
-    ]
+    return [f"Rounded to int8: {count:,} parameters of the base model ({count / base:.0%})."]
 
 
 def _depformer_lines(model: LMModel, args: TrainArgs) -> list[str]:
