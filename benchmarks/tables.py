@@ -156,9 +156,9 @@ def _profile(part: dict[str, Any]) -> list[str]:
 
 
 def _int8(part: dict[str, Any]) -> list[str]:
-    head = ["base", "weights, MB", "peak, MB", "foreseen, MB", "ms per step"]
+    head = ["base", "weights, MB", "peak, MB", "ms per step"]
     rows = [
-        [name, *(_mb(one[f"{key}_bytes"]) for key in ("weight", "peak", "estimated")), _ms(one)]
+        [name, *(_mb(one[f"{key}_bytes"]) for key in ("weight", "peak")), _ms(one)]
         for name, one in part["step"]["candidates"].items()
     ]
     loss_rows = [

@@ -46,8 +46,9 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach()
         if weight.is_meta:
             return cls(torch.empty_like(weight, dtype=torch.int8), weight.new_empty(len(weight)).float())
-        rounded, scale, _ = _int8_vectorwise_quant(weight.float())
-        return cls(rounded, scale)
+        # On the host: the library's own code for GPUs takes float16 only.
+        rounded, scale, _ = _int8_vectorwise_quant(weight.float().cpu())
+        return cls(rounded.to(weight.device), scale.to(weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """`x W^T` of `[..., I]` in the dtype of the computation, `[..., O]`."""

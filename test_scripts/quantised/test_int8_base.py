@@ -19,8 +19,8 @@ from finetune.checkpoint.layout import list_checkpoints
 from finetune.checkpoint.reading import load_checkpoint_model, warm_start
 from finetune.config_io import build_args
 from finetune.errors import CheckpointError, ConfigError
+from finetune.training.plan import advice
 from finetune.training.plan.activations import StepPeak
-from finetune.training.plan.advice import advice
 from finetune.training.plan.gpu_memory import estimate_memory
 from finetune.training.plan.summary import model_summary
 from finetune.training.run import run_training
@@ -138,25 +138,36 @@ def test_the_summary_counts_parameters_as_without_and_says_how_many_are_rounded(
     assert lines == plain
 
 
-def test_the_estimate_is_the_measured_peak_and_has_a_byte_for_each_rounded_weight():
-    args = make_args("lora", param_dtype="bfloat16", duration_sec=8.0)
-    tiny = memory_measure.TINY
-    estimate = estimate_memory(args, tiny, num_gpus=1)
-    assert estimate.peak == pytest.approx(memory_measure.measured_peak(args, tiny), rel=0.03)
-    plain = estimate_memory(replace(args, quantise=None), tiny, num_gpus=1, step=StepPeak(0, 0))
+def test_the_estimate_has_a_byte_for_each_rounded_weight():
+    args, tiny = make_args("lora", param_dtype="bfloat16"), memory_measure.TINY
+    plain, estimate = (
+        estimate_memory(replace(args, quantise=side), tiny, num_gpus=1, step=StepPeak(0, 0))
+        for side in (None, "int8")
+    )
     rounded = quantised_parameters(build_meta_model(args, tiny))
     saved = sum(p.numel() if p.ndim == 2 else -4 * p.numel() for p in rounded)
     assert plain.weights - estimate.weights == saved > 0
 
 
-def test_advice_offers_it_on_one_gpu_and_takes_it_back_for_several(monkeypatch):
-    monkeypatch.setattr("finetune.training.plan.advice.trace_memory", lambda *_: StepPeak(0, 0))
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "ttt"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_estimate_is_the_measured_peak(mode, checkpointing):
+    args = make_args(mode, param_dtype="bfloat16", duration_sec=8.0, gradient_checkpointing=checkpointing)
+    args = replace(args, ttt=replace(args.ttt, persistent_states=False))
+    estimate = estimate_memory(args, memory_measure.TINY, num_gpus=1)
+    assert estimate.peak == pytest.approx(memory_measure.measured_peak(args, memory_measure.TINY), rel=0.03)
+
+
+def test_advice_offers_it_on_one_gpu_and_takes_it_back_for_several():
     args = make_args(quantise=None, gradient_checkpointing=True)
-    lines = advice(args, memory_measure.TINY, num_gpus=1, gpu_memory_gb=1e-6)
-    assert lines[0].startswith("quantise: int8: ")
-    assert lines[1].startswith("or instead of that 2 GPUs with parallel.strategy: fsdp: ")
-    rounded = advice(replace(args, quantise="int8"), memory_measure.TINY, num_gpus=1, gpu_memory_gb=1e-6)
-    assert rounded[0].startswith("2 GPUs with parallel.strategy: fsdp and without quantise: ")
+    first, second, *_ = advice._changes(args, 1)
+    assert (first.text, first.args.quantise, first.num_gpus) == ("quantise: int8", "int8", 1)
+    assert second.text == "or instead of that 2 GPUs with parallel.strategy: fsdp"
+    assert second.args.quantise is None
+    first, *_ = advice._changes(replace(args, quantise="int8"), 1)
+    assert first.text == "2 GPUs with parallel.strategy: fsdp and without quantise"
+    assert first.args.quantise is None
 
 
 REFUSED = {
