@@ -324,7 +324,7 @@ class TrainArgs:
         for name, data in (("spoken", self.eval.spoken.data), ("long_context", self.eval.long_context.data)):
             if data is not None and self.ttt.enable and not self.ttt.causal:
                 raise ValueError(f"eval.{name}.data: a model with ttt.causal: false sees what it predicts")
-        self._check_schedule()
+        self.optim.check_steps(self.max_steps)
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
         return self
@@ -347,21 +347,6 @@ class TrainArgs:
                     what = f"{key} needs lora.enable: Moshi's code streams no other rounded model"
         if what is not None:
             raise ValueError(f"quantise: {self.quantise} is not possible, {what}")
-
-    def _check_schedule(self) -> None:
-        """Of steps that the keys give themselves; shares fit any number of steps."""
-        optim, num_steps = self.optim, self.max_steps
-        if optim.warmup_steps is not None and optim.warmup_steps >= num_steps:
-            raise ValueError(
-                f"optim.warmup_steps: {optim.warmup_steps} warm up of {num_steps} steps in all (max_steps); "
-                "lower it"
-            )
-        warm_up, decay = optim.num_warmup_steps(num_steps), optim.num_decay_steps(num_steps)
-        if optim.schedule == "wsd" and warm_up + decay > num_steps * (1 + 1e-9):
-            raise ValueError(
-                f"optim.pct_decay: {optim.pct_decay:g} of {num_steps} steps (max_steps) and a warm-up of "
-                f"{warm_up:g} are more than there are; lower one of them"
-            )
 
     @classmethod
     def load(cls, path: str, drop_extra_fields: bool = False) -> "TrainArgs":

@@ -58,3 +58,21 @@ class OptimArgs:
     def num_decay_steps(self, max_steps: int) -> float:
         """Steps in which the rates of wsd fall."""
         return self.pct_decay * max_steps
+
+    def check_steps(self, max_steps: int) -> None:
+        """See that a run of `max_steps` has room for the warm-up and the fall.
+
+        Raises:
+            ValueError: it has not; names the dotted key.
+        """
+        if self.warmup_steps is not None and self.warmup_steps >= max_steps:
+            raise ValueError(
+                f"optim.warmup_steps: {self.warmup_steps} warm up of {max_steps} steps in all (max_steps); "
+                "lower it"
+            )
+        warm_up, decay = self.num_warmup_steps(max_steps), self.num_decay_steps(max_steps)
+        if self.schedule == "wsd" and warm_up + decay > max_steps * (1 + 1e-9):
+            raise ValueError(
+                f"optim.pct_decay: {self.pct_decay:g} of {max_steps} steps (max_steps) and a warm-up of "
+                f"{warm_up:g} are more than there are; lower one of them"
+            )
