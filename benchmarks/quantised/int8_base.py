@@ -11,7 +11,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from moshi.models import loaders
@@ -37,7 +37,7 @@ from finetune.eval import evaluate
 from finetune.training.optim import build_optimizer, build_scheduler
 from finetune.wrapped_model import build_meta_model, build_model, prepare_model
 
-SIDES = {"bfloat16": None, "int8": "int8"}
+SIDES: dict[str, Literal["int8"] | None] = {"as it is": None, "int8": "int8"}
 _STD = 0.02
 _DEMO: dict[str, Any] = {"num_train": 8, "num_eval": 2, "minutes": 1.0, "seed": 0}
 _ADAPTED: dict[str, Any] = {
@@ -66,12 +66,12 @@ def _step(settings: Settings) -> dict[str, Any]:
     ttt = {"enable": True, "layers": "1", "persistent_states": False}
     lora = {"enable": True, "rank": 4 if settings.quick else 64}
     duration_sec = 2.56 if settings.quick else 5.12
-    values = {"lora": lora, "ttt": ttt, "duration_sec": duration_sec, "param_dtype": "bfloat16"}
+    values = {"lora": lora, "ttt": ttt, "duration_sec": duration_sec, "param_dtype": settings.dtype_name}
     args = {name: build_args(TrainArgs, values | {"quantise": side}) for name, side in SIDES.items()}
-    model = _random(build_meta_model(args["bfloat16"], lm_kwargs), settings)
+    model = _random(build_meta_model(args["as it is"], lm_kwargs), settings)
     rounded = copy.deepcopy(model)
     quantise_base(rounded)
-    models = {"bfloat16": model, "int8": rounded}
+    models = {"as it is": model, "int8": rounded}
     codes = torch.randint(20, (1, model.num_codebooks, args["int8"].chunk_frames), device=settings.device)
     optimizers = {name: build_optimizer(one, args[name]) for name, one in models.items()}
     calls = {
@@ -114,7 +114,7 @@ def _losses(settings: Settings) -> dict[str, Any]:
 
 
 def _losses_on(demo: DemoAssets, settings: Settings) -> dict[str, Any]:
-    num_steps = {"base": 2, "fine_tuning": 2} if settings.quick else {"base": 200, "fine_tuning": 40}
+    num_steps = {"base": 2, "fine_tuning": 2} if settings.quick else {"base": 60, "fine_tuning": 40}
     data = {"train_data": str(demo.train_jsonl), "eval_data": str(demo.eval_jsonl)}
     values: dict[str, Any] = {
         "data": data | {"num_workers": 0, "shuffle": True},
@@ -122,6 +122,7 @@ def _losses_on(demo: DemoAssets, settings: Settings) -> dict[str, Any]:
         "moshi_paths": {"hf_repo_id": str(demo.model_dir)},
         "duration_sec": 2.56 if settings.quick else 10.24,
         "batch_size": 4,
+        "param_dtype": settings.dtype_name,
         "gradient_checkpointing": False,
         "optim": {"lr": 2e-3, "pct_start": 0.1},
     }
@@ -132,7 +133,7 @@ def _losses_on(demo: DemoAssets, settings: Settings) -> dict[str, Any]:
     chunks, held_out = build_datasets(args, load_recordings(args), info, base, mimi)
     assert held_out is not None
     _train(base, chunks, args)
-    base = base.bfloat16().requires_grad_(False)
+    base = base.to(settings.dtype).requires_grad_(False)
     values |= _ADAPTED | {"max_steps": num_steps["fine_tuning"]}
     seeds = (0,) if settings.quick else (0, 1, 2)
     runs = [
