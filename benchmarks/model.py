@@ -141,14 +141,14 @@ def _training_case(args: TrainArgs, settings: Settings) -> _TrainingCase:
     generator = torch.Generator().manual_seed(0)
     shape = (args.batch_size, model.num_codebooks, args.chunk_frames)
     codes = torch.randint(min(model.card, model.text_card), shape, generator=generator).to(settings.device)
-    step = partial(_step, model, optimizer, codes, args)
+    step = partial(training_step, model, optimizer, codes, args)
     step()  # makes the moments
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kept = sum(parameter.nbytes for parameter in model.parameters()) + 2 * sum(p.nbytes for p in trainable)
     return _TrainingCase(step, kept, num_parameters(trainable))
 
 
-def _step(model: LMModel, optimizer: Optimizer, codes: Tensor, args: TrainArgs) -> None:
+def training_step(model: LMModel, optimizer: Optimizer, codes: Tensor, args: TrainArgs) -> None:
     """The trainer's arithmetic, every row from `W0`."""
     weights = loss_weights(codes, model, args)
     with autocast(args, codes.device):

@@ -14,6 +14,7 @@ import torch
 from benchmarks import check, diagnostics, epoch, index, layer, model, operator, profile, scaling, streaming
 from benchmarks.common.settings import Settings, device_name
 from benchmarks.common.timing import clock_name
+from benchmarks.quantised import int8_base
 from benchmarks.tables import markdown
 from finetune.files import write_json
 
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "index": index.run,
     "diagnostics": diagnostics.run,
     "profile": profile.run,
+    "int8": int8_base.run,
     "model": model.run,
 }
 

@@ -155,6 +155,21 @@ def _profile(part: dict[str, Any]) -> list[str]:
     return _table(["ms per step (share)", *cases], rows)
 
 
+def _int8(part: dict[str, Any]) -> list[str]:
+    head = ["base", "weights, MB", "peak, MB", "ms per step"]
+    rows = [
+        [name, *(_mb(one[f"{key}_bytes"]) for key in ("weight", "peak")), _ms(one)]
+        for name, one in part["step"]["candidates"].items()
+    ]
+    loss_rows = [
+        [str(number), name, when, f"{loss:.4f}"]
+        for number, run in enumerate(part["losses"]["runs"], start=1)
+        for name, losses in run.items()
+        for when, loss in losses.items()
+    ]
+    return [*_table(head, rows), *_table(["run", "base", "fine-tuning", "held-out loss"], loss_rows)]
+
+
 _PARTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "operator": _operator,
     "scaling": _scaling,
@@ -165,6 +180,7 @@ _PARTS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "index": _check,
     "diagnostics": _diagnostics,
     "profile": _profile,
+    "int8": _int8,
     "model": _model,
 }
 

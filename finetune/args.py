@@ -1,7 +1,8 @@
 """Every key of a training configuration, with its unit, default and allowed values.
 
 The dataclasses mirror the YAML; `finetune.config_io` reads and writes it, `finetune.training.command` makes
-an option of the command line from each field. `data:` and `eval:` are in the `args.py` of their rooms.
+an option of the command line from each field. `data:`, `eval:` and `optim:` are in the `args.py` of their
+rooms.
 """
 
 import importlib
@@ -14,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from finetune.data.args import DataArgs, TextOptions
 from finetune.evaluation.args import EvalArgs
+from finetune.training.args import OptimArgs
 from moshi_ttt.config import STRICT, TTTConfig, TTTOptions
 from moshi_ttt.errors import UserError
 
@@ -29,6 +31,11 @@ class ModelPaths:
         default="kyutai/moshiko-pytorch-bf16",
         description="Hugging Face repository of the base model, or a local folder with the same files.",
     )
+    revision: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Commit, tag or branch of hf_repo_id on the Hub (null: the newest of its main branch).",
+    )
     mimi_path: str | None = Field(default=None, description="Mimi weights, instead of the repository's.")
     moshi_path: str | None = Field(default=None, description="Moshi weights, instead of the repository's.")
     tokenizer_path: str | None = Field(default=None, description="Tokenizer, instead of the repository's.")
@@ -43,18 +50,6 @@ class LoraArgs:
     rank: int = Field(default=64, ge=1, le=65536, description="Rank of the adapters.")
     scaling: float = Field(default=2.0, gt=0, le=1e6, description="Factor of the adapters' output.")
     ft_embed: bool = Field(default=False, description="Train the embedding tables as well.")
-
-
-@dataclass(frozen=True, config=STRICT)
-class OptimArgs:
-    """`optim:` — AdamW and its OneCycle schedule."""
-
-    lr: float = Field(default=1e-4, gt=0, le=1e6, description="Peak learning rate of the group `base`.")
-    weight_decay: float = Field(
-        default=0.1, ge=0, le=1e6, description="AdamW weight decay; never on the gates."
-    )
-    pct_start: float = Field(default=0.05, gt=0, lt=1, description="Share of the steps spent warming up.")
-    decay_norms_and_biases: bool = Field(default=False, description="Decay norms and biases as well.")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -234,6 +229,11 @@ class TrainArgs:
     moshi_paths: ModelPaths = Field(default_factory=ModelPaths)
 
     full_finetuning: bool = Field(default=False, description="Train every parameter of Moshi.")
+    quantise: Literal["int8"] | None = Field(
+        default=None,
+        description="Round the frozen linear layers of the base model to int8, which takes less memory; for "
+        "LoRA and TTT in one process.",
+    )
     lora: LoraArgs = Field(default_factory=LoraArgs)
     ttt: TTTArgs = Field(default_factory=TTTArgs)
 
@@ -316,6 +316,7 @@ class TrainArgs:
             raise ValueError(
                 "full_finetuning, lora.enable and ttt.enable are all false: nothing to train; set one to true"
             )
+        self._check_quantise()
         if self.sample_freq and self.ttt.enable and not self.ttt.causal:
             raise ValueError(
                 "sample_freq: a model with ttt.causal: false cannot stream; set sample_freq to 0"
@@ -323,9 +324,29 @@ class TrainArgs:
         for name, data in (("spoken", self.eval.spoken.data), ("long_context", self.eval.long_context.data)):
             if data is not None and self.ttt.enable and not self.ttt.causal:
                 raise ValueError(f"eval.{name}.data: a model with ttt.causal: false sees what it predicts")
+        self.optim.check_steps(self.max_steps)
         if self.wandb.project == "":
             raise ValueError("wandb.project: '' is empty; give a name, or null to do without W&B")
         return self
+
+    def _check_quantise(self) -> None:
+        if self.quantise is None:
+            return
+        what = None
+        if self.full_finetuning:
+            what = "full_finetuning: true trains the weights that it rounds; set lora.enable instead"
+        elif self.lora.enable and not self.save_adapters:
+            what = "save_adapters: false would merge the adapters into rounded weights; set it to true"
+        elif not self.lora.enable:
+            for key, used in (
+                ("sample_freq", self.sample_freq),
+                ("eval.spoken.data", self.eval.spoken.data),
+                ("eval.long_context.data", self.eval.long_context.data),
+            ):
+                if used:
+                    what = f"{key} needs lora.enable: Moshi's code streams no other rounded model"
+        if what is not None:
+            raise ValueError(f"quantise: {self.quantise} is not possible, {what}")
 
     @classmethod
     def load(cls, path: str, drop_extra_fields: bool = False) -> "TrainArgs":

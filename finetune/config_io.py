@@ -181,7 +181,8 @@ def type_name(annotation: Any) -> str:
     if origin is dict:
         return "names with texts, {name: text}"
     if origin in (list, tuple):
-        return f"list of {type_name(typing.get_args(annotation)[0])}"
+        part = type_name(typing.get_args(annotation)[0])
+        return f"list of ({part})" if " or " in part else f"list of {part}"
     return {"str": "text", "float": "number", "int": "whole number", "bool": "true or false"}.get(
         annotation.__name__, annotation.__name__
     )

@@ -27,6 +27,12 @@ def is_ttt_parameter(name: str) -> bool:
     return classify_ttt_parameter(name) != "base"
 
 
+def is_depformer_parameter(name: str) -> bool:
+    """Whether a parameter belongs to Moshi's depth transformer, its inputs and output layers included."""
+    first = name.partition(".")[0]
+    return first == "linears" or first.split("_")[0] == "depformer"
+
+
 def get_parameter_groups(model: nn.Module, args: TrainArgs | None = None) -> dict[str, list[nn.Parameter]]:
     """The parameters that require a gradient, by group.
 

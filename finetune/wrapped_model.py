@@ -21,6 +21,7 @@ from finetune.base_model.announced_conditions import (
     check_conditioner_sizes,
     with_own_config,
 )
+from finetune.base_model.int8_linear import check_bitsandbytes, quantise_base
 from finetune.base_model.locate import MOSHI_ERRORS, describe_error
 from finetune.base_model.streams import make_trainable
 from finetune.base_model.weight_files import check_finite_model, count_parameters
@@ -72,10 +73,15 @@ def build_model(args: TrainArgs, info: CheckpointInfo, *, device: torch.device) 
 
     Raises:
         CheckpointError: see `load_base`.
+        ConfigError: what `args.quantise` needs is not installed.
     """
+    if args.quantise is not None:
+        check_bitsandbytes()
+    # What is rounded must not be on a small card before.
+    first = torch.device("cpu") if args.quantise is not None else device
     dtype = _base_dtype(args)
-    model = load_base(info, device=device, dtype=dtype, gradient_checkpointing=args.gradient_checkpointing)
-    return prepare_model(model, args)
+    model = load_base(info, device=first, dtype=dtype, gradient_checkpointing=args.gradient_checkpointing)
+    return _quantised(prepare_model(model, args), args).to(device)
 
 
 def build_meta_model(args: TrainArgs, lm_kwargs: dict) -> LMModel:
@@ -93,7 +99,13 @@ def build_meta_model(args: TrainArgs, lm_kwargs: dict) -> LMModel:
         source="moshi_paths: the configuration",
         gradient_checkpointing=args.gradient_checkpointing,
     )
-    return prepare_model(model, args)
+    return _quantised(prepare_model(model, args), args)
+
+
+def _quantised(model: LMModel, args: TrainArgs) -> LMModel:
+    if args.quantise is not None:
+        quantise_base(model)
+    return model
 
 
 def load_without_weights(

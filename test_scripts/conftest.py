@@ -4,12 +4,15 @@ import os
 
 os.environ.setdefault("NO_TORCH_COMPILE", "1")
 
+import hashlib
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from moshi.models.lm import LMModel
 from torch import Tensor
 
@@ -124,6 +127,24 @@ def untrained_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         return made[mode]
 
     return run
+
+
+@pytest.fixture
+def hub_cache(monkeypatch, tmp_path):
+    """Put folders where the Hub's client keeps what it has downloaded, with the network switched off."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(repository: str, folder: Path, *, branch: str = "main") -> str:
+        commit = hashlib.sha1(f"{repository} {branch}".encode()).hexdigest()
+        home = cache / f"models--{repository.replace('/', '--')}"
+        shutil.copytree(folder, home / "snapshots" / commit)
+        (home / "refs").mkdir(exist_ok=True)
+        (home / "refs" / branch).write_text(commit)
+        return commit
+
+    return put
 
 
 @pytest.fixture(autouse=True)

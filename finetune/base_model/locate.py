@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from moshi.models import loaders
 from moshi.models.loaders import CheckpointInfo
@@ -60,6 +60,7 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
         CheckpointError: a file is missing or unreadable, the repository cannot be reached, or the tokenizer
             is that of another model.
     """
+    _check_revision(paths)
     overrides = _existing_overrides(paths)
     repository = paths.hf_repo_id or None
     if repository is None:
@@ -72,14 +73,17 @@ def find_model_files(paths: ModelPaths) -> CheckpointInfo:
     if Path(repository).is_dir():
         overrides = _local_files(Path(repository), overrides)
     elif overrides["config_path"] is None:
-        overrides["config_path"] = _config_of(repository)
+        overrides["config_path"] = _config_of(repository, paths.revision)
     if overrides["config_path"] is not None:
         config_path = Path(str(overrides["config_path"]))
         check_config_values(read_json_object(config_path), source=str(config_path))
     try:
-        info = CheckpointInfo.from_hf_repo(repository, revision=None, **overrides)
+        if paths.revision is not None:
+            # Moshi's loader would ask other repositories, whose files are given, for this revision as well.
+            overrides |= {key: loaders.hf_get(value) for key, value in overrides.items() if value is not None}
+        info = CheckpointInfo.from_hf_repo(repository, revision=paths.revision, **overrides)
     except MOSHI_ERRORS as error:
-        raise _unreachable(repository, error) from None
+        raise _unreachable(repository, error, paths.revision) from None
     _reject_ttt_exports(info.raw_config, repository)
     _reject_quantised(info)
     load_tokenizer(info, lm_config(info))  # to see that it is the model's
@@ -92,6 +96,7 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
     Returns:
         Keyword arguments of `LMModel`, and where they come from.
     """
+    _check_revision(paths)
     config_path = paths.config_path
     repository = paths.hf_repo_id or ""
     if not repository and config_path is None:
@@ -102,11 +107,13 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
         config_path = str(Path(repository) / "config.json")
     if config_path is None:
         try:
-            config_path = hf_hub_download(repository, "config.json", local_files_only=True)
+            config_path = hf_hub_download(
+                repository, "config.json", revision=paths.revision, local_files_only=True
+            )
         except (LocalEntryNotFoundError, HFValidationError, OSError):
             if repository in _MOSHI_7B_REPOSITORIES:
                 return dict(loaders._lm_kwargs), "Moshi 7B as built into the moshi package"
-            config_path = _download_config(repository)
+            config_path = _download_config(repository, paths.revision)
     config = read_json_object(Path(config_path))
     check_config_values(config, source=str(config_path))
     _reject_ttt_exports(config, config_path)
@@ -140,23 +147,32 @@ def lm_config(info: CheckpointInfo) -> dict[str, Any]:
     return dict(loaders._lm_kwargs if info.raw_config is None else info.raw_config)
 
 
-def _download_config(repository: str) -> str:
+def _check_revision(paths: ModelPaths) -> None:
+    """See that what has a revision is a repository of the Hub."""
+    if paths.revision is not None and (not paths.hf_repo_id or Path(paths.hf_repo_id).is_dir()):
+        what = f"{paths.hf_repo_id} is a folder" if paths.hf_repo_id else "hf_repo_id is not set"
+        raise CheckpointError(
+            f"moshi_paths.revision: {paths.revision!r} is of a repository of the Hub, {what}; leave it out."
+        )
+
+
+def _download_config(repository: str, revision: str | None) -> str:
     _check_local_name(repository)
     try:
-        return hf_hub_download(repository, "config.json")
+        return hf_hub_download(repository, "config.json", revision=revision)
     except MOSHI_ERRORS as error:
-        raise _unreachable(repository, error) from None
+        raise _unreachable(repository, error, revision) from None
 
 
-def _config_of(repository: str) -> str | None:
+def _config_of(repository: str, revision: str | None) -> str | None:
     """Its config.json, looked at before the files that it names are downloaded; None where it has none."""
     _check_local_name(repository)
     try:
-        return hf_hub_download(repository, "config.json")
+        return hf_hub_download(repository, "config.json", revision=revision)
     except EntryNotFoundError:
         return None  # an old repository of Moshi 7B, Moshi's loader knows its files
     except MOSHI_ERRORS as error:
-        raise _unreachable(repository, error) from None
+        raise _unreachable(repository, error, revision) from None
 
 
 def _check_local_name(name: str) -> None:
@@ -165,9 +181,12 @@ def _check_local_name(name: str) -> None:
         raise CheckpointError(f"moshi_paths.hf_repo_id: {Path(name).absolute()} does not exist{hint}.")
 
 
-def _unreachable(repository: str, error: Exception) -> CheckpointError:
+def _unreachable(repository: str, error: Exception, revision: str | None) -> CheckpointError:
+    if isinstance(error, RevisionNotFoundError):
+        return CheckpointError(f"moshi_paths.revision: {revision!r} does not exist in {repository}.")
+    at = "" if revision is None else f" (revision {revision})"
     return CheckpointError(
-        f"moshi_paths.hf_repo_id: {repository!r} is neither a local folder with the files of a Moshi "
+        f"moshi_paths.hf_repo_id: {repository!r}{at} is neither a local folder with the files of a Moshi "
         f"repository nor a repository that can be reached: {describe_error(error)}"
     )
 

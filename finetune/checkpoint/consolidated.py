@@ -89,7 +89,7 @@ def write_consolidated(
         sync_to_disk(folder / name)
     write_json(folder / CONFIG_FILE, export_config(base_config, args, files))
     paths = {
-        key: str(Path(value).resolve()) if value and Path(value).exists() else value
+        key: str(Path(value).resolve()) if value and key != "revision" and Path(value).exists() else value
         for key, value in dataclasses.asdict(args.moshi_paths).items()
     }
     training = {

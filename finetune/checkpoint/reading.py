@@ -108,6 +108,7 @@ def warm_start(
     check_headers(headers, shapes, complete=announced, source=source)
     files = [name for name in checkpoint.files if name != FULL_FILE or args.full_finetuning]
     tensors = read_files(checkpoint.folder, files)
+    _refuse_rounded(model, tensors, source=source)
     frozen = _frozen_changes(model, tensors)
     if frozen and not is_ttt_parameter(frozen[0]) and not (args.lora.enable or args.full_finetuning):
         raise CheckpointError(
@@ -267,6 +268,16 @@ def check_base(checkpoint: CheckpointDescription, info: CheckpointInfo) -> None:
 def own_weights(checkpoint: CheckpointDescription, info: CheckpointInfo) -> CheckpointInfo:
     """The files to load: adapters of the base repository are part of full weights already."""
     return replace(info, lora_weights=None) if checkpoint.has_full_weights else info
+
+
+def _refuse_rounded(model: LMModel, tensors: dict[str, Tensor], *, source: str) -> None:
+    """See that no tensor would go into a weight that is rounded to whole numbers (`quantise`)."""
+    state = model.state_dict()
+    for name in tensors:
+        if not state[name_in(state, name)].is_floating_point():
+            raise CheckpointError(
+                f"{source}: holds {name}, a base weight that quantise rounds; leave quantise out."
+            )
 
 
 def _frozen_changes(model: LMModel, tensors: dict[str, Tensor]) -> list[str]:

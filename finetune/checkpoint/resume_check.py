@@ -14,7 +14,7 @@ from finetune.checkpoint.data_check import check_data, check_eval_data
 from finetune.checkpoint.integrity import find_damage, listed_files
 from finetune.checkpoint.layout import DONE_FILE, RESUME_FILE, STATE_DIR, list_checkpoints, step_of
 from finetune.checkpoint.resume_facts import read_resume_facts
-from finetune.config_io import as_recorded, public_values, yaml_text
+from finetune.config_io import all_keys, as_recorded, public_values, yaml_text
 from finetune.distributed import barrier, gather_objects, get_rank, get_world_size, is_main
 from finetune.errors import CheckpointError, ConfigError
 from finetune.evaluation.args import SpokenArgs
@@ -146,6 +146,7 @@ def check_configuration(
     """
     before, now = _flat(as_recorded(point.facts["args"])), _flat(public_values(args))
     _check_younger_keys(point, args, before=before, now=now)
+    before = _defaults() | before  # of keys that the run did not know yet
     lines = []
     for key in sorted(now.keys() | before.keys()):
         old, new = before.get(key), now.get(key)
@@ -233,6 +234,10 @@ def _batch_lines(point: ResumePoint, args: TrainArgs) -> list[str]:
             "belong to these; choose batch_size and num_microbatches so that it is the same."
         )
     return [f"Changed since step {point.step}: chunks of a step ({hint}) {old} -> {new}"]
+
+
+def _defaults() -> dict[str, Any]:
+    return _flat({key: info.get_default(call_default_factory=True) for key, info in all_keys()})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

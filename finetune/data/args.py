@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from moshi_ttt.config import STRICT
@@ -36,6 +36,11 @@ class DataArgs(TextOptions):
         "with or without their shares: a.jsonl:0.7,b.jsonl:0.3.",
     )
     eval_data: str = Field(default="", description="The same for evaluation; needed with do_eval.")
+    max_hours: float | list[float | None] | None = Field(
+        default=None,
+        description="Hours of recordings taken from each source of train_data, drawn by the seed; a list has "
+        "a number for each (null: all).",
+    )
     shuffle: bool = Field(
         default=False,
         description="Draw a new order every epoch: of chunks, with carried memory of whole recordings.",
@@ -57,3 +62,10 @@ class DataArgs(TextOptions):
         description="A recording that cannot be used ends the run, or is left out and listed in "
         "data_skipped.json.",
     )
+
+    @model_validator(mode="after")
+    def _check_hours(self) -> "DataArgs":
+        for hours in self.max_hours if isinstance(self.max_hours, list) else [self.max_hours]:
+            if hours is not None and not 0 < hours <= 1e9:
+                raise ValueError(f"max_hours: {hours:g} is not allowed, must be above 0 and at most 1e9")
+        return self

@@ -31,6 +31,7 @@ from finetune.data.codes.code_file import CacheError, CodeEntry
 from finetune.data.codes.encode_audio import encode_silence
 from finetune.data.codes.leftovers import remove_leftovers
 from finetune.data.codes.mono import MonoPolicy, Voices, mono_error, mono_policy
+from finetune.data.recordings.hours import limits_of, take_hours
 from finetune.data.recordings.lines import Fault, Recording, check_manifest, raise_first
 from finetune.data.recordings.skipped import CheckedSource, SkipList
 from finetune.data.recordings.sources import DataSource, parse_sources, refuse_weights
@@ -84,6 +85,8 @@ def load_recordings(args: TrainArgs, *, num_voices: int = 2) -> Recordings:
     sources = parse_sources(args.data.train_data, key="data.train_data")
     mono = mono_policy(args.data.mono, num_voices=num_voices)
     train = _load(args, sources, "train", skipped, mono)
+    limits = limits_of(args.data.max_hours, sources)
+    train = take_hours(train, sources, limits, seed=args.seed)
     evaluation = []
     if args.do_eval:
         eval_sources = parse_sources(args.data.eval_data, key="data.eval_data")

@@ -40,7 +40,7 @@ class Facts:
         opening = abs(math.tanh(args.ttt.initial_gating_alpha))
         return cls(
             outer_learning_rates(args),
-            args.optim.pct_start * args.max_steps,
+            args.optim.num_warmup_steps(args.max_steps),
             opening > 0.9 or not args.ttt.gating_trainable,
         )
 

@@ -31,6 +31,11 @@ def choose_strategy(args: TrainArgs, num_processes: int) -> str:
     strategy, replicas = args.parallel.strategy, args.parallel.replicas
     if strategy == "auto":
         strategy = "none" if num_processes == 1 and replicas == 1 else "fsdp"
+    if args.quantise is not None and strategy != "none":
+        raise ConfigError(
+            f"quantise: {args.quantise} is for one process, not for parallel.strategy {strategy}; leave one "
+            "of them out."
+        )
     if strategy == "none" and num_processes > 1:
         raise ConfigError(
             f"parallel.strategy: none is for one process, not for {num_processes}; use auto, fsdp or ddp."

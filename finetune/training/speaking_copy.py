@@ -7,6 +7,7 @@ from moshi.models.lm import LMModel
 
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import condition_parameters
+from finetune.base_model.int8_linear import quantised_parameters
 from finetune.base_model.locate import find_architecture
 from finetune.base_model.streams import speak_only
 from finetune.distributed import is_main
@@ -46,11 +47,14 @@ def _gathered(args: TrainArgs, model: LMModel, dtype: torch.dtype) -> LMModel | 
 def _copy_to_speak(model: LMModel, dtype: torch.dtype) -> LMModel:
     """A copy in one dtype (the attention cache takes that of the first LoRA weight it finds).
 
-    Frozen weights that have the dtype already are shared, not copied.
+    Frozen weights that have the dtype already, or are rounded to whole numbers, are shared, not copied.
     """
-    shared = {id(p): p for p in model.parameters() if not p.requires_grad and p.dtype == dtype}
+    rounded = {id(p) for p in quantised_parameters(model)}
+    shared = {
+        id(p): p for p in model.parameters() if not p.requires_grad and (p.dtype == dtype or id(p) in rounded)
+    }
     speaker = copy.deepcopy(model, shared)
-    kept = _kept(speaker)
+    kept = _kept(speaker) | rounded
     for parameter in speaker.parameters():
         if id(parameter) not in kept:
             parameter.data = parameter.data.to(dtype)

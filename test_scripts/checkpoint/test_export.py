@@ -148,7 +148,7 @@ def test_with_a_base_model_on_the_hub_no_local_path_is_left(
     status, output, _ = export_command(*options)
     assert (status, output) == (0, [f"Exported to {tmp_path / 'out'}"])
     training = json.loads((tmp_path / "out" / "training.json").read_text())
-    others = dict.fromkeys(("mimi_path", "moshi_path", "tokenizer_path", "config_path"))
+    others = dict.fromkeys(("revision", "mimi_path", "moshi_path", "tokenizer_path", "config_path"))
     assert training["moshi_paths"] == {"hf_repo_id": HUB_BASE} | others
     assert training["step"] == 7
     for path in (tmp_path / "out").iterdir():

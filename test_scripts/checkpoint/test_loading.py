@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -164,23 +163,6 @@ def test_of_an_older_checkpoint_less_is_compared_and_that_is_said(checkpoint, ti
     assert "only, as the version" in caplog.text
     with pytest.raises(CheckpointError, match="was trained on another base model than"):
         load_checkpoint_model(checkpoint, base=str(redrawn("transformer.layers.2.norm1")))
-
-
-@pytest.fixture
-def hub_cache(monkeypatch, tmp_path):
-    """Put folders where the Hub's client keeps what it has downloaded, with the network switched off."""
-    cache = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-    def put(repository, folder):
-        revision = "0123456789abcdef0123456789abcdef01234567"
-        home = cache / f"models--{repository.replace('/', '--')}"
-        shutil.copytree(folder, home / "snapshots" / revision)
-        (home / "refs").mkdir()
-        (home / "refs" / "main").write_text(revision)
-
-    return put
 
 
 def test_checkpoint_and_base_may_be_repositories_of_the_hub(checkpoint, tiny_base, hub_cache):

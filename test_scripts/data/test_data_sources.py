@@ -1,16 +1,23 @@
 """Several sources with shares: how they are written, and how often each is trained on."""
 
+import logging
 from collections import Counter
 from itertools import chain, islice
+from pathlib import Path
 
 import pytest
 
+from finetune.args import TrainArgs
+from finetune.config_io import build_args
 from finetune.data.batches.chunks import Chunk
 from finetune.data.batches.contiguous_sampler import ContiguousBatchSampler
 from finetune.data.batches.mixing import Share, SourceMixer, normalised
 from finetune.data.batches.shuffled_sampler import GlobalBatchSampler
-from finetune.data.recordings.sources import parse_sources
-from finetune.errors import DataError
+from finetune.data.pipeline import load_recordings
+from finetune.data.recordings.hours import limits_of, take_hours
+from finetune.data.recordings.recording import Recording
+from finetune.data.recordings.sources import DataSource, parse_sources
+from finetune.errors import ConfigError, DataError
 
 KEY = "data.train_data"
 WEIGHTS = (0.7, 0.2, 0.1)
@@ -179,3 +186,82 @@ def test_shares_that_do_not_fit_the_data_are_refused():
         take(1, shares=[Share(5, 1.0)])
     with pytest.raises(ValueError, match="shares hold other than"):
         follow(1, shares=[Share(5, 1.0)])
+
+
+def recordings_of(*lengths_of_sources):
+    """Recordings of several sources, by their lengths in seconds."""
+    return [
+        Recording(Path(f"{source}/{number}.wav"), float(sec), Path(f"{source}/{number}.json"), source=source)
+        for source, lengths in enumerate(lengths_of_sources)
+        for number, sec in enumerate(lengths)
+    ]
+
+
+def take_within(recordings, *limits, seed=0):
+    sources = [DataSource(Path(f"{place}.jsonl")) for place in range(len(limits))]
+    return take_hours(recordings, sources, limits, seed=seed)
+
+
+LENGTHS = [60 + 7 * number for number in range(40)]
+
+
+def test_hours_of_a_source_are_drawn_by_the_seed_and_nearly_filled():
+    recordings = recordings_of(LENGTHS)
+    taken = take_within(recordings, 0.5)
+    total = sum(recording.duration_sec for recording in taken)
+    assert 1800 - min(LENGTHS) < total <= 1800
+    assert taken == [recording for recording in recordings if recording in taken]  # in the manifest's order
+    assert take_within(recordings, 0.5) == taken != take_within(recordings, 0.5, seed=1)
+    assert take_within(recordings, sum(LENGTHS) / 3600) == take_within(recordings, None) == recordings
+
+
+def test_other_sources_and_their_hours_change_nothing():
+    alone, both = recordings_of(LENGTHS), recordings_of(LENGTHS, LENGTHS[::-1])
+    assert take_within(both, None, 0.25)[: len(LENGTHS)] == alone
+    first = [recording for recording in take_within(both, 0.25, 0.5) if recording.source == 0]
+    assert first == take_within(alone, 0.25)
+    names = [{r.path.name for r in take_within(both, 0.25, 0.25) if r.source == place} for place in (0, 1)]
+    assert names[0] != names[1]
+
+
+def test_what_was_taken_is_logged(caplog):
+    caplog.set_level(logging.INFO, logger="finetune")
+    take_within(recordings_of([1800, 1800, 1800], [60]), 1.0, None)
+    assert caplog.messages == [
+        "data.max_hours: 2 of 3 recordings of 0.jsonl, 1.00 of 1.50 h, drawn by the seed."
+    ]
+
+
+def test_hours_that_no_recording_fits_into_are_one_line():
+    with pytest.raises(DataError, match=r"^data\.max_hours: 0\.01 h of 0\.jsonl are less than .* 60 s; give"):
+        take_within(recordings_of(LENGTHS), 0.01)
+
+
+def test_one_number_is_for_each_source_and_a_list_has_as_many():
+    sources = parse_sources("a.jsonl:0.7,b.jsonl:0.3", key=KEY)
+    assert limits_of(None, sources) == [None, None] and limits_of(2.5, sources) == [2.5, 2.5]
+    assert limits_of([1.0, None], sources) == [1.0, None]
+    with pytest.raises(ConfigError, match=r"^data\.max_hours: 1 numbers for 2 sources of"):
+        limits_of([1.0], sources)
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (0, "data.max_hours: 0 is not allowed, must be above 0"),
+        ([1, -2.5], "data.max_hours: -2.5 is not allowed, must be above 0"),
+        (float("nan"), "data.max_hours: nan is not allowed"),
+        ("ten", "data.max_hours: 'ten' is not allowed, expected number or list of (number or null) or null"),
+    ],
+)
+def test_hours_that_cannot_be_are_one_line(value, line):
+    with pytest.raises(ConfigError) as error:
+        build_args(TrainArgs, {"full_finetuning": True, "data": {"max_hours": value}})
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_takes_them_before_it_looks_at_anything_else(demo):
+    values = {"train_data": str(demo.train_jsonl), "max_hours": 0.01}  # one of two dialogues of some 25 s
+    args = build_args(TrainArgs, {"full_finetuning": True, "data": values})
+    loaded = load_recordings(args)
+    assert len(loaded.train) == len(loaded.timings) == 1

@@ -70,6 +70,7 @@ def test_the_report_says_what_was_measured_on_what(report):
         "index",
         "diagnostics",
         "profile",
+        "int8",
         "model",
     }
 

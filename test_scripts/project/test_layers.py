@@ -45,6 +45,7 @@ AWAY_FROM_HOME = {
     "finetune.eval": "finetune.training",
     "finetune.data.args": "finetune.args",
     "finetune.evaluation.args": "finetune.args",
+    "finetune.training.args": "finetune.args",
 }
 LARGEST_FOLDER = 18
 

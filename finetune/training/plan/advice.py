@@ -103,12 +103,19 @@ def _changes(args: TrainArgs, num_gpus: int) -> Iterator[Change]:
         args = replace(args, full_finetuning=False, lora=lora)
         yield Change(f"{then}lora.enable: true instead of full_finetuning", args, num_gpus)
         then = "and "
+    if num_gpus == 1 and shards is None and args.quantise is None and args.save_adapters:
+        yield Change(f"{then}quantise: int8", replace(args, quantise="int8"), num_gpus)
+        then = "or instead of that "
     gpus = max(num_gpus, shards or 1)
+    without = "" if args.quantise is None else " and without quantise"
+    args = replace(args, quantise=None)
     parallel = replace(args.parallel, strategy="fsdp", replicas=1)
     while gpus * 2 <= _MOST_GPUS:
         gpus *= 2
         yield Change(
-            f"{then}{gpus} GPUs with parallel.strategy: fsdp", replace(args, parallel=parallel), gpus
+            f"{then}{gpus} GPUs with parallel.strategy: fsdp{without}",
+            replace(args, parallel=parallel),
+            gpus,
         )
 
 

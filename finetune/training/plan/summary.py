@@ -4,8 +4,14 @@ from moshi.models.lm import LMModel
 
 from finetune.args import TrainArgs
 from finetune.base_model.conditions import describe_conditions
+from finetune.base_model.int8_linear import SCALE, quantised_parameters
 from finetune.ttt_integration import _ranges, attention_windows, window_lines
-from finetune.ttt_utils import get_parameter_groups, is_ttt_parameter, outer_learning_rates
+from finetune.ttt_utils import (
+    get_parameter_groups,
+    is_depformer_parameter,
+    is_ttt_parameter,
+    outer_learning_rates,
+)
 from finetune.wrapped_model import context_frames
 from moshi_ttt.hybrid_model import ttt_layers
 
@@ -17,25 +23,35 @@ def model_summary(model: LMModel, args: TrainArgs) -> list[str]:
         *_layer_lines(model, args),
         *_condition_lines(model),
         _chunk_line(args),
-        f"Steps: {args.max_steps}, of which {round(args.optim.pct_start * args.max_steps)} warm up "
-        f"({args.optim.pct_start:.0%}); batch {args.batch_size} x {args.num_microbatches} micro-batches "
-        f"per process; a line every {args.log_freq} steps.",
+        f"Steps: {args.max_steps}, {_schedule(args)}; batch {args.batch_size} x {args.num_microbatches} "
+        f"micro-batches per process; a line every {args.log_freq} steps.",
     ]
+
+
+def _schedule(args: TrainArgs) -> str:
+    optim, num_steps = args.optim, args.max_steps
+    warm_up = optim.num_warmup_steps(num_steps)
+    text = f"of which {round(warm_up)} warm up ({warm_up / num_steps:.0%})"
+    if optim.schedule == "wsd":
+        text += f" and the last {round(optim.num_decay_steps(num_steps))} decay ({optim.pct_decay:.0%})"
+    return text if optim.schedule == "onecycle" else f"{text}, schedule {optim.schedule}"
 
 
 def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
     added = {"lora_A", "lora_B"}
+    counts = {name: p.numel() for name, p in model.named_parameters() if not name.endswith(f".{SCALE}")}
     base = sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
+        count
+        for name, count in counts.items()
         if not is_ttt_parameter(name) and added.isdisjoint(name.split("."))
     )
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(counts.values())
     groups = get_parameter_groups(model, args)
     trainable = sum(parameter.numel() for group in groups.values() for parameter in group)
     lines = [
         f"Parameters: {total:,} in all, {base:,} of the base model, {trainable:,} trainable "
         f"({trainable / total:.2%}).",
+        *_quantised_lines(model, base),
         "Trainable parameters by group, with their peak outer learning rates:",
     ]
     rates = outer_learning_rates(args)
@@ -43,7 +59,31 @@ def _parameter_lines(model: LMModel, args: TrainArgs) -> list[str]:
         count = sum(parameter.numel() for parameter in parameters)
         rate = rates[name]
         lines.append(f"  {name}: {count:,} params, lr={rate:.2e} ({rate / args.optim.lr:g}x base)")
+        if name == "base":
+            lines += _depformer_lines(model, args)
     return lines
+
+
+def _quantised_lines(model: LMModel, base: int) -> list[str]:
+    count = sum(parameter.numel() for parameter in quantised_parameters(model) if parameter.ndim == 2)
+    if not count:
+        return []
+    return [f"Rounded to int8: {count:,} parameters of the base model ({count / base:.0%})."]
+
+
+def _depformer_lines(model: LMModel, args: TrainArgs) -> list[str]:
+    """Those of its own rate inside the group `base`, where it has one."""
+    multiplier = args.optim.depformer_lr_multiplier
+    if multiplier == 1:
+        return []
+    count = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and is_depformer_parameter(name)
+    )
+    if not count:
+        return ["    optim.depformer_lr_multiplier applies to nothing: the depth transformer does not train."]
+    return [f"    of which depth transformer: {count:,} params, lr={args.optim.lr * multiplier:.2e}"]
 
 
 def _layer_lines(model: LMModel, args: TrainArgs) -> list[str]:

@@ -1,0 +1,1 @@
+"""A base model in int8 beside the same in floats."""
