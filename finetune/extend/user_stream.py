@@ -3,8 +3,7 @@
 It takes K steps in a frame, one per codebook of Moshi; afterwards 2K. Step `K + k` begins as a copy of step
 `k`: projection of the frame, norm and output head, and where steps have weights of their own attention and
 feed-forward. Its input is the code before. Codebook `k` of the user is embedded as codebook `k` of Moshi is.
-Moshi's last codebook never was an input: what the user's first step reads of it begins as the embedding of the
-padding token, which is what step 0 reads in frames without text.
+Moshi's last codebook never was an input; its embedding begins as that of its first, as J-Moshi's did.
 
 The first K steps cannot see the later ones, so what Moshi says does not change.
 """
@@ -12,12 +11,10 @@ The first K steps cannot see the later ones, so what Moshi says does not change.
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from finetune.base_model.text import padding_tokens
 from finetune.errors import CheckpointError
 from finetune.extend.tensor_file import Plan, PlannedTensor
 
@@ -87,8 +84,8 @@ def plan_user_stream(plan: Plan, config: Mapping[str, Any]) -> Plan:
             if _ALL_STEPS.fullmatch(name):  # the weights of all steps in one, as in Moshi's published files
                 shape = (2 * tensor.shape[0], *tensor.shape[1:])
                 added[name] = replace(tensor, shape=shape, make=_twice)
-        if name.startswith("depformer_text_emb."):
-            added |= _last_codebook(name, tensor, config)
+        if name.startswith("depformer_emb.0."):
+            added[name.replace(".0.", f".{num_steps - 1}.", 1)] = tensor
     return plan | added
 
 
@@ -97,24 +94,9 @@ def _copied(pattern: re.Pattern[str], name: str, tensor: PlannedTensor, distance
     return {f"{found[1]}.{int(found[2]) + distance}{found[3]}": tensor} if found else {}
 
 
-def _last_codebook(name: str, tensor: PlannedTensor, config: Mapping[str, Any]) -> Plan:
-    """The embedding of Moshi's last codebook, with the norm and the projection of that of text."""
-    target = name.replace("depformer_text_emb", f"depformer_emb.{config['dep_q'] - 1}")
-    if not name.endswith("_emb.weight"):
-        return {target: tensor}
-    (padding,) = (token for token, use in padding_tokens(config).items() if use == "padding")
-    num_rows = config["card"] + 1
-    make = partial(_repeated_row, row=padding, num_rows=num_rows)
-    return {target: replace(tensor, shape=(num_rows, *tensor.shape[1:]), make=make)}
-
-
 def _schedule(config: Mapping[str, Any]) -> list[int] | None:
     return config.get("depformer_weights_per_step_schedule")
 
 
 def _twice(tensor: Tensor) -> Tensor:
     return tensor.repeat(2, *[1] * (tensor.dim() - 1))
-
-
-def _repeated_row(tensor: Tensor, *, row: int, num_rows: int) -> Tensor:
-    return tensor[row].expand(num_rows, -1)

@@ -68,8 +68,8 @@ def read_new_tokenizer(path: Path, config: Mapping[str, Any]) -> sentencepiece.S
     problem = padding_problem(tokenizer, config)
     if problem is not None:
         raise CheckpointError(f"{path}: {problem}; {_TRAIN_ONE}.")
-    first, *_, last = [tokenizer.id_to_piece(token) for token in tokenizer.encode("a")] or ["", ""]
-    if last.endswith("▁") and not first.startswith("▁"):
+    pieces = [tokenizer.id_to_piece(token) for token in tokenizer.encode("a")]
+    if pieces and pieces[-1].endswith("▁") and not pieces[0].startswith("▁"):
         raise CheckpointError(
             f"{path}: puts spaces behind words (treat_whitespace_as_suffix), but in the text stream a word "
             "begins with its space; train one that puts them before."
