@@ -72,8 +72,16 @@ def test_a_model_with_another_tokenizer_trains(demo, other_tokenizer, tmp_path, 
     assert len(losses) == 3 and losses[-1] < losses[0]
 
 
-def test_a_model_that_predicts_its_user_trains(tiny_base, tmp_path, command):
-    """Through the class itself: the losses of both voices fall, those of the user from a worse start."""
+@pytest.mark.xfail(raises=CheckpointError, strict=True, reason="training knows models of one spoken voice")
+def test_a_model_that_predicts_its_user_trains_like_any_other(demo, tmp_path, command):
+    out = tmp_path / "made"
+    assert command(extend, "--base", demo.model_dir, "--predict-user", "--out", out)[0] == 0
+    run_training(run_args(demo, tmp_path / "run", "full_ttt", moshi_paths={"hf_repo_id": str(out)}))
+    losses = [record["loss"] for record in read_metrics(tmp_path / "run", "train")]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+
+
+def test_the_users_stream_is_learned(tiny_base, tmp_path, command):
     out = tmp_path / "made"
     assert command(extend, "--base", tiny_base, "--predict-user", "--out", out)[0] == 0
     model = load_by_moshi(out).train()
@@ -152,11 +160,11 @@ def test_weights_of_another_configuration_are_refused(tiny_base, tmp_path, comma
     assert status == 2 and len(errors) == 1 and "parameters, the file holds" in errors[0]
 
 
-def test_adapters_beside_a_base_model_are_to_be_merged_first(tiny_base, tmp_path, command):
+def test_a_base_model_with_adapters_beside_its_weights_is_refused(tiny_base, tmp_path, command):
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     save_file({"x": torch.zeros(1)}, base / "lora.safetensors")
     config = json.loads((base / "config.json").read_text()) | {"lora": True, "lora_name": "lora.safetensors"}
     (base / "config.json").write_text(json.dumps(config))
     status, _, errors = command(extend, "--base", base, "--predict-user", "--out", tmp_path / "made")
-    assert status == 2 and len(errors) == 1 and "python -m finetune.export --merged" in errors[0]
+    assert status == 2 and len(errors) == 1 and "give a model whose weights are whole" in errors[0]

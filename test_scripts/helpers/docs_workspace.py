@@ -16,6 +16,7 @@ import numpy as np
 import sphn
 
 from docs_commands import ROOT
+from extend_helpers import JAPANESE, write_other_tokenizer
 from miniatures.duplex import ANSWERS, write_bench, write_outputs
 from miniatures.recall import write_items
 from run_helpers import TTT, write_untrained_run, write_yaml
@@ -113,6 +114,8 @@ def _write_data() -> None:
         Path(f"recordings/{name}.jsonl").write_text("\n".join(lines) + "\n")
     encode = ["python", "-m", "finetune.data.encode", "recordings/manifest.jsonl"]
     succeed([*encode, "--base", "demo_assets/model", "--devices", "cpu"])
+    Path("text.txt").write_text("\n".join(JAPANESE * 20), encoding="utf-8")
+    write_other_tokenizer(Path("japanese.model"))
     Path("data/dailytalk").mkdir(parents=True)
     lines = [json.dumps({"path": f"{number}.wav", "duration": 60.0}) for number in range(60)]
     Path("data/dailytalk/dailytalk.jsonl").write_text("\n".join(lines) + "\n")
