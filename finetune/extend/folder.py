@@ -74,8 +74,8 @@ def extend_model(
     info = find_model_files(ModelPaths(hf_repo_id=base))
     if info.lora_weights is not None:
         raise CheckpointError(
-            f"{base}: has LoRA adapters beside its weights (lora_name in config.json), which are not extended; "
-            "give a model whose weights are whole."
+            f"{base}: has LoRA adapters beside its weights (lora_name in config.json), which are not "
+            "extended; give a model whose weights are whole."
         )
     old = _DEFAULTS | lm_config(info)
     config, plan = dict(old), plan_copy(read_header(Path(info.moshi_weights)))

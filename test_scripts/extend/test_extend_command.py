@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import make_codes
-from extend_helpers import JAPANESE, load_by_moshi, write_base, write_other_tokenizer
 from finetune.errors import CheckpointError
 from finetune.extend.command import extend
 from finetune.extend.user_stream import check_can_predict_user
 from finetune.training.run import run_training
+from miniatures.extend import JAPANESE, load_by_moshi, write_base, write_other_tokenizer
 from run_helpers import read_metrics, run_args
 
 

@@ -9,12 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import make_codes
-from extend_helpers import load_by_moshi, logits_of, tokenizer_of, write_base, write_other_tokenizer
 from finetune.args import ModelPaths
 from finetune.base_model.locate import find_model_files
 from finetune.extend.folder import extend_model
 from finetune.extend.vocabulary import match_vocabularies
 from finetune.wrapped_model import load_base
+from miniatures.extend import load_by_moshi, logits_of, tokenizer_of, write_base, write_other_tokenizer
 
 KINDS = {
     "Moshi's": {},

@@ -6,9 +6,9 @@ import pytest
 import sentencepiece
 import torch
 
-from extend_helpers import JAPANESE
 from finetune.extend.tensor_file import PlannedTensor
 from finetune.extend.vocabulary import Vocabulary, match_vocabularies, plan_vocabulary
+from miniatures.extend import JAPANESE
 
 CONFIG = {"existing_text_padding_id": 3, "text_card_out": None}
 

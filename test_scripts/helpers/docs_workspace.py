@@ -16,8 +16,8 @@ import numpy as np
 import sphn
 
 from docs_commands import ROOT
-from extend_helpers import JAPANESE, write_other_tokenizer
 from miniatures.duplex import ANSWERS, write_bench, write_outputs
+from miniatures.extend import JAPANESE, write_other_tokenizer
 from miniatures.recall import write_items
 from run_helpers import TTT, write_untrained_run, write_yaml
 from spoken_helpers import write_sblimp, write_speech, write_stories, write_swuggy
