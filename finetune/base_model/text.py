@@ -13,7 +13,7 @@ from finetune.errors import CheckpointError
 from finetune.files import read_regular
 
 # Of a model whose configuration does not say.
-_END_OF_PADDING_ID = 0
+END_OF_PADDING_ID = 0
 _PADDING_ID = 3
 _SPACE = "▁"  # how sentencepiece writes a space
 _SPECIAL_NAME = re.compile(r"[<\[].+[>\]]")
@@ -62,7 +62,7 @@ def read_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
 def padding_tokens(config: Mapping[str, Any]) -> dict[int, str]:
     """The text tokens that a model takes for padding, and their uses, by its configuration."""
     return {
-        config.get("existing_text_end_padding_id", _END_OF_PADDING_ID): "end of padding",
+        config.get("existing_text_end_padding_id", END_OF_PADDING_ID): "end of padding",
         config.get("existing_text_padding_id", _PADDING_ID): "padding",
     }
 

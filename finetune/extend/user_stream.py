@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from finetune.base_model.streams import streams_of
 from finetune.errors import CheckpointError
 from finetune.extend.tensor_file import Plan, PlannedTensor
 
@@ -27,7 +28,7 @@ _ALL_STEPS = re.compile(
 
 
 def check_can_predict_user(config: Mapping[str, Any], *, source: str) -> None:
-    """See that a model hears a user in as many codebooks as it speaks in, and does not predict them yet.
+    """See that a model hears a user whom it does not predict yet.
 
     Args:
         config: arguments of `LMModel`.
@@ -37,15 +38,12 @@ def check_can_predict_user(config: Mapping[str, Any], *, source: str) -> None:
         CheckpointError: it is another kind of model.
     """
     n_q, dep_q = config["n_q"], config["dep_q"]
-    if dep_q == 0:
-        reason = "is a model without a depth transformer, which predicts no audio"
-    elif n_q == dep_q:
-        reason = "is a model that predicts all of its codebooks already"
-    elif n_q != 2 * dep_q:
-        reason = "are not two voices of the same number of codebooks"
-    else:
-        return
-    raise CheckpointError(f"{source}: --predict-user: n_q: {n_q} and dep_q: {dep_q} {reason}.")
+    num_predicted = streams_of(n_q=n_q, dep_q=dep_q).num_predicted
+    if num_predicted != 1:
+        what = "both voices already" if num_predicted else "no voice, it writes text only"
+        raise CheckpointError(
+            f"{source}: --predict-user: a model with n_q: {n_q} and dep_q: {dep_q} predicts {what}."
+        )
 
 
 def user_stream_config(config: Mapping[str, Any]) -> dict[str, Any]:

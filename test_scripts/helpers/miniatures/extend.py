@@ -11,6 +11,7 @@ from moshi.models.lm import LMModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from finetune.base_model.streams import make_trainable
 from finetune.demo.model_folder import open_repository
 from finetune.demo.speech.dialogues import make_sentences
 from finetune.demo.tiny_moshi import make_tiny_moshi, tiny_moshi_config
@@ -22,6 +23,7 @@ JAPANESE = [
     "電車で3時に行きます。",
     "おはようございます。",
 ]
+TRANSCRIBER = {"n_q": 8, "dep_q": 0, "delays": [0] * 9}  # speech to text: one voice, heard
 
 
 def write_base(folder: Path, base: Path, *, dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
@@ -58,7 +60,7 @@ def tokenizer_of(folder: Path) -> sentencepiece.SentencePieceProcessor:
 
 def load_by_moshi(folder: Path) -> LMModel:
     """The language model of a folder through Moshi's own loader, in float32."""
-    return open_repository(folder).get_moshi(device="cpu", dtype=torch.float32)
+    return make_trainable(open_repository(folder).get_moshi(device="cpu", dtype=torch.float32))
 
 
 def logits_of(model: LMModel, codes: Tensor) -> tuple[Tensor, Tensor]:
