@@ -66,6 +66,12 @@ COMMANDS = {
         "python -m finetune.export",
         "a checkpoint as a folder for others",
     ),
+    "extend": Command(
+        "finetune.extend.command",
+        "extend",
+        "python -m finetune.extend",
+        "another tokenizer, the user's stream predicted",
+    ),
     "memory": Command(
         "finetune.memory",
         "memory",

@@ -12,8 +12,9 @@ from moshi.models.loaders import CheckpointInfo
 from finetune.errors import CheckpointError
 from finetune.files import read_regular
 
-END_OF_PADDING_ID = 0  # Moshi's `LMModel.end_of_text_padding_id`, in every model
-_PADDING_ID = 3  # of a model whose configuration does not say
+# Of a model whose configuration does not say.
+END_OF_PADDING_ID = 0
+_PADDING_ID = 3
 _SPACE = "▁"  # how sentencepiece writes a space
 _SPECIAL_NAME = re.compile(r"[<\[].+[>\]]")
 
@@ -28,35 +29,52 @@ def load_tokenizer(info: CheckpointInfo, config: Mapping[str, Any]) -> sentencep
     Raises:
         CheckpointError: the file is not a sentencepiece model, or of another language model.
     """
-    try:
-        read_regular(Path(info.tokenizer))
-        tokenizer = info.get_text_tokenizer()
-        for piece in range(tokenizer.get_piece_size()):
-            tokenizer.id_to_piece(piece)  # what is no text shows itself here only
-    except (RuntimeError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{info.tokenizer}: not a sentencepiece model: {error}") from None
-    _check_fits(tokenizer, config, source=str(info.tokenizer))
-    return tokenizer
-
-
-def _check_fits(
-    tokenizer: sentencepiece.SentencePieceProcessor, config: Mapping[str, Any], *, source: str
-) -> None:
+    tokenizer = read_tokenizer(Path(info.tokenizer))
     advice = "give the model's own tokenizer (moshi_paths.tokenizer_path)"
     num_tokens = config.get("text_card")
     if num_tokens is not None and tokenizer.vocab_size() != num_tokens:
         raise CheckpointError(
-            f"{source}: has {tokenizer.vocab_size():,} pieces, the model has {num_tokens:,} text tokens "
-            f"(text_card); {advice}."
+            f"{info.tokenizer}: has {tokenizer.vocab_size():,} pieces, the model has {num_tokens:,} text "
+            f"tokens (text_card); {advice}."
         )
-    padding = config.get("existing_text_padding_id", _PADDING_ID)
-    for token, use in ((END_OF_PADDING_ID, "end of padding"), (padding, "padding")):
-        if token is None or not 0 <= token < tokenizer.vocab_size() or _is_special(tokenizer, token):
-            continue
-        raise CheckpointError(
-            f"{source}: piece {token} is {tokenizer.id_to_piece(token)!r}, which the model takes for "
-            f"{use}; {advice}."
-        )
+    problem = padding_problem(tokenizer, config)
+    if problem is not None:
+        raise CheckpointError(f"{info.tokenizer}: {problem}; {advice}.")
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """A text tokenizer, whosever it is.
+
+    Raises:
+        CheckpointError: the file is not a sentencepiece model.
+    """
+    try:
+        read_regular(path)
+        tokenizer = sentencepiece.SentencePieceProcessor(str(path))
+        for piece in range(tokenizer.get_piece_size()):
+            tokenizer.id_to_piece(piece)  # what is no text shows itself here only
+    except (RuntimeError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not a sentencepiece model: {error}") from None
+    return tokenizer
+
+
+def padding_tokens(config: Mapping[str, Any]) -> dict[int, str]:
+    """The text tokens that a model takes for padding, and their uses, by its configuration."""
+    return {
+        config.get("existing_text_end_padding_id", END_OF_PADDING_ID): "end of padding",
+        config.get("existing_text_padding_id", _PADDING_ID): "padding",
+    }
+
+
+def padding_problem(tokenizer: sentencepiece.SentencePieceProcessor, config: Mapping[str, Any]) -> str | None:
+    """What keeps a tokenizer from being a model's: words where that has padding; None where nothing does."""
+    for token, use in padding_tokens(config).items():
+        if token >= tokenizer.vocab_size():
+            return f"has {tokenizer.vocab_size():,} pieces, and the model takes token {token} for {use}"
+        if not _is_special(tokenizer, token):
+            return f"piece {token} is {tokenizer.id_to_piece(token)!r}, which the model takes for {use}"
+    return None
 
 
 def _is_special(tokenizer: sentencepiece.SentencePieceProcessor, token: int) -> bool:

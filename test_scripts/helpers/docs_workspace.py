@@ -17,6 +17,7 @@ import sphn
 
 from docs_commands import ROOT
 from miniatures.duplex import ANSWERS, write_bench, write_outputs
+from miniatures.extend import JAPANESE, write_other_tokenizer
 from miniatures.recall import write_items
 from run_helpers import TTT, write_untrained_run, write_yaml
 from spoken_helpers import write_sblimp, write_speech, write_stories, write_swuggy
@@ -113,6 +114,8 @@ def _write_data() -> None:
         Path(f"recordings/{name}.jsonl").write_text("\n".join(lines) + "\n")
     encode = ["python", "-m", "finetune.data.encode", "recordings/manifest.jsonl"]
     succeed([*encode, "--base", "demo_assets/model", "--devices", "cpu"])
+    Path("text.txt").write_text("\n".join(JAPANESE * 20), encoding="utf-8")
+    write_other_tokenizer(Path("japanese.model"))
     Path("data/dailytalk").mkdir(parents=True)
     lines = [json.dumps({"path": f"{number}.wav", "duration": 60.0}) for number in range(60)]
     Path("data/dailytalk/dailytalk.jsonl").write_text("\n".join(lines) + "\n")

@@ -74,6 +74,7 @@ RULES = [
     Rule("run", r"python -m finetune\.data\.convert .*", run()),
     Rule("run", r"python -m finetune\.export (?!.*--push-to-hub)(?!.*--format kyutai).*", run()),
     Rule("run", r"python -m finetune\.export .* --format kyutai .*", checks.run_back_from_transformers),
+    Rule("run", r"python -m finetune\.extend .*", run(replace=TINY_BASE)),
     Rule("run", r"python generate\.py .*", run()),
     Rule("run", r"python evaluate\.py recall .*", run("--lags", "1")),
     Rule("run", r"python evaluate\.py (?!trajectories)(?!recall)(?!.* --wer ).*", run()),

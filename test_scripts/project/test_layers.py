@@ -26,6 +26,7 @@ NEVER = {
     "inference": ["evaluation", "serving", "training"],
     "evaluation": ["serving", "training"],
     "export": ["training"],
+    "extend": ["training"],
     "annotation": ["training"],
     "demo": ["training"],
 }

@@ -94,7 +94,7 @@ def test_no_space_precedes_words_of_a_language_that_has_none(tokenizer):
     text, _ = place(
         tokenizer, [Word(t, i, i + 0.5, "SPEAKER_MAIN") for i, t in enumerate(["我", "用", "Python", "3月"])]
     )
-    assert text == "我用 Python3月"
+    assert text == "我用Python3月"
 
 
 def run_with_words(demo, tmp_path, words, **data):

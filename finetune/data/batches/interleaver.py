@@ -1,13 +1,13 @@
 """The text stream: word tokens placed on the frames in which they are spoken."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from finetune.data.args import TextOptions
-from finetune.data.batches.spelling import Tokenizer, fitting, spell
+from finetune.data.batches.spelling import Spelling, Tokenizer, fitting, is_spaced, spell
 from finetune.data.words import SPEAKERS, Word
 
 _CUT = TextOptions()
@@ -91,7 +91,7 @@ def count_text(
     for _, tokens, late_frames in _place(words, num_frames, frame_rate, tokenizer, options):
         placed += len(tokens)
         late = max(late, late_frames if tokens else 0)
-    wanted = sum(spell(tokenizer, word.text).num_tokens for word in words)
+    wanted = sum(spelling.num_tokens for spelling in _spell_all(words, tokenizer))
     return TextCount(len(words), wanted, placed, late)
 
 
@@ -106,10 +106,11 @@ def _place(
 ) -> Iterable[tuple[int, list[int], int]]:
     """The first frame and the tokens of words, all that start in one frame together, and how late that is."""
     units: dict[int, list[tuple[int, ...]]] = {}
-    for word in text_words(words, options):
+    words = text_words(words, options)
+    for word, spelling in zip(words, _spell_all(words, tokenizer), strict=True):
         # 4.56 s at 12.5 frames a second are frame 57, and a little less in floating point.
         first = int(round(word.start_sec * frame_rate, 6))
-        units.setdefault(first, []).extend(spell(tokenizer, word.text).units)
+        units.setdefault(first, []).extend(spelling.units)
     free = 0
     starts = list(units)
     for first, following in zip(starts, [*starts[1:], num_frames], strict=False):
@@ -119,3 +120,11 @@ def _place(
         tokens = fitting(units[first], end - start)
         free = start + len(tokens)
         yield start, tokens, start - first
+
+
+def _spell_all(words: Sequence[Word], tokenizer: Tokenizer) -> Iterable[Spelling]:
+    """Spell words that follow each other, with the spaces between them that their writing has."""
+    before = ""
+    for word in words:
+        yield spell(tokenizer, word.text, spaced=is_spaced(before, word.text))
+        before = word.text.strip() or before

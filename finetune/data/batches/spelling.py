@@ -55,19 +55,30 @@ class Spelling(NamedTuple):
         return sum(map(len, self.units)) + self.num_unknown
 
 
+def is_spaced(before: str, text: str) -> bool:
+    """Whether a word is written with a space before it, given the word before, which may be empty.
+
+    Beside Chinese, Japanese, Thai and what else is written without spaces, words of other languages have none
+    either: `私はPythonを使う`.
+    """
+    return not (_WITHOUT_SPACES.search(before) or _WITHOUT_SPACES.search(text))
+
+
 @lru_cache(maxsize=1 << 16)
-def spell(tokenizer: Tokenizer, text: str) -> Spelling:
-    """Spell a word, with a space before it where its language has one.
+def spell(tokenizer: Tokenizer, text: str, *, spaced: bool = True) -> Spelling:
+    """Spell a word.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: of the model, whether or not it puts a space before every text by itself.
         text: the word; line breaks within it stay, space around it does not.
+        spaced: whether a space stands before it.
     """
     # A line break within a text would become a space, although many vocabularies have a token for it.
     first, *others = text.strip().split("\n")
-    tokens = _encode(tokenizer, first)
+    tokens = _encode(tokenizer, first, spaced=spaced)
     for line in others:
-        tokens += [*tokenizer.encode("\n")[-1:], *tokenizer.encode(line)]
+        line_break = tokenizer.encode("\n")[-1:]
+        tokens += [*line_break, *_encode(tokenizer, line, spaced=not line_break and is_spaced(first, line))]
     known = [token for token in tokens if not tokenizer.is_unknown(token)]
     return Spelling(tuple(map(tuple, _units(tokenizer, known))), len(tokens) - len(known))
 
@@ -82,19 +93,24 @@ def fitting(units: Iterable[Sequence[int]], room: int) -> list[int]:
     return tokens
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+def _encode(tokenizer: Tokenizer, text: str, *, spaced: bool) -> list[int]:
     tokens = list(tokenizer.encode(text))
-    if not tokens or not _WITHOUT_SPACES.search(text):
+    if not tokens or _begins_with_space(tokenizer, tokens) == spaced:
         return tokens
-    piece = tokenizer.id_to_piece(tokens[0])
-    if piece == _SPACE:
+    if tokenizer.id_to_piece(tokens[0]) == _SPACE:
         return tokens[1:]
-    if not piece.startswith(_SPACE):
-        return tokens
-    # The space is part of a longer piece: spell the word behind something that takes it.
+    # The space that it has is part of a longer piece, or it has none and needs one, which is cut off at the
+    # start of a text: spell the word behind something.
     guard = list(tokenizer.encode(_GUARD))
-    guarded = list(tokenizer.encode(_GUARD + text))
-    return guarded[len(guard) :] if guard and guarded[: len(guard)] == guard else tokens
+    guarded = list(tokenizer.encode(_GUARD + " " * spaced + text))
+    behind = guarded[len(guard) :]
+    if guarded[: len(guard)] != guard or not behind or _begins_with_space(tokenizer, behind) != spaced:
+        return tokens
+    return behind
+
+
+def _begins_with_space(tokenizer: Tokenizer, tokens: Sequence[int]) -> bool:
+    return tokenizer.id_to_piece(tokens[0]).startswith(_SPACE)
 
 
 def _units(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[list[int]]:

@@ -1,0 +1,1 @@
+"""New models from a base model: another text tokenizer, the user's stream predicted."""
