@@ -151,12 +151,8 @@ class Trainer:
             closing(self._train_batches()) as batches,
             self.saver.completing(),
         ):
-            bar = tqdm(
-                total=self.args.max_steps,
-                initial=self.step,
-                unit="step",
-                disable=None if is_main() else True,
-            )
+            quiet = None if is_main() else True
+            bar = tqdm(total=self.args.max_steps, initial=self.step, unit="step", disable=quiet)
             while self.step < self.args.max_steps:
                 if any_process(stop.requested):
                     self._stop()

@@ -9,11 +9,11 @@ import pytest
 import sphn
 import torch
 
-from family_helpers import KINDS, write_kind
 from finetune.evaluation.command import evaluate
 from finetune.export.command import export
 from finetune.inference.command import generate
 from finetune.training.command import train
+from miniatures.family import KINDS, write_kind
 from run_helpers import read_metrics, run_values, saved_weights, write_yaml
 
 NO_AUDIO = {"audio_loss", "unigram_audio_loss", "audio_perplexity", "semantic_loss", "acoustic_loss"}

@@ -7,7 +7,6 @@ import pytest
 import sphn
 import torch
 
-from family_helpers import TEXT_DELAY_FRAMES, write_kind
 from finetune.args import ModelPaths
 from finetune.base_model.codec import load_codec
 from finetune.base_model.locate import find_model_files
@@ -22,6 +21,7 @@ from finetune.inference.conversation import Conversation, Sampling
 from finetune.inference.speech_model import load_speech_model
 from finetune.inference.transcription import Transcriber, WordStream
 from finetune.serving.voice import MemoryFiles, Voice
+from miniatures.family import TEXT_DELAY_FRAMES, write_kind
 
 RATE = 12.5
 
