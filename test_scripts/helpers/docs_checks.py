@@ -31,6 +31,7 @@ from finetune.config_io import load_train_args
 from finetune.demo.debian_prompts.prompts import LANGUAGES, prompt_packages
 from finetune.demo.human_dialogues.sources import SOURCES
 from finetune.evaluation import command as evaluation
+from finetune.evaluation.command import _prepare as prepare_measurement
 from finetune.evaluation.duplex import command as duplex
 from finetune.evaluation.duplex import wer
 from finetune.evaluation.word_errors import WordErrors
@@ -109,6 +110,11 @@ def check_training(command: Command, monkeypatch: MonkeyPatch) -> None:
 def check_training_options(command: Command, _monkeypatch: MonkeyPatch) -> None:
     """`train.py` with files that another command makes in a minute: parsed."""
     parse_train_command(command.words[2:])
+
+
+def check_measurement_options(command: Command, _monkeypatch: MonkeyPatch) -> None:
+    """`evaluate.py` with a model that the workspace has none of: parsed."""
+    prepare_measurement(command.words[2:])
 
 
 def check_torchrun(command: Command, monkeypatch: MonkeyPatch) -> None:

@@ -77,7 +77,8 @@ RULES = [
     Rule("run", r"python -m finetune\.extend .*", run(replace=TINY_BASE)),
     Rule("run", r"python generate\.py .*", run()),
     Rule("run", r"python evaluate\.py recall .*", run("--lags", "1")),
-    Rule("run", r"python evaluate\.py (?!trajectories)(?!recall)(?!.* --wer ).*", run()),
+    Rule("run", r"python evaluate\.py (?!trajectories)(?!recall)(?!transcription)(?!.* --wer ).*", run()),
+    Rule("checked", r"python evaluate\.py transcription .*", checks.check_measurement_options),
     Rule("checked", r"python evaluate\.py duplex .* --wer \w+", checks.check_word_errors),
     Rule("run", r"python evaluate\.py trajectories runs/\w+", run()),
     Rule(
