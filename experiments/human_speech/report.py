@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from experiments.human_speech.losses import (
     METRICS,
@@ -66,7 +67,10 @@ def beyond_reach(arms: Mapping[str, Losses], metric: str) -> str:
 
 
 def recall_table(seeds: Sequence[Path], measure: str) -> str:
-    """Markdown: right answers in percent by kind, arm and lag, the mean of the seeds."""
+    """Markdown: right answers in percent, and the margin in nats, by kind, arm and lag.
+
+    Means of the seeds; of the margin also the range.
+    """
     found: dict[tuple[str, str], list[dict[str, dict[str, dict[str, float]]]]] = {}
     for seed in seeds:
         for model in MODELS:
@@ -79,10 +83,15 @@ def recall_table(seeds: Sequence[Path], measure: str) -> str:
     lines = [f"| {measure}, lag in frames | arm | chance | {heads} |", "|---|---|---|" + "---|" * len(lags)]
     for (kind, arm), results in sorted(found.items()):
         chance = results[0][lags[0]][measure]["chance"]
-        shares = [sum(result[lag][measure]["accuracy"] for result in results) / len(results) for lag in lags]
-        cells = " | ".join(f"{100 * share:.0f} %" for share in shares)
+        cells = " | ".join(_recalled([result[lag][measure] for result in results]) for lag in lags)
         lines.append(f"| {kind} | {arm} | {100 * chance:.0f} % | {cells} |")
     return "\n".join(lines)
+
+
+def _recalled(seeds: Sequence[Mapping[str, float]]) -> str:
+    shares, margins = ([seed[name] for seed in seeds] for name in ("accuracy", "margin"))
+    spread = f"{fmean(margins):+.3f} ({min(margins):+.3f} to {max(margins):+.3f})"
+    return f"{100 * fmean(shares):.0f} %, {spread}"
 
 
 def _cells(row: Row) -> list[str]:

@@ -135,12 +135,15 @@ def test_the_table_of_what_is_recalled_has_a_line_per_kind_and_arm(tmp_path):
         for model, arm in (("ttt", "on"), ("none", "plain"), ("long", "plain")):
             folder = tmp_path / f"seed{seed}" / f"recall_{model}"
             folder.mkdir(parents=True)
-            entry = {"125": {"audio": {"accuracy": share if arm == "on" else 0.5, "chance": 0.5}}}
+            found = (share, share - 0.25) if arm == "on" else (0.5, 0.0)
+            entry = {
+                "125": {"audio": dict(zip(("accuracy", "margin"), found, strict=True)) | {"chance": 0.5}}
+            }
             (folder / "results.json").write_text(json.dumps({"kind": {"voice, cs": {arm: entry}}}))
     lines = recall_table(sorted(tmp_path.iterdir()), "audio").splitlines()
     assert lines[0].endswith("| 125 |")
     assert lines[2:] == [
-        "| voice, cs | long | 50 % | 50 % |",
-        "| voice, cs | none | 50 % | 50 % |",
-        "| voice, cs | on | 50 % | 75 % |",
+        "| voice, cs | long | 50 % | 50 %, +0.000 (+0.000 to +0.000) |",
+        "| voice, cs | none | 50 % | 50 %, +0.000 (+0.000 to +0.000) |",
+        "| voice, cs | on | 50 % | 75 %, +0.500 (+0.250 to +0.750) |",
     ]
