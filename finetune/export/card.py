@@ -19,6 +19,10 @@ _INTRODUCTION = (
     "[Moshi](https://github.com/kyutai-labs/moshi), Kyutai's real-time speech-text model, which listens and "
     "speaks at the same time"
 )
+_INTRODUCTION_OF_TEXT = (
+    "A sibling of [Moshi](https://github.com/kyutai-labs/moshi), Kyutai's real-time speech-text model, which "
+    "writes down what it hears"
+)
 _TTT_EXPLAINED = (
     "Inside the layers listed below, between attention and feed-forward, a small MLP per attention head "
     "learns while the model listens, by gradient steps on a reconstruction loss. What it learns in a "
@@ -65,6 +69,11 @@ class CardFacts:
     def has_ttt(self) -> bool:
         """Whether the model has TTT layers."""
         return TTT_FILE in self.parameters
+
+    @property
+    def writes_only(self) -> bool:
+        """Whether the model writes text and has no voice."""
+        return self.config.get("dep_q") == 0
 
     @property
     def training(self) -> str:
@@ -114,7 +123,7 @@ def _front_matter(facts: CardFacts, license_id: str) -> str:
     values: dict[str, Any] = {"license": license_id, "library_name": "moshi-ttt"}
     if facts.base_model is not None:
         values["base_model"] = facts.base_model
-    values["pipeline_tag"] = "audio-to-audio"
+    values["pipeline_tag"] = "automatic-speech-recognition" if facts.writes_only else "audio-to-audio"
     values["tags"] = ["moshi", *(["test-time-training"] if facts.has_ttt else []), "speech"]
     stream = io.StringIO()
     YAML().dump(values, stream)
@@ -130,9 +139,10 @@ def _default_title(facts: CardFacts) -> str:
 
 
 def _description(facts: CardFacts) -> str:
+    introduction = _INTRODUCTION_OF_TEXT if facts.writes_only else _INTRODUCTION
     if not facts.training:
-        return f"{_INTRODUCTION}: the base model as it is, in which nothing was trained."
-    text = f"{_INTRODUCTION}, fine-tuned with {facts.trained_with}: {facts.training}."
+        return f"{introduction}: the base model as it is, in which nothing was trained."
+    text = f"{introduction}, fine-tuned with {facts.trained_with}: {facts.training}."
     return f"{text} {_TTT_EXPLAINED}" if facts.has_ttt else text
 
 
@@ -200,9 +210,10 @@ def _usage(facts: CardFacts) -> str:
         return ""
     name = facts.repo_id or _PLACEHOLDER
     where = "" if facts.repo_id else f" `{_PLACEHOLDER}` is this repository, or the path of a copy."
+    heading, out = ("Transcribe", "words.json") if facts.writes_only else ("Talk to it", "out.wav")
     return (
-        f"## Talk to it\n\nIn a checkout of moshi-ttt:{where}\n\n```bash\n"
-        f"python generate.py --checkpoint {name} in.wav out.wav\n"
+        f"## {heading}\n\nIn a checkout of moshi-ttt:{where}\n\n```bash\n"
+        f"python generate.py --checkpoint {name} in.wav {out}\n"
         f"python serve.py --checkpoint {name}\n```"
     )
 

@@ -103,6 +103,10 @@ def test_an_export_answers_as_its_checkpoint_does(trained, command, user, tmp_pa
     run = trained(kind) / "run"
     suffix = "json" if kind == "speech to text" else "wav"
     assert command(export, "--checkpoint", run, "--out", tmp_path / "merged", "--merged")[0] == 0
+    assert (
+        f"in.wav {'words.json' if suffix == 'json' else 'out.wav'}"
+        in (tmp_path / "merged/README.md").read_text()
+    )
     answers = []
     for name, checkpoint in (("run", run), ("merged", tmp_path / "merged")):
         out, report = tmp_path / f"{name}.{suffix}", tmp_path / f"{name}_report.json"
