@@ -108,6 +108,7 @@ def test_the_server_sends_characters_and_forgets_half_of_one(tokenizer):
         start=lambda: None,
         lm=lm,
         num_resets=0,
+        speaks=True,
         listen=lambda audio: Reply(torch.full((1, 9), next(replies)), torch.zeros(1, 4)),
     )
     voice._recent_ms = []
