@@ -12,7 +12,6 @@ from torch import Tensor
 
 from finetune.base_model.locate import lm_config
 from finetune.base_model.streams import silent_prefix_frames, text_delay_frames
-from finetune.base_model.text import END_OF_PADDING_ID
 from finetune.data.words import SPEAKERS, Word
 from finetune.inference.conversation import Conversation, Reply
 from finetune.inference.speech_model import SpeechModel
@@ -33,7 +32,8 @@ class WordStream:
         config = lm_config(speech.info)
         self._shift = silent_prefix_frames(config) + text_delay_frames(config)
         self._text = speech.text_decoder()
-        self._padding = (END_OF_PADDING_ID, speech.lm.text_padding_token_id)
+        self._begins = speech.lm.end_of_text_padding_id
+        self._padding = (self._begins, speech.lm.text_padding_token_id)
         self._word, self._start, self._end = "", 0, 0
 
     def add(self, token: int, frame: int) -> Word | None:
@@ -45,7 +45,7 @@ class WordStream:
         """
         piece = self._text.add(token)
         ended = None
-        if token == END_OF_PADDING_ID or piece[:1].isspace():
+        if token == self._begins or piece[:1].isspace():
             ended = self.finish()
         if token not in self._padding and (piece or self._word):
             if not self._word:
