@@ -67,7 +67,7 @@ def beyond_reach(arms: Mapping[str, Losses], metric: str) -> str:
 
 
 def recall_table(seeds: Sequence[Path], measure: str) -> str:
-    """Markdown: right answers in percent, and the margin in nats, by kind, arm and lag.
+    """Markdown: answers told apart in percent, and the margin in nats, by kind, arm and lag.
 
     Means of the seeds; of the margin also the range.
     """
@@ -89,7 +89,7 @@ def recall_table(seeds: Sequence[Path], measure: str) -> str:
 
 
 def _recalled(seeds: Sequence[Mapping[str, float]]) -> str:
-    shares, margins = ([seed[name] for seed in seeds] for name in ("accuracy", "margin"))
+    shares, margins = ([seed[name] for seed in seeds] for name in ("told_apart", "margin"))
     spread = f"{fmean(margins):+.3f} ({min(margins):+.3f} to {max(margins):+.3f})"
     return f"{100 * fmean(shares):.0f} %, {spread}"
 

@@ -137,7 +137,7 @@ def test_the_table_of_what_is_recalled_has_a_line_per_kind_and_arm(tmp_path):
             folder.mkdir(parents=True)
             found = (share, share - 0.25) if arm == "on" else (0.5, 0.0)
             entry = {
-                "125": {"audio": dict(zip(("accuracy", "margin"), found, strict=True)) | {"chance": 0.5}}
+                "125": {"audio": dict(zip(("told_apart", "margin"), found, strict=True)) | {"chance": 0.5}}
             }
             (folder / "results.json").write_text(json.dumps({"kind": {"voice, cs": {arm: entry}}}))
     lines = recall_table(sorted(tmp_path.iterdir()), "audio").splitlines()
