@@ -104,8 +104,9 @@ def find_architecture(paths: ModelPaths) -> tuple[dict[str, Any], str]:
             "moshi_paths.hf_repo_id: not set; give a repository, a local folder or config_path."
         )
     if config_path is None and Path(repository).is_dir():
-        config_path = str(Path(repository) / "config.json")
+        config_path = str(_existing_config(Path(repository) / "config.json"))
     if config_path is None:
+        _check_local_name(repository)
         try:
             config_path = hf_hub_download(
                 repository, "config.json", revision=paths.revision, local_files_only=True
@@ -207,11 +208,15 @@ def _existing_overrides(paths: ModelPaths) -> dict[str, Path | str | None]:
     return overrides
 
 
+def _existing_config(path: Path) -> Path:
+    if path.is_file():
+        return path
+    hint = " It holds a run of training: start from it with init_from." if _is_run(path.parent) else ""
+    raise CheckpointError(f"moshi_paths.hf_repo_id: {path} does not exist.{hint}")
+
+
 def _local_files(folder: Path, overrides: dict[str, Path | str | None]) -> dict[str, Path | str | None]:
-    config_path = Path(overrides["config_path"] or folder / "config.json")
-    if not config_path.is_file():
-        hint = " It holds a run of training: start from it with init_from." if _is_run(folder) else ""
-        raise CheckpointError(f"moshi_paths.hf_repo_id: {config_path} does not exist.{hint}")
+    config_path = _existing_config(Path(overrides["config_path"] or folder / "config.json"))
     config = read_json_object(config_path)
     check_config_values(config, source=str(config_path))
     _reject_ttt_exports(config, str(config_path))
