@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finetune.base_model.streams import model_streams
 from finetune.commands import Parser, StopRequest
-from finetune.data.audio.read import read_channels
+from finetune.data.audio.read import read_named
 from finetune.data.words import Word
 from finetune.distributed import set_up_logging
 from finetune.errors import ConfigError
@@ -53,7 +53,7 @@ def generate(arguments: Sequence[str] | None = None) -> None:
     """
     options = _parse(arguments)
     set_up_logging(lines_to_stdout=False)
-    channels = torch.from_numpy(read_channels(Path(options.input), sample_rate=SAMPLE_RATE))
+    channels = torch.from_numpy(read_named(Path(options.input), sample_rate=SAMPLE_RATE))
     speech = load_from_options(options, must_speak=False)
     check_memory_options(options, speech.lm)
     check_kind_of_output(options, speaks=model_streams(speech.lm).speaks)

@@ -112,7 +112,7 @@ def test_what_is_wrong_with_the_data_is_one_line_before_the_first_step(
     assert "eval.spoken.data: " in (line := fails(tmp_path)) and "has no folder lexical/" in line
     line = fails(data, tasks=["swuggy", "sstory"])
     assert line.startswith("error: eval.spoken.data: ") and "has no folder sstory/" in line
-    assert "eval.spoken.tasks: 'blimp' is not allowed, expected list of swuggy" in fails(
+    assert "eval.spoken.tasks: 'blimp' is not allowed, expected list of (swuggy" in fails(
         data, tasks=["blimp"]
     )
     assert "eval.spoken.limit: 0 is not allowed" in fails(data, limit=0)

@@ -113,9 +113,14 @@ def read_voice(path: Path, *, sample_rate: int) -> np.ndarray:
     Raises:
         DataError: the file is missing, or see `read_pieces`.
     """
+    return read_named(path, sample_rate=sample_rate)[-1]
+
+
+def read_named(path: Path, *, sample_rate: int) -> np.ndarray:
+    """As `read_channels`, of a file that somebody named, which may not be there: that is said plainly."""
     if not path.is_file():
         raise DataError(f"{path} does not exist.")
-    return np.concatenate([piece[-1] for piece in read_pieces(path, sample_rate=sample_rate)])
+    return read_channels(path, sample_rate=sample_rate)
 
 
 def audio_kind(path: Path) -> Literal["opus", "wav", "flac", "other"]:
