@@ -102,6 +102,19 @@ def make_folder_of(folder: Path, settings: Mapping[str, Any], *parts: str) -> No
         raise ConfigError(f"--out: {folder}: cannot be written: {reason}.") from None
 
 
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write results.json, whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        with replacing(folder / RESULTS_FILE) as partial:
+            write_json(partial, dict(results))
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
 def unwritable(path: Path, error: OSError) -> ConfigError:
     """What to raise when a file or folder of the results cannot be written."""
     return ConfigError(f"{path}: cannot be written: {error.strerror}; {_FIX}.")

@@ -18,7 +18,7 @@ from torch import Tensor
 from finetune.base_model.streams import model_streams
 from finetune.commands import Parser, StopRequest
 from finetune.data.audio.read import read_named
-from finetune.data.words import Word
+from finetune.data.words import Word, alignment_entries
 from finetune.distributed import set_up_logging
 from finetune.errors import ConfigError
 from finetune.files import write_json
@@ -193,9 +193,8 @@ def _write_voices(
 
 def _write_words(options: argparse.Namespace, rows: Sequence[Sequence[Word]]) -> None:
     for words, path in zip(rows, output_paths(Path(options.output), options.batch_size), strict=True):
-        alignments = [[word.text, [word.start_sec, word.end_sec], word.speaker] for word in words]
         with writing(path) as partial:
-            write_json(partial, {"alignments": alignments})
+            write_json(partial, {"alignments": alignment_entries(words)})
         say(f"wrote {path}: {len(words)} words with times")
 
 

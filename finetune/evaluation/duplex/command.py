@@ -23,18 +23,16 @@ from finetune.evaluation.duplex.talk import talking
 from finetune.evaluation.duplex.wer import WordErrorMeter
 from finetune.evaluation.identity import home_of, model_identity, weights_key
 from finetune.evaluation.out_folder import (
-    RESULTS_FILE,
     check_default,
     check_out,
     check_settings,
     make_folder_of,
-    unwritable,
+    write_results,
 )
 from finetune.evaluation.word_errors import import_jiwer
-from finetune.files import hash_json, write_json
+from finetune.files import hash_json
 from finetune.inference.options import load_from_options, sampling_from_options
 from finetune.inference.terminal import say
-from moshi_ttt.files.atomic_file import replacing
 
 __all__ = ["HELP", "add_options", "run"]
 
@@ -66,11 +64,7 @@ def run(options: argparse.Namespace) -> None:
     results = results_json(
         sets, measured, bootstrap=bootstrap_of(options), model=model, settings=_settings(options)
     )
-    try:
-        with replacing(folder / RESULTS_FILE) as partial:
-            write_json(partial, results)
-    except OSError as error:
-        raise unwritable(folder, error) from None
+    write_results(folder, results)
     for line in result_lines(results):
         say(line)
     _check_failures(options, results, folder)

@@ -13,12 +13,12 @@ from finetune.evaluation.identity import home_of, model_identity, weights_key
 from finetune.evaluation.long_context.arms import choose_arms
 from finetune.evaluation.options import add_bootstrap, add_max_failures
 from finetune.evaluation.out_folder import (
-    RESULTS_FILE,
     check_default,
     check_out,
     check_settings,
     make_folder_of,
     unwritable,
+    write_results,
 )
 from finetune.evaluation.sources import find_sources
 from finetune.evaluation.text_table import aligned
@@ -31,7 +31,7 @@ from finetune.evaluation.transcription.measure import (
     written_words,
 )
 from finetune.evaluation.word_errors import import_jiwer
-from finetune.files import hash_json, write_json
+from finetune.files import hash_json
 from finetune.inference.options import (
     add_model_options,
     choose_checkpoint,
@@ -40,7 +40,6 @@ from finetune.inference.options import (
 )
 from finetune.inference.terminal import say
 from finetune.ttt_integration import attention_windows
-from moshi_ttt.files.atomic_file import replacing
 
 __all__ = ["HELP", "add_options", "run"]
 
@@ -161,11 +160,7 @@ def _report(
         "arms": rates,
         "failures": dict(failures),
     }
-    try:
-        with replacing(folder / RESULTS_FILE) as partial:
-            write_json(partial, results)
-    except OSError as error:
-        raise unwritable(folder, error) from None
+    write_results(folder, results)
     for line in _table(rates):
         say(line)
     if len(failures) > options.max_failures:

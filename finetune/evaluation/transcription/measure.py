@@ -13,7 +13,7 @@ from moshi.models.loaders import FRAME_RATE, SAMPLE_RATE
 from finetune.data.args import TextOptions
 from finetune.data.audio.read import read_channels
 from finetune.data.batches.interleaver import text_words
-from finetune.data.words import Word, load_alignments
+from finetune.data.words import Word, alignment_entries, load_alignments
 from finetune.errors import DataError
 from finetune.evaluation.bootstrap import RatioBootstrap
 from finetune.evaluation.long_context.arms import Arm, enter_arm
@@ -98,9 +98,8 @@ def written_words(
         return load_alignments(kept)
     enter_arm(speech.lm, arm)
     words = write(source.path)
-    alignments = [[word.text, [word.start_sec, word.end_sec], word.speaker] for word in words]
     with replacing(kept) as partial:
-        write_json(partial, {"audio_sha256": digest, "alignments": alignments})
+        write_json(partial, {"audio_sha256": digest, "alignments": alignment_entries(words)})
     return words
 
 
