@@ -138,6 +138,9 @@ def test_a_model_that_speaks_and_a_recording_without_words_are_named(
     arguments = ("transcription", "--data", recordings, "--out", tmp_path / "out")
     status, _, errors = command(evaluate, *arguments, "--base", tiny_base)
     assert status == 2 and "this model speaks (dep_q: 8)" in errors[-1]
+    recordings.with_name("1.wav").rename(recordings.with_name("elsewhere.wav"))
+    status, _, errors = command(evaluate, *arguments, "--base", base)
+    assert status == 2 and "1.wav: cannot be read: No such file" in errors[-1]
     recordings.with_name("1.json").unlink()
     status, _, errors = command(evaluate, *arguments, "--base", base)
     assert (

@@ -93,7 +93,10 @@ def written_words(
     Raises:
         DataError: the recording cannot be used.
     """
-    digest = hash_file(source.path)
+    try:
+        digest = hash_file(source.path)
+    except OSError as error:
+        raise DataError(f"{source.path}: cannot be read: {error.strerror or error}.") from None
     if kept.is_file() and read_json_object(kept, error=DataError).get("audio_sha256") == digest:
         return load_alignments(kept)
     enter_arm(speech.lm, arm)
